@@ -1,0 +1,424 @@
+"""Drive a pipeline and listen; follow what was driven. The only file that knows diffusers' inner seam.
+
+Every diffusers pipeline has two places where all that matters passes: ``scheduler.step``, where the
+guided prediction arrives whatever arithmetic made it, and the denoiser's ``forward``, where the exact
+arguments arrive that a stock pipeline will use. A :class:`Listener` stands at both and disturbs
+neither: a driven run equals an undriven one bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.arguments import Tree, describe, tensors_of, tree_map
+from guidefold.errors import CaptureError, UnfoldableError
+from guidefold.randomness import generator
+
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a denoiser.
+
+    Attributes:
+        denoiser: The component's name.
+        arguments: ``(args, kwargs)``; empty unless the listener keeps arguments.
+        output: What it returned; None unless the listener keeps arguments.
+        rows: Samples through the denoiser: the leading size of the output.
+        seconds: Time inside the denoiser, the device's queue included.
+    """
+
+    denoiser: str
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    output: Any
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of ``scheduler.step``. Keyed by index: some solvers repeat timesteps.
+
+    Attributes:
+        timestep: As the pipeline gave it, as a float.
+        state: The pipeline's latents before the step.
+        model_output: The prediction after all guidance arithmetic, of the same shape as the state.
+        next_state: The latents that the pipeline was given back.
+        calls: The denoiser calls since the step before.
+    """
+
+    timestep: float
+    state: torch.Tensor
+    model_output: torch.Tensor
+    next_state: torch.Tensor
+    calls: tuple[Call, ...]
+
+    @property
+    def rows(self) -> int:
+        """Samples through the denoiser at this step."""
+        return sum(call.rows for call in self.calls)
+
+
+Stub = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Redirect = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Listener:
+    """Stands at ``scheduler.step`` and at the denoisers while a pipeline runs.
+
+    Args:
+        pipeline: Whose scheduler.
+        listened: Modules to listen at, by component name.
+        keep_arguments: Keep each call's arguments and output.
+        stub: Answers in the denoisers' place.
+        redirect: Given ``(index, state, next_state)``, decides the next state.
+        on_step: Told of every step as it ends.
+    """
+
+    pipeline: DiffusionPipeline
+    listened: Mapping[str, nn.Module]
+    keep_arguments: bool = False
+    stub: Stub | None = None
+    redirect: Redirect | None = None
+    on_step: Callable[[], None] | None = None
+    steps: list[Step] = field(default_factory=list)
+    _calls: list[Call] = field(default_factory=list)
+    _restore: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> Listener:
+        self._replace(self.pipeline.scheduler, "step", self._listening_step())
+        for name, module in self.listened.items():
+            self._replace(module, "forward", self._listening_forward(name, module))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._restore:
+            owner, name, before = self._restore.pop()
+            if before is MISSING:
+                delattr(owner, name)
+            else:
+                # What stood on the instance (an offload hook, a compiled forward) stands again.
+                setattr(owner, name, before)
+
+    def _replace(self, owner: Any, name: str, value: object) -> None:
+        self._restore.append((owner, name, vars(owner).get(name, MISSING)))
+        setattr(owner, name, value)
+
+    def _listening_step(self) -> types.MethodType:
+        """A method, not a function: a deep copy of the scheduler then shows itself as ``self``."""
+        scheduler = self.pipeline.scheduler
+        original = scheduler.step
+        signature = inspect.signature(original)
+
+        def step(this: Any, *args: Any, **kwargs: Any) -> Any:
+            if this is not scheduler:
+                raise UnfoldableError(
+                    f"{type(self.pipeline).__name__}: steps a copy of its scheduler",
+                    "Guidefold listens at the pipeline's own scheduler component.",
+                )
+            given = signature.bind(*args, **kwargs).arguments
+            heard = {n: _clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
+            return self._hear_step(heard, original(*args, **kwargs))
+
+        functools.update_wrapper(step, original)
+        # Pipelines ask this signature whether the solver takes ``eta`` and ``generator``.
+        this = inspect.Parameter("this", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [this, *signature.parameters.values()]
+        if parameters[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            parameters[0] = this.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        step.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return types.MethodType(step, scheduler)
+
+    def _hear_step(self, heard: dict[str, Any], result: Any) -> Any:
+        state, next_state = heard["sample"], _next_state(result)
+        if self.redirect is not None:
+            next_state = self.redirect(len(self.steps), state, next_state)
+            result = _with_next_state(result, next_state)
+        step = Step(
+            timestep=float(torch.as_tensor(heard["timestep"]).flatten()[0]),
+            state=state,
+            model_output=heard["model_output"],
+            next_state=next_state.clone(),
+            calls=tuple(self._calls),
+        )
+        self.steps.append(step)
+        self._calls.clear()
+        if self.on_step is not None:
+            self.on_step()
+        return result
+
+    def _listening_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        original = module.forward
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            kept = _clone((args, kwargs)) if self.keep_arguments else ((), {})
+            start = _now(module)
+            if self.stub is None:
+                output = original(*args, **kwargs)
+            else:
+                output = self.stub(name, original, args, kwargs)
+            seconds = _now(module) - start
+            answer = output if self.keep_arguments else None
+            self._calls.append(Call(name, kept, answer, rows_of(output), seconds))
+            return output
+
+        return forward
+
+
+def drive(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    seeds: Sequence[int],
+    listened: Mapping[str, nn.Module],
+    **listening: Any,
+) -> list[Step]:
+    """Run a pipeline to its last latents and record what passes.
+
+    Args:
+        pipeline: The pipeline.
+        inputs: Arguments of its call, without generator and output type.
+        seeds: One per prompt; fresh generators are built from them.
+        listened: Modules to listen at.
+        **listening: Further arguments of :class:`Listener`.
+
+    Returns:
+        One entry per ``scheduler.step``.
+
+    Raises:
+        UnfoldableError: The pipeline does not step its own scheduler, or takes no generator.
+    """
+    with Listener(pipeline, listened, **listening) as listener:
+        run(pipeline, inputs, seeds, output_type="latent")
+    if not listener.steps:
+        raise UnfoldableError(
+            f"{type(pipeline).__name__}: never steps its scheduler "
+            f"({type(pipeline.scheduler).__name__})",
+            "Guidefold listens at scheduler.step, which this pipeline does not use.",
+        )
+    return listener.steps
+
+
+def follow(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    seeds: Sequence[int],
+    listened: Mapping[str, nn.Module],
+    driven: Sequence[Step],
+    **listening: Any,
+) -> list[Step]:
+    """Run a pipeline with other settings along the states of a driven run.
+
+    Args:
+        pipeline: The same pipeline.
+        inputs: Arguments of its call, which may differ in guidance.
+        seeds: The driven run's.
+        listened: Modules to listen at.
+        driven: The states to visit.
+        **listening: Further arguments of :class:`Listener`.
+
+    Returns:
+        What the pipeline would have said at each of the driven states.
+
+    Raises:
+        CaptureError: It stands at another state, or takes another number of steps.
+    """
+
+    def redirect(index: int, state: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        if index >= len(driven):
+            raise CaptureError(
+                f"the pipeline takes more than the {len(driven)} steps it took before"
+            )
+        if not torch.equal(state, driven[index].state):
+            raise CaptureError(
+                f"step {index}: the pipeline does not stand at the recorded state",
+                "Its latents depend on more than prompt, seed and the steps before, such as a "
+                "callback with a memory.",
+            )
+        return driven[index].next_state.to(next_state)
+
+    steps = drive(pipeline, inputs, seeds, listened, redirect=redirect, **listening)
+    if len(steps) != len(driven):
+        raise CaptureError(
+            f"the pipeline takes {len(steps)} steps where it took {len(driven)} before"
+        )
+    return steps
+
+
+def run(
+    pipeline: DiffusionPipeline, inputs: Mapping[str, Any], seeds: Sequence[int], output_type: str
+) -> Any:
+    """Call a pipeline with fresh generators.
+
+    Raises:
+        UnfoldableError: Its call takes no generator, so that no run can be repeated.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    if "generator" not in parameters:
+        raise UnfoldableError(f"{type(pipeline).__name__}: its call takes no generator")
+    # With one prompt a plain generator, as users do: some solvers take no list.
+    generators = [generator(seed) for seed in seeds]
+    optional = {"output_type": output_type} if "output_type" in parameters else {}
+    return pipeline(
+        **inputs, generator=generators[0] if len(generators) == 1 else generators, **optional
+    )
+
+
+class RandomStub:
+    """Answers in a denoiser's place with noise of the right form, at no cost.
+
+    The real denoiser is asked once per shape of arguments; its answer is the template.
+
+    Args:
+        seed: Of the noise.
+
+    Attributes:
+        answers: The first tensor of every answer since the last :meth:`clear`.
+        real_calls: How often the real denoiser was asked.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.answers: list[torch.Tensor] = []
+        self.real_calls = 0
+        self._seed = seed
+        self._templates: dict[tuple[Any, ...], Any] = {}
+
+    def clear(self) -> None:
+        """Forget the answers, keep the templates."""
+        self.answers.clear()
+
+    def __call__(
+        self, name: str, denoiser: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Answer one call."""
+        key = (name, *((tuple(t.shape), t.dtype) for t in tensors_of((args, kwargs))))
+        if key not in self._templates:
+            self._templates[key] = denoiser(*args, **kwargs)
+            self.real_calls += 1
+        output = _map_output(self._draw, self._templates[key])
+        self.answers.append(output_tensor(output))
+        return output
+
+    def _draw(self, like: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(like.shape, generator=generator(self._seed, len(self.answers)))
+        return noise.to(like) if like.is_floating_point() else like
+
+
+def output_tensor(output: Any) -> torch.Tensor:
+    """The prediction within what a denoiser returns: its first entry."""
+    first = output[0] if isinstance(output, list | tuple | Mapping) else output
+    if isinstance(first, torch.Tensor):
+        return first
+    raise UnfoldableError(
+        f"the denoiser returns {describe(first)} where a tensor was expected",
+        "Guidefold does not yet know denoisers that return lists.",
+    )
+
+
+def rows_of(output: Any) -> int:
+    """Samples in a denoiser's output."""
+    tensor = next(iter(tensors_of(output)), None)
+    return 1 if tensor is None or tensor.ndim == 0 else int(tensor.shape[0])
+
+
+@dataclass(frozen=True)
+class OutputMap:
+    """What a pipeline does to a denoiser's raw output before it hands it to its scheduler.
+
+    Attributes:
+        select: ``"whole"``, or ``"prefix"`` along one dimension (learned variance, token prefix).
+        dim: The dimension of a prefix.
+        negated: The sign changes.
+    """
+
+    select: str
+    dim: int = 0
+    negated: bool = False
+
+    def __call__(self, raw: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        """Turn a raw output into a model output; ``size`` is the prefix's length."""
+        chosen = raw if self.select == "whole" else raw.narrow(self.dim, 0, size or 0)
+        return -chosen if self.negated else chosen
+
+    def __str__(self) -> str:
+        text = "whole" if self.select == "whole" else f"prefix along dimension {self.dim}"
+        return f"{text}, negated" if self.negated else text
+
+
+def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
+    """Compare noise that a stubbed denoiser gave with what arrived at the scheduler.
+
+    Args:
+        raw: The stub's answer.
+        model_output: What reached ``scheduler.step``.
+
+    Raises:
+        UnfoldableError: No known map turns the one into the other.
+    """
+    candidates = [OutputMap("whole")] if raw.shape == model_output.shape else []
+    if raw.ndim == model_output.ndim:
+        longer = [d for d in range(raw.ndim) if raw.shape[d] != model_output.shape[d]]
+        if len(longer) == 1 and raw.shape[longer[0]] > model_output.shape[longer[0]]:
+            candidates = [OutputMap("prefix", longer[0])]
+    for candidate in candidates:
+        for negated in (False, True):
+            found = OutputMap(candidate.select, candidate.dim, negated)
+            guess = found(raw, model_output.shape[candidate.dim])
+            if torch.equal(guess.to(model_output), model_output):
+                return found
+    raise UnfoldableError(
+        "this pipeline turns the denoiser's output into the model output in a way Guidefold does "
+        f"not know ({describe(raw)} becomes {describe(model_output)})",
+        "Please report the pipeline's class.",
+    )
+
+
+def denoisers_of(steps: Iterable[Step]) -> tuple[str, ...]:
+    """The components called last before a step, in order of appearance.
+
+    Encoders are called before the first step only, control networks before the denoiser.
+    """
+    return tuple(dict.fromkeys(step.calls[-1].denoiser for step in steps if step.calls))
+
+
+def _map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
+    """Apply a function to every tensor of a denoiser's output, keeping its class."""
+    if isinstance(output, Mapping):  # a diffusers BaseOutput is a mapping with attributes
+        return type(output)(**{k: tree_map(function, v) for k, v in output.items()})
+    return tree_map(function, output)
+
+
+def _clone(tree: Tree) -> Tree:
+    return tree_map(torch.Tensor.clone, tree)
+
+
+def _next_state(result: Any) -> torch.Tensor:
+    state: torch.Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return state
+
+
+def _with_next_state(result: Any, state: torch.Tensor) -> Any:
+    if isinstance(result, tuple):
+        return (state, *result[1:])
+    result.prev_sample = state
+    return result
+
+
+def _now(module: nn.Module) -> float:
+    """A clock that waits for the module's device."""
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.device.type != "cpu":
+        torch.accelerator.synchronize(parameter.device)
+    return time.perf_counter()

@@ -1,0 +1,296 @@
+"""Open a pipeline safely; name its components and its guidance argument."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.errors import ConfigError, PipelineError, UnfoldableError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CODE = {".py"}
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+SINGLE_FILES = {".safetensors"}
+GUIDANCE_ARGUMENTS = ("true_cfg_scale", "guidance_scale")
+# A blank negative prompt is what pipelines with true CFG expect where the user has none.
+BLANK = " "
+
+
+def open_pipeline(
+    source: str,
+    *,
+    config: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> DiffusionPipeline:
+    """Open a pipeline without running code or unpickling data that came with it.
+
+    Args:
+        source: A local folder in diffusers format, a single ``.safetensors`` checkpoint, a hub id
+            ``owner/name``, or ``"bundled"``.
+        config: For a single file: a diffusers folder or hub id that describes it.
+        dtype: Precision of the weights.
+        device: Where to.
+
+    Returns:
+        The pipeline, in evaluation mode, its progress bar off.
+
+    Raises:
+        PipelineError: Not found, unsafe, incomplete, or in no known format.
+    """
+    path = bundled_teacher() if source == "bundled" else Path(source)
+    if path.is_dir():
+        check_folder(path)
+        pipeline = _load(DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True)
+    elif path.is_file():
+        pipeline = _open_single_file(path, config, dtype)
+    elif _is_hub_id(source):
+        _check_index(source, _load_index(source))
+        pipeline = _load(DiffusionPipeline.from_pretrained, source, dtype)
+    else:
+        raise PipelineError(
+            f"{source}: no such pipeline",
+            "Give a folder with a model_index.json, a .safetensors file, or a hub id owner/name.",
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for module in modules(pipeline).values():
+        module.eval().requires_grad_(False)
+    return pipeline.to(device)
+
+
+def bundled_teacher() -> Path:
+    """The folder of the teacher that comes with Guidefold."""
+    return Path(str(files("guidefold") / "demo" / "teacher"))
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` becomes the first accelerator, or the CPU.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator()
+        return accelerator.type if accelerator is not None else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"pipeline.device: '{device}' cannot be used here ({str(error).splitlines()[0]})",
+            "Use pipeline.device=auto.",
+        ) from error
+    return device
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that would run code or unpickle data, or that is no pipeline.
+
+    Raises:
+        PipelineError: Names the offending file and the way out.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise PipelineError(
+            f"{folder}: no model_index.json in this folder",
+            "Give a folder written by pipeline.save_pretrained, or a .safetensors file.",
+        )
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.suffix.lower() in CODE:
+            raise PipelineError(
+                f"{folder}: holds Python code ({name}), which Guidefold does not run",
+                "Remove the file if the pipeline is an ordinary diffusers pipeline.",
+            )
+        if path.suffix.lower() in PICKLES:
+            raise PipelineError(
+                f"{folder}: holds pickled weights ({name}), which can run code when they are read",
+                "Convert once, where you trust it: load it with diffusers and write it with "
+                "pipeline.save_pretrained(folder, safe_serialization=True).",
+            )
+    try:
+        values = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PipelineError(f"{index}: not valid JSON ({error})") from error
+    _check_index(str(index), values)
+
+
+def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The pipeline's components that hold weights, by name."""
+    return {n: c for n, c in pipeline.components.items() if isinstance(c, nn.Module)}
+
+
+def guidance_argument(pipeline: DiffusionPipeline) -> str:
+    """The call argument that scales guidance.
+
+    Raises:
+        UnfoldableError: The call has none.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    for name in GUIDANCE_ARGUMENTS:
+        if name in parameters:
+            return name
+    raise UnfoldableError(
+        f"{type(pipeline).__name__}: its call has no argument that scales guidance "
+        f"({' or '.join(GUIDANCE_ARGUMENTS)})",
+        "Guidefold folds pipelines that guide; this one does not, or not through its call.",
+    )
+
+
+def call_inputs(
+    pipeline: DiffusionPipeline,
+    prompts: list[str],
+    call: Mapping[str, Any],
+    negative_prompt: str | None = None,
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call that do not change between teacher and student.
+
+    Args:
+        pipeline: Whose call.
+        prompts: One per picture.
+        call: The user's further arguments.
+        negative_prompt: The house negative prompt, if any.
+
+    Raises:
+        ConfigError: An argument that the call does not take.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    inputs = {"prompt": prompts, **call}
+    if negative_prompt is None and guidance_argument(pipeline) == "true_cfg_scale":
+        negative_prompt = BLANK
+    if negative_prompt is not None and "negative_prompt" not in inputs:
+        inputs["negative_prompt"] = [negative_prompt] * len(prompts)
+    unknown = sorted(name for name in inputs if name not in parameters)
+    if unknown:
+        raise ConfigError(
+            f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
+            f"It takes: {', '.join(p for p in parameters if p not in ('self', 'kwargs'))}.",
+        )
+    return inputs
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Name a module's weights: SHA-256 over each tensor's name, shape, type and 64 of its values.
+
+    Values are taken at even distances, so that the time is a fraction of a second at any size.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1)
+        few = flat[:: max(1, flat.numel() // 64)]
+        digest.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _load(loader: Any, source: object, dtype: torch.dtype, **options: Any) -> DiffusionPipeline:
+    """Call a diffusers loader; what it complains of is the pipeline's fault, not ours."""
+    try:
+        return loader(source, torch_dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise PipelineError(
+            f"{source}: diffusers cannot open it: {error}",
+            "Check that every component named in model_index.json is there, as safetensors.",
+        ) from error
+
+
+def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix.lower() not in SINGLE_FILES:
+        raise PipelineError(
+            f"{path}: a '{path.suffix}' file may be a pickle, which can run code when it is read",
+            "Convert it to safetensors once, where you trust it.",
+        )
+    if config is not None and Path(config).is_dir():
+        # Weights of the folder are not read here, so only its index matters.
+        index = _read_index(Path(config) / "model_index.json")
+    else:
+        config = config or _infer_config(path)
+        index = _load_index(config)
+    _check_index(config, index)
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    if not hasattr(pipeline_class, "from_single_file"):
+        raise PipelineError(
+            f"{path}: {index['_class_name']} cannot be opened from a single file",
+            "Convert it to a diffusers folder first.",
+        )
+    options = {"config": config, "local_files_only": Path(config).is_dir()}
+    return _load(pipeline_class.from_single_file, str(path), dtype, **options)
+
+
+def _infer_config(path: Path) -> str:
+    """The hub id whose configuration fits a checkpoint, as diffusers infers it from its keys."""
+    from diffusers.loaders.single_file_utils import (  # noqa: PLC0415
+        fetch_diffusers_config,
+        load_single_file_checkpoint,
+    )
+
+    try:
+        return str(
+            fetch_diffusers_config(load_single_file_checkpoint(str(path)))[
+                "pretrained_model_name_or_path"
+            ]
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PipelineError(
+            f"{path}: cannot tell what kind of pipeline it is ({error})",
+            "Name a diffusers folder that describes it with pipeline.config=FOLDER.",
+        ) from error
+
+
+def _read_index(index: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PipelineError(f"{index}: cannot be read ({error})") from error
+    return values
+
+
+def _load_index(hub_id: str) -> dict[str, Any]:
+    try:
+        values = DiffusionPipeline.load_config(hub_id)
+    except (OSError, ValueError) as error:
+        raise PipelineError(
+            f"{hub_id}: its model_index.json cannot be had: {str(error).splitlines()[0]}",
+            "Check the name and the connection, or give a local folder; for a single file, "
+            "name one that describes it with pipeline.config=FOLDER.",
+        ) from error
+    return dict(values)
+
+
+def _check_index(where: str, index: Mapping[str, Any]) -> None:
+    """Every class named in a model_index.json must come from diffusers or transformers."""
+    name = index.get("_class_name")
+    if not isinstance(name, str) or not hasattr(diffusers, name):
+        raise PipelineError(
+            f"{where}: '{name}' is no pipeline class of diffusers {diffusers.__version__}",
+            "Guidefold runs no custom pipeline code; update diffusers if the class is new.",
+        )
+    for component, entry in index.items():
+        library = entry[0] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+        if library not in (None, "diffusers", "transformers") and not _is_part(library):
+            raise PipelineError(
+                f"{where}: component '{component}' comes from '{library}'",
+                "Only components of diffusers and transformers are opened.",
+            )
+
+
+def _is_part(library: str) -> bool:
+    """Some components live in a pipeline's own module inside diffusers (a safety checker)."""
+    return hasattr(diffusers.pipelines, library)
+
+
+def _is_hub_id(source: str) -> bool:
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and not source.startswith((".", "/", "~"))

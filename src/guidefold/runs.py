@@ -1,0 +1,298 @@
+"""Run folders: the only file that writes into them.
+
+A file is finished or absent. It is written under a temporary name, flushed to the disk, renamed, and
+the folder's entry is flushed too. A checkpoint is a folder that appears whole, with a manifest of
+sizes and SHA-256 sums; nothing old goes before the new stands. Only safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guidefold.errors import CorruptFileError, NonFiniteError, RunError
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST = "MANIFEST.json"
+METADATA_KEY = "guidefold"  # one key holding JSON: several keys come out in random order
+
+
+def reached(point: str) -> None:
+    """A named place within a write; tests stop the process here."""
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock falls with the process, however it ends.
+
+    Raises:
+        RunError: Another process holds the folder.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise RunError(
+                f"{run}: in use by another Guidefold process ({file.read().strip() or 'unknown'})",
+                "Wait for it, stop it, or choose another folder with run=FOLDER.",
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is finished or absent."""
+    with _finished(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file that is finished or absent.
+
+    Raises:
+        NonFiniteError: The value holds a NaN or an infinity.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise NonFiniteError(f"{path}: a number in this file is not finite") from error
+    write_text(path, text + "\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file (a picture) that is finished or absent."""
+    with _finished(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: object = None) -> str:
+    """Write a safetensors file that is finished or absent.
+
+    Args:
+        path: Where to.
+        tensors: Named tensors of any shape; made contiguous, moved to the CPU.
+        metadata: Anything JSON can hold; stored under one key.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        NonFiniteError: A tensor holds a NaN or an infinity, or there is no tensor.
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    if not tensors:
+        raise NonFiniteError(f"{path}: refused to write a file without tensors")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"{path}: refused to write '{name}', which is not finite")
+    ready = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    header = {"format": "pt"}
+    if metadata is not None:
+        header[METADATA_KEY] = json.dumps(metadata, allow_nan=False)
+    with _finished(path) as temporary:
+        save_file(ready, temporary, header)
+        temporary.chmod(0o666 & ~_umask())  # safetensors leaves 0600
+        digest = sha256(temporary)
+    return digest
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        CorruptFileError: The file is truncated, or is no safetensors file.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(f"{path}: not a whole safetensors file ({error})") from error
+    return tensors
+
+
+def read_metadata(path: Path) -> Any:
+    """The JSON stored with :func:`write_tensors`; None where there is none."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(f"{path}: not a whole safetensors file ({error})") from error
+    return json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CorruptFileError: It is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path}: not valid JSON ({error})") from error
+
+
+def append_line(path: Path, value: object) -> None:
+    """Add one JSON line and flush it to the disk; a line torn by a crash is dropped first."""
+    text = json.dumps(value, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        end = _end_of_last_line(path)
+        if end != file.seek(0, os.SEEK_END):
+            file.truncate(end)
+        reached("line: before")
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    reached("line: after")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The finished lines of a JSON-lines file; none where there is no file.
+
+    Raises:
+        CorruptFileError: A finished line is not JSON.
+    """
+    if not path.exists():
+        return []
+    text = path.read_bytes()[: _end_of_last_line(path)].decode(errors="replace")
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CorruptFileError(
+                f"{path}:{number}: not valid JSON ({error.msg})", "Remove the damaged line."
+            ) from error
+    return rows
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears whole, with a manifest of its files, or not at all.
+
+    Yields:
+        A temporary folder beside the target, to write into.
+    """
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    reached("folder: before manifest")
+    write_json(temporary / MANIFEST, {p.name: _entry(p) for p in sorted(temporary.iterdir())})
+    _flush(temporary)
+    reached("folder: before rename")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+        reached("folder: between renames")
+    temporary.rename(folder)
+    _flush(folder.parent)
+    reached("folder: after rename")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring back what stood before, where a crash fell between the two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Compare a folder with its manifest.
+
+    Raises:
+        CorruptFileError: A file is missing, truncated or altered.
+    """
+    if not (folder / MANIFEST).exists():
+        raise CorruptFileError(f"{folder}: no {MANIFEST}", "Remove this folder.")
+    for name, entry in read_json(folder / MANIFEST).items():
+        check_file(folder / name, entry["sha256"], entry["size"])
+
+
+def check_file(path: Path, digest: str, size: int) -> None:
+    """Compare a file with what its manifest says of it.
+
+    Raises:
+        CorruptFileError: The file is missing, truncated or altered.
+    """
+    remedy = f"Remove {path.parent} to go on from what stood before it."
+    if not path.exists():
+        raise CorruptFileError(f"{path}: missing, but named in the manifest", remedy)
+    if path.stat().st_size != size:
+        raise CorruptFileError(f"{path}: {path.stat().st_size} bytes instead of {size}", remedy)
+    if sha256(path) != digest:
+        raise CorruptFileError(f"{path}: its bytes are not the ones that were written", remedy)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def readable_size(count: float) -> str:
+    """Bytes for people: ``'3.4 MiB'``; 1 MiB = 2**20."""
+    power = min(3, int(math.log(max(count, 1), 1024)))
+    return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "size": path.stat().st_size}
+
+
+@contextmanager
+def _finished(path: Path) -> Iterator[Path]:
+    """Yield a temporary name; afterwards flush it and give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        reached("file: before flush")
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        reached("file: before rename")
+        temporary.replace(path)
+        _flush(path.parent)
+        reached("file: after rename")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    """A rename lasts only when the folder that holds the name is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _end_of_last_line(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
