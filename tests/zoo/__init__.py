@@ -5,6 +5,7 @@ it does around the denoiser (text, batching, guidance, output) is what the full 
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline
 from . import image, stable_diffusion, video
 from .entry import Build, Entry, ready
 
-__all__ = ["UNFOLDABLE", "ZOO", "Entry", "build"]
+__all__ = ["UNFOLDABLE", "WARNINGS", "ZOO", "Entry", "build"]
 
 SMALL = {"height": 16, "width": 16}
 SHORT = {"max_sequence_length": 16}
@@ -31,7 +32,7 @@ def _entry(
 ) -> Entry:
     return Entry(
         build=ready(build, seed=0),
-        call=call,
+        call=MappingProxyType(dict(call)),
         denoisers=(denoiser,),
         guidance_argument=guidance,
         prediction=prediction,
@@ -73,7 +74,7 @@ ZOO: dict[str, Entry] = {
     ),
     "sd15_pag": _entry(stable_diffusion.sd15_pag, "epsilon", denoiser="unet"),
     "cogvideox": _entry(
-        video.cogvideox, "v_prediction", SHORT | {"height": 32, "width": 32, "num_frames": 5}
+        video.cogvideox, "v_prediction", SHORT | {"height": 32, "width": 32, "num_frames": 9}
     ),
 }
 
@@ -82,6 +83,14 @@ UNFOLDABLE: dict[str, Entry] = {
     "lcm": _entry(stable_diffusion.lcm, "epsilon", denoiser="unet"),
 }
 """Pipelines with a guidance argument but without a second pass: nothing to fold."""
+
+WARNINGS = (
+    # Schedulers call `numpy.array` on a tensor, whose `__array__` is older than numpy 2.
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers.schedulers",
+    # Chroma imports its rotary embedding from the old place.
+    "ignore:`FluxPosEmbed` is deprecated:FutureWarning:diffusers.models.embeddings",
+)
+"""What diffusers itself warns of here, for `pytest.mark.filterwarnings(*WARNINGS)`."""
 
 
 def build(name: str) -> DiffusionPipeline:

@@ -68,7 +68,7 @@ def cogvideox() -> CogVideoXPipeline:
             num_layers=2,
             sample_width=4,
             sample_height=4,
-            sample_frames=5,
+            sample_frames=9,
             max_text_seq_length=16,
             use_rotary_positional_embeddings=True,
         ),
