@@ -219,7 +219,7 @@ def find_targets(
         ``(names, left out with the reason)``.
     """
     candidates = _candidates(denoiser, preset)
-    reasons = {name: "not called in a pass" for name in candidates}
+    reasons = dict.fromkeys(candidates, "not called in a pass")
 
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

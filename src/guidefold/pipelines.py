@@ -231,7 +231,7 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
 
 def _infer_config(path: Path) -> str:
     """The hub id whose configuration fits a checkpoint, as diffusers infers it from its keys."""
-    from diffusers.loaders.single_file_utils import (  # noqa: PLC0415
+    from diffusers.loaders.single_file_utils import (
         fetch_diffusers_config,
         load_single_file_checkpoint,
     )

@@ -34,14 +34,14 @@ def unit(seed: int, *names: str | int) -> float:
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A fresh CPU generator; latents drawn from it are the same on every device."""
-    import torch  # noqa: PLC0415 - keeps this module, and with it the configuration, import-light
+    import torch
 
     return torch.Generator("cpu").manual_seed(derive_seed(seed, *names))
 
 
 def permutation(count: int, seed: int, *names: str | int) -> list[int]:
     """The integers below ``count`` in an order that the names decide."""
-    import torch  # noqa: PLC0415
+    import torch
 
     order: list[int] = torch.randperm(count, generator=generator(seed, *names)).tolist()
     return order

@@ -93,7 +93,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: obj
     Raises:
         NonFiniteError: A tensor holds a NaN or an infinity, or there is no tensor.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415
+    from safetensors.torch import save_file
 
     if not tensors:
         raise NonFiniteError(f"{path}: refused to write a file without tensors")
@@ -117,8 +117,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CorruptFileError: The file is truncated, or is no safetensors file.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import load_file  # noqa: PLC0415
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
@@ -129,7 +129,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def read_metadata(path: Path) -> Any:
     """The JSON stored with :func:`write_tensors`; None where there is none."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:

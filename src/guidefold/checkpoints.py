@@ -1,0 +1,125 @@
+"""Checkpoints: adapter, optimizer and state, in folders that appear whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidefold.adapter import Adapter
+from guidefold.errors import MismatchError
+from guidefold.runs import (
+    check_folder,
+    finished_folder,
+    read_json,
+    read_tensors,
+    restore_folder,
+    write_json,
+    write_tensors,
+)
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where a step's checkpoint lies."""
+    return run / "checkpoints" / f"step-{step:07d}"
+
+
+def find_checkpoints(run: Path) -> list[Path]:
+    """Finished checkpoints, the newest last."""
+    for old in (run / "checkpoints").glob(".step-*.old"):
+        restore_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint, then remove the oldest beyond ``keep``.
+
+    Raises:
+        NonFiniteError: A tensor is not finite; nothing is written.
+    """
+    folder = checkpoint_folder(run, step)
+    with finished_folder(folder) as temporary:
+        write_tensors(temporary / "adapter.safetensors", adapter.state_dict())
+        moments = optimizer_tensors(adapter.named_parameters(), optimizer)
+        if moments:  # none before the first step
+            write_tensors(temporary / "optimizer.safetensors", moments)
+        write_json(temporary / "state.json", {"step": step, "rank": adapter.rank, **state})
+    for old in find_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_checkpoint(
+    folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | None
+) -> dict[str, Any]:
+    """Take over a checkpoint; all of it, or none.
+
+    Args:
+        folder: The checkpoint.
+        adapter: Gets its tensors.
+        optimizer: Gets its moments; None where only the adapter is wanted.
+
+    Returns:
+        The state saved beside them.
+
+    Raises:
+        CorruptFileError: A file is truncated or altered.
+        MismatchError: Rank, names or shapes differ.
+    """
+    check_folder(folder)
+    state: dict[str, Any] = read_json(folder / "state.json")
+    if state["rank"] != adapter.rank:
+        raise MismatchError(
+            f"{folder}: trained with rank {state['rank']}, this run asks for {adapter.rank}",
+            "Set adapter.rank to the checkpoint's, or choose another folder with run=FOLDER.",
+        )
+    adapter.load_state_dict(read_tensors(folder / "adapter.safetensors"))
+    if optimizer is not None and (folder / "optimizer.safetensors").exists():
+        tensors = read_tensors(folder / "optimizer.safetensors")
+        restore_optimizer(adapter.named_parameters(), optimizer, tensors)
+    return state
+
+
+def optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The optimizer's moments by name: ``exp_avg/NAME`` and so on."""
+    return {
+        f"{moment}/{name}": optimizer.state[parameter][moment]
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+        if moment in optimizer.state.get(parameter, {})
+    }
+
+
+def restore_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Give the moments back.
+
+    Raises:
+        MismatchError: A moment is missing or left over.
+    """
+    wanted = {f"{moment}/{name}" for name in parameters for moment in MOMENTS}
+    for name in sorted(wanted ^ tensors.keys()):
+        raise MismatchError(f"optimizer: '{name}' is {'missing' if name in wanted else 'unknown'}")
+    for name, parameter in parameters.items():
+        moments = {m: tensors[f"{m}/{name}"].clone() for m in MOMENTS}
+        optimizer.state[parameter] = {
+            m: t if m == "step" else t.to(parameter.device) for m, t in moments.items()
+        }

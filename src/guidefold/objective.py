@@ -1,0 +1,162 @@
+"""The mathematics of the loss: tensors and numbers, no settings. Equations: docs/method.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+TINY = 1e-12
+
+
+def strength_of(guidance: float, off: float, g_ref: float) -> float:
+    """The strength that stands for a guidance scale.
+
+    ``s = (g - off) / (g_ref - off)``; 0 is the unguided teacher, 1 is ``g_ref``.
+
+    Source: classifier-free guidance is linear in g (Ho & Salimans 2022, eq. 6), and so is a LoRA in
+    its strength.
+    """
+    return (guidance - off) / (g_ref - off)
+
+
+def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each sample, in float32.
+
+    Args:
+        output: Shape (batch, ...).
+        target: The same shape.
+
+    Returns:
+        Shape (batch,).
+    """
+    return (output.float() - target.float()).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class GuidanceSize:
+    """How large guidance is at each noise level: ``D(t) = E|(target - unguided) / (g - off)|^2``.
+
+    Log-linear between the centres of bins that hold equally many measured states; constant outside.
+
+    Attributes:
+        timesteps: Bin centres, ascending.
+        sizes: D at the centres, positive.
+    """
+
+    timesteps: tuple[float, ...]
+    sizes: tuple[float, ...]
+
+    @staticmethod
+    def measure(timesteps: Sequence[float], sizes: Sequence[float], bins: int = 16) -> GuidanceSize:
+        """Fit to measured states.
+
+        Args:
+            timesteps: Of the states, in any order.
+            sizes: ``|(target - unguided) / (g - off)|^2`` of each.
+            bins: At most this many; each holds at least four states where there are as many.
+        """
+        pairs = sorted(zip(timesteps, sizes, strict=True))
+        count = max(1, min(bins, len(pairs) // 4))
+        edges = [round(k * len(pairs) / count) for k in range(count + 1)]
+        groups = [pairs[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        centres: dict[float, float] = {}
+        for group in groups:
+            mean = sum(size for _, size in group) / len(group)
+            centres[sum(t for t, _ in group) / len(group)] = max(mean, TINY)
+        return GuidanceSize(tuple(centres), tuple(centres.values()))
+
+    def at(self, timestep: float) -> float:
+        """D at a timestep."""
+        if timestep <= self.timesteps[0]:
+            return self.sizes[0]
+        for k in range(1, len(self.timesteps)):
+            low, high = self.timesteps[k - 1], self.timesteps[k]
+            if timestep <= high:
+                part = (timestep - low) / (high - low)
+                return math.exp(
+                    (1 - part) * math.log(self.sizes[k - 1]) + part * math.log(self.sizes[k])
+                )
+        return self.sizes[-1]
+
+
+def loss_scale(size: float, strength: float, floor: float, span: float) -> float:
+    """What a sample's squared error is divided by, so that the loss is residual guidance.
+
+    ``max(|s|, floor)^2 * (g_ref - off)^2 * D(t)``
+
+    Args:
+        size: D at the sample's timestep.
+        strength: The sample's strength s.
+        floor: Lowest strength to divide by; near 0 there is no guidance to measure by.
+        span: ``g_ref - off``.
+    """
+    return max(max(abs(strength), floor) ** 2 * span**2 * size, TINY)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Residual guidance in a range of timesteps.
+
+    Attributes:
+        low: Lowest timestep in the range.
+        high: Highest timestep in the range.
+        residual: ``E|student - target|^2 / E|unguided - target|^2``: 1 nothing folded, 0 all.
+        states: How many states it was measured on.
+    """
+
+    low: float
+    high: float
+    residual: float
+    states: int
+
+
+def residual_by_level(
+    timesteps: Sequence[float],
+    student_errors: Sequence[float],
+    unguided_errors: Sequence[float],
+    levels: int = 5,
+) -> list[Level]:
+    """Residual guidance per noise level, from the least noise to the most.
+
+    Args:
+        timesteps: Of the states.
+        student_errors: ``|student - target|^2`` at each.
+        unguided_errors: ``|unguided - target|^2`` at each.
+        levels: Into how many ranges of equally many states the timesteps are cut.
+    """
+    rows = sorted(zip(timesteps, student_errors, unguided_errors, strict=True))
+    count = min(levels, len(rows))
+    edges = [round(k * len(rows) / count) for k in range(count + 1)]
+    found = []
+    for a, b in zip(edges, edges[1:], strict=False):
+        group = rows[a:b]
+        student, unguided = sum(r[1] for r in group), sum(r[2] for r in group)
+        residual = student / max(unguided, TINY)
+        found.append(Level(group[0][0], group[-1][0], residual, len(group)))
+    return found
+
+
+def mean_residual(levels: Sequence[Level]) -> float:
+    """Residual guidance, averaged evenly over the noise levels."""
+    return sum(level.residual for level in levels) / len(levels)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str) -> float:
+    """The learning rate of a step; a function of the step alone, so there is nothing to save.
+
+    Args:
+        step: From 0.
+        steps: In all.
+        peak: After the warm-up.
+        warmup: Steps of linear rise.
+        schedule: ``constant``, or ``cosine`` down to a hundredth of the peak.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    part = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))

@@ -1,0 +1,298 @@
+"""Find out, on the real pipeline, how it guides and whether its guidance can be folded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.arguments import Layout, find_layout
+from guidefold.capture import (
+    OutputMap,
+    RandomStub,
+    Step,
+    denoisers_of,
+    drive,
+    find_output_map,
+    follow,
+    output_tensor,
+)
+from guidefold.errors import CaptureError, ConfigError, MismatchError, UnfoldableError
+from guidefold.pipelines import call_inputs, fingerprint, guidance_argument, modules
+
+STEPS = 2
+SEED = 0
+PROMPT = "a photograph of a cat"
+LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
+OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a probe found; stored with a run.
+
+    Attributes:
+        pipeline: The pipeline's class.
+        scheduler: The scheduler's class.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
+        denoiser: The component that is called at each step.
+        denoiser_class: Its class.
+        fingerprint: Of its weights.
+        guidance_argument: The call argument that scales guidance.
+        off: The value that switches guidance off.
+        passes_on: Passes per step and picture with guidance on.
+        passes_off: Passes per step and picture with guidance off.
+        output_map: What happens to the denoiser's raw output.
+        layout: How the denoiser's arguments are batched; None where only one prompt at a time goes.
+        company: Whether prompts of different lengths can share a call and be told apart afterwards.
+        loader: Who loads the adapter: ``diffusers``, or plain ``peft``.
+    """
+
+    pipeline: str
+    scheduler: str
+    prediction_type: str
+    denoiser: str
+    denoiser_class: str
+    fingerprint: str
+    guidance_argument: str
+    off: float
+    passes_on: float
+    passes_off: float
+    output_map: OutputMap
+    layout: Layout
+    company: bool
+    loader: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Findings:
+        """Back from plain values."""
+        return Findings(**{**values, "output_map": OutputMap(**values["output_map"])})
+
+    def strength(self, guidance: float, g_ref: float) -> float:
+        """The strength that stands for a guidance scale: (g - off) / (g_ref - off)."""
+        return (guidance - self.off) / (g_ref - self.off)
+
+    def guidance(self, strength: float, g_ref: float) -> float:
+        """The guidance scale that a strength stands for."""
+        return self.off + strength * (g_ref - self.off)
+
+    def check_same_base(self, other: Findings) -> None:
+        """Refuse another base.
+
+        Raises:
+            MismatchError: Names the first field that differs, with both values.
+        """
+        for name in (
+            "pipeline",
+            "denoiser",
+            "denoiser_class",
+            "prediction_type",
+            "output_map",
+            "guidance_argument",
+            "off",
+            "fingerprint",
+        ):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise MismatchError(
+                    f"another base: {name} is '{mine}' in the run and '{theirs}' in the pipeline",
+                    "Open the pipeline that the run was recorded with, in the same precision.",
+                )
+
+
+def probe(
+    pipeline: DiffusionPipeline,
+    call: Mapping[str, Any],
+    guidance: float,
+    negative_prompt: str | None = None,
+) -> Findings:
+    """Run a pipeline for a few short steps, guidance on and off, and find how it guides.
+
+    Args:
+        pipeline: The pipeline, without any LoRA.
+        call: The user's further call arguments.
+        guidance: A guidance scale that counts as on.
+        negative_prompt: The house negative prompt, if any.
+
+    Returns:
+        The findings.
+
+    Raises:
+        UnfoldableError: There is nothing to fold, or no known way to; says which.
+        ConfigError: The pipeline refuses the call.
+    """
+    argument = guidance_argument(pipeline)
+    inputs = {
+        **call_inputs(pipeline, [PROMPT], call, negative_prompt),
+        "num_inference_steps": STEPS,
+    }
+    every = modules(pipeline)
+    guided = _try(pipeline, {**inputs, argument: guidance}, every)
+    denoiser = _only_denoiser(pipeline, guided)
+    listened = {denoiser: every[denoiser]}
+    off, unguided = _switch_off(pipeline, inputs, argument, listened)
+    passes_on = _passes(guided, denoiser)
+    _check_fewer(pipeline, argument, guidance, off, passes_on, unguided)
+    inputs[argument] = off
+    stub = RandomStub(SEED)
+    heard = follow(pipeline, inputs, [SEED], listened, unguided, stub=stub, keep_arguments=True)
+    output_map = find_output_map(stub.answers[0], heard[0].model_output)
+    _prove(listened[denoiser], output_map, heard, unguided)
+    return Findings(
+        pipeline=type(pipeline).__name__,
+        scheduler=type(pipeline.scheduler).__name__,
+        prediction_type=_prediction_type(pipeline),
+        denoiser=denoiser,
+        denoiser_class=type(every[denoiser]).__name__,
+        fingerprint=fingerprint(every[denoiser]),
+        guidance_argument=argument,
+        off=off,
+        passes_on=passes_on,
+        passes_off=_passes(unguided, denoiser),
+        output_map=output_map,
+        layout=_find_layout(pipeline, inputs, call, negative_prompt, listened, PROMPT),
+        company=_find_layout(pipeline, inputs, call, negative_prompt, listened, LONGER) is not None,
+        loader=lora_loader(pipeline, denoiser),
+    )
+
+
+def lora_loader(pipeline: DiffusionPipeline, denoiser: str) -> str:
+    """Who can load an adapter for this denoiser: ``diffusers`` or plain ``peft``."""
+    loadable = getattr(pipeline, "_lora_loadable_modules", ())
+    module = getattr(pipeline, denoiser)
+    if (
+        denoiser in loadable
+        and hasattr(pipeline, "load_lora_weights")
+        and hasattr(module, "load_lora_adapter")
+    ):
+        return "diffusers"
+    return "peft"
+
+
+def _try(
+    pipeline: DiffusionPipeline, inputs: Mapping[str, Any], listened: Mapping[str, nn.Module]
+) -> list[Step]:
+    """The first run; what the pipeline complains of is the user's to mend."""
+    try:
+        return drive(pipeline, inputs, [SEED], listened)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{type(pipeline).__name__} refuses the call: {error}",
+            "Set its arguments under [pipeline.call].",
+        ) from error
+
+
+def _only_denoiser(pipeline: DiffusionPipeline, steps: list[Step]) -> str:
+    found = denoisers_of(steps)
+    if len(found) != 1:
+        raise UnfoldableError(
+            f"{type(pipeline).__name__}: {len(found)} denoisers ({', '.join(found) or 'none'})",
+            "Guidefold folds pipelines with one denoiser.",
+        )
+    return found[0]
+
+
+def _passes(steps: list[Step], denoiser: str) -> float:
+    """Samples through the denoiser per step, for one picture."""
+    rows = sum(c.rows for step in steps for c in step.calls if c.denoiser == denoiser)
+    return rows / len(steps)
+
+
+def _switch_off(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    argument: str,
+    listened: Mapping[str, nn.Module],
+) -> tuple[float, list[Step]]:
+    """The value with the fewest passes, and the run it gave; the first of equals."""
+    (denoiser,) = listened
+    runs = []
+    for off in OFF_VALUES:
+        steps = drive(pipeline, {**inputs, argument: off}, [SEED], listened)
+        if _passes(steps, denoiser) == 1:
+            return off, steps
+        runs.append((off, steps))
+    return min(runs, key=lambda pair: _passes(pair[1], denoiser))
+
+
+def _check_fewer(
+    pipeline: DiffusionPipeline,
+    argument: str,
+    guidance: float,
+    off: float,
+    passes_on: float,
+    unguided: list[Step],
+) -> None:
+    calls = max(len(step.calls) for step in unguided)
+    passes_off = sum(step.rows for step in unguided) / len(unguided)
+    name = type(pipeline).__name__
+    if passes_on <= passes_off:
+        raise UnfoldableError(
+            f"{name}: {passes_on:g} passes a step with {argument}={guidance:g}, "
+            f"{passes_off:g} with {argument}={off:g}: there is no second pass to fold away",
+            "Its guidance is already distilled, or is switched by another argument.",
+        )
+    if passes_off != 1 or calls != 1:
+        raise UnfoldableError(
+            f"{name}: still {passes_off:g} passes in {calls} calls a step with guidance off "
+            f"({argument}={off:g})",
+            "Switch off what else adds passes under [pipeline.call], such as pag_scale = 0.",
+        )
+
+
+def _prove(
+    denoiser: nn.Module, output_map: OutputMap, heard: list[Step], unguided: list[Step]
+) -> None:
+    """Recorded arguments and output map must give the pipeline's own unguided model output."""
+    for index, (answer, truth) in enumerate(zip(heard, unguided, strict=True)):
+        args, kwargs = answer.calls[0].arguments
+        with torch.no_grad():
+            raw = output_tensor(denoiser(*args, **kwargs))
+        size = truth.model_output.shape[output_map.dim] if truth.model_output.ndim else None
+        mine = output_map(raw, size).to(truth.model_output)
+        if not torch.allclose(mine, truth.model_output, rtol=1e-3, atol=1e-4):
+            worst = float((mine - truth.model_output).abs().max())
+            raise CaptureError(
+                f"step {index}: the denoiser, called with the recorded arguments, is {worst:.2g} "
+                "off the pipeline's own unguided model output"
+            )
+
+
+def _find_layout(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    call: Mapping[str, Any],
+    negative_prompt: str | None,
+    listened: Mapping[str, nn.Module],
+    other: str,
+) -> Layout:
+    """The layout of a call for two prompts; None where they cannot share one.
+
+    A pipeline may take one prompt at a time, or pad prompts to the longest among them, so that a
+    prompt's arguments depend on its company.
+    """
+    stub, heard = RandomStub(SEED), []
+    try:
+        for prompts in ([PROMPT], [PROMPT, other]):
+            given = {**inputs, **call_inputs(pipeline, prompts, call, negative_prompt)}
+            seeds = range(SEED, SEED + len(prompts))
+            steps = drive(pipeline, given, seeds, listened, stub=stub, keep_arguments=True)
+            heard.append(steps[0].calls[0].arguments)
+        return find_layout(*heard)
+    except (ValueError, TypeError, RuntimeError, UnfoldableError):
+        return None
+
+
+def _prediction_type(pipeline: DiffusionPipeline) -> str:
+    named = pipeline.scheduler.config.get("prediction_type")
+    if named is None and "Flow" in type(pipeline.scheduler).__name__:
+        return "flow_prediction"
+    return str(named)

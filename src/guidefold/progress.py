@@ -1,0 +1,126 @@
+"""Progress with time left, and a polite stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(highlight=False, soft_wrap=True)
+PLAIN_SECONDS = 15.0  # between lines where there is no terminal to redraw
+
+
+class Stop:
+    """Whether somebody asked to stop, and with which signal."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Work ended early, on request, with everything saved.
+
+    Args:
+        signal_number: The signal that asked.
+        message: What was saved, and how to go on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request; the second one ends the process at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers; a host program decides there
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.signal = number
+        console.print("Stopping after this step; once more stops at once.")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Task:
+    """Progress of one piece of work; :meth:`advance` redraws or prints."""
+
+    def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
+        self._title, self._total, self._done, self._bar = title, total, done, bar
+        self._start, self._first = time.monotonic(), done
+        self._last = self._start
+        self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count work done; ``note`` is a short figure to show beside it."""
+        self._done += count
+        if self._bar is not None and self._id is not None:
+            self._bar.update(self._id, completed=self._done, note=note)
+        elif time.monotonic() - self._last >= PLAIN_SECONDS or self._done >= self._total:
+            self._last = time.monotonic()
+            console.print(self._line(note))
+
+    def _line(self, note: str) -> str:
+        elapsed = time.monotonic() - self._start
+        rate = (self._done - self._first) / elapsed if elapsed else 0.0
+        left = (self._total - self._done) / rate if rate else 0.0
+        ending = f"took {_clock(elapsed)}" if self._done >= self._total else f"{_clock(left)} left"
+        return f"{self._title} {self._done}/{self._total}, {ending}{', ' if note else ''}{note}"
+
+
+@contextmanager
+def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
+    """Show progress: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        title: What is being done.
+        total: How much there is.
+        done: How much was done before.
+    """
+    if not console.is_terminal:
+        yield Task(title, total, done, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Task(title, total, done, bar)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )

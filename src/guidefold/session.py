@@ -1,0 +1,116 @@
+"""A run folder and the pipeline it is about, opened together and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.config import Settings, check_same, dump_toml, load_settings
+from guidefold.errors import RunError
+from guidefold.pipelines import DTYPES, open_pipeline, resolve_device
+from guidefold.probe import Findings, probe
+from guidefold.prompts import Prompt, load_prompts, split_prompts
+from guidefold.runs import locked, read_json, write_json, write_text
+
+
+@dataclass
+class Session:
+    """What every verb works with.
+
+    Attributes:
+        run: The run's folder.
+        settings: Its settings.
+        prompts: For training.
+        held_out: For measuring.
+        pipeline: The teacher's pipeline, nothing attached.
+        findings: What the probe found.
+    """
+
+    run: Path
+    settings: Settings
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    pipeline: DiffusionPipeline
+    findings: Findings
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The module that is called at each step."""
+        module: nn.Module = getattr(self.pipeline, self.findings.denoiser)
+        return module
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that pictures are measured at."""
+        chosen = self.settings.evaluate.guidance
+        return self.settings.adapter.g_ref if chosen is None else chosen
+
+    @property
+    def strength(self) -> float:
+        """The adapter's strength for :attr:`guidance`."""
+        if not self.settings.adapter.dial:
+            return 1.0
+        return self.findings.strength(self.guidance, self.settings.adapter.g_ref)
+
+
+@contextmanager
+def open_session(settings: Settings, *, main: bool = True) -> Iterator[Session]:
+    """Hold a run folder, open its pipeline, and make sure that they belong together.
+
+    Everything that can be checked without a model is checked first.
+
+    Args:
+        settings: The run's.
+        main: Whether this process writes; other processes of one launch only read.
+
+    Raises:
+        InputError: Wrong prompts, settings, pipeline or base; a folder in use.
+    """
+    prompts, held_out = split_prompts(
+        load_prompts(settings.prompts.path), settings.prompts.held_out_share
+    )
+    device = resolve_device(settings.pipeline.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    run = Path(settings.run)
+    if not main:
+        yield _open(run, settings, prompts, held_out, device)
+        return
+    with locked(run):
+        stored = run / "config.toml"
+        if stored.exists():
+            check_same(load_settings(stored), settings, run)
+        session = _open(run, settings, prompts, held_out, device)
+        write_text(stored, dump_toml(settings))
+        write_json(run / "probe.json", session.findings.to_json())
+        yield session
+
+
+def require_run(run: Path) -> None:
+    """Refuse to read from a folder that no run has begun in.
+
+    Raises:
+        RunError: It has no config.toml.
+    """
+    if not (run / "config.toml").exists():
+        raise RunError(f"{run}: no run has begun here", "Begin one with 'guidefold distill'.")
+
+
+def _open(
+    run: Path, settings: Settings, prompts: list[Prompt], held_out: list[Prompt], device: str
+) -> Session:
+    asked = settings.pipeline
+    pipeline = open_pipeline(
+        asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=device
+    )
+    findings = probe(pipeline, asked.call, settings.adapter.g_ref, asked.negative_prompt)
+    stored = run / "probe.json"
+    if stored.exists():
+        Findings.from_json(read_json(stored)).check_same_base(findings)
+    return Session(run, settings, prompts, held_out, pipeline, findings)

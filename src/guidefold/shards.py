@@ -1,0 +1,176 @@
+"""Finished trajectories on disk: one safetensors file each, one manifest line each.
+
+What is the same at every kept step (prompt embeddings) is stored once, what differs is stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+
+from guidefold.arguments import Tree, flatten, unflatten
+from guidefold.errors import CorruptFileError
+from guidefold.runs import check_file, read_lines, read_metadata, write_tensors
+
+Split = Literal["training", "held-out"]
+LINES = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """One state of a trajectory, with what a training step needs.
+
+    Attributes:
+        arguments: ``(args, kwargs)`` of the student's denoiser call for one sample.
+        target: The teacher's model output, leading size 1.
+        timestep: As the scheduler was given it.
+        index: Which step of the trajectory.
+    """
+
+    arguments: Tree
+    target: torch.Tensor
+    timestep: float
+    index: int
+
+
+@dataclass(frozen=True)
+class StateRef:
+    """Where a recorded state lies, and what is known of it without opening the file.
+
+    Attributes:
+        path: The trajectory's file.
+        row: Which of its kept states.
+        guidance: The teacher's guidance scale.
+        timestep: As the scheduler was given it.
+    """
+
+    path: Path
+    row: int
+    guidance: float
+    timestep: float
+
+    def read(self) -> KeptState:
+        """Read the state from its file."""
+        return _open(self.path).state(self.row)
+
+
+def write_trajectory(
+    path: Path,
+    states: Sequence[KeptState],
+    last_state: torch.Tensor,
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """Write one trajectory.
+
+    Args:
+        path: Where to.
+        states: The kept states, in order.
+        last_state: The pipeline's last latents, leading size 1.
+        dtype: Precision of stored latents and embeddings; None keeps theirs.
+
+    Returns:
+        The file's part of its manifest line: name, checksum, size, number of states, timesteps.
+    """
+    flat = [flatten(list(state.arguments)) for state in states]
+    skeletons = [skeleton for skeleton, _ in flat]
+    tensors: dict[str, torch.Tensor] = {}
+    for name, first in flat[0][1].items():
+        column = [leaves[name] for _, leaves in flat]
+        if all(torch.equal(first, other) for other in column[1:]):
+            tensors[f"once/{name}"] = first
+        else:
+            tensors[f"step/{name}"] = torch.stack(column)
+    tensors["step/target"] = torch.stack([state.target for state in states])
+    tensors["once/last_state"] = last_state
+    original = {n: str(t.dtype).removeprefix("torch.") for n, t in tensors.items()}
+    if dtype is not None:
+        tensors = {n: _narrow(t, dtype) for n, t in tensors.items()}
+    timesteps = [state.timestep for state in states]
+    metadata = {
+        "skeletons": skeletons[:1] if all(s == skeletons[0] for s in skeletons) else skeletons,
+        "timesteps": timesteps,
+        "indices": [state.index for state in states],
+        "dtypes": original,
+    }
+    digest = write_tensors(path, tensors, metadata)
+    return {
+        "file": path.name,
+        "sha256": digest,
+        "size": path.stat().st_size,
+        "timesteps": timesteps,
+    }
+
+
+def read_round(folder: Path, *, verify: bool = True) -> list[dict[str, Any]]:
+    """The manifest lines of a round, each file checked against its line.
+
+    Raises:
+        CorruptFileError: A file is missing, truncated or altered.
+    """
+    lines = read_lines(folder / LINES)
+    if verify:
+        for line in lines:
+            check_file(folder / line["file"], line["sha256"], line["size"])
+    return lines
+
+
+def state_refs(folder: Path, lines: Sequence[dict[str, Any]], split: Split) -> list[StateRef]:
+    """Every recorded state of one split, in an order that does not depend on when it was written."""
+    chosen = sorted((line for line in lines if line["split"] == split), key=lambda x: x["index"])
+    return [
+        StateRef(folder / line["file"], row, line["guidance"], timestep)
+        for line in chosen
+        for row, timestep in enumerate(line["timesteps"])
+    ]
+
+
+class _Trajectory:
+    """An open file; its tensors are read as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata = read_metadata(path)
+        if self.metadata is None:
+            raise CorruptFileError(f"{path}: no trajectory (its metadata is missing)")
+        self._file = safe_open(path, framework="pt")
+        self._once = {
+            name: self._file.get_tensor(name)
+            for name in self._file.keys()  # noqa: SIM118 - not a dictionary
+            if name.startswith("once/") and name != "once/last_state"
+        }
+
+    def state(self, row: int) -> KeptState:
+        skeletons = self.metadata["skeletons"]
+        skeleton = skeletons[row] if len(skeletons) > 1 else skeletons[0]
+        args, kwargs = unflatten(skeleton, lambda name: self._tensor(name, row))
+        return KeptState(
+            arguments=(tuple(args), kwargs),
+            target=self._tensor("target", row),
+            timestep=self.metadata["timesteps"][row],
+            index=self.metadata["indices"][row],
+        )
+
+    def _tensor(self, name: str, row: int) -> torch.Tensor:
+        stored = f"once/{name}"
+        if stored in self._once:
+            tensor = self._once[stored]
+        else:
+            stored = f"step/{name}"
+            tensor = self._file.get_slice(stored)[row]
+        return tensor.to(getattr(torch, self.metadata["dtypes"][stored]))
+
+
+@lru_cache(maxsize=256)
+def _open(path: Path) -> _Trajectory:
+    return _Trajectory(path)
+
+
+def _narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Lower the precision of latents and embeddings; timesteps and tables need theirs."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim >= 3 else tensor

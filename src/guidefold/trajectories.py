@@ -1,0 +1,351 @@
+"""Record trajectories: plan them, drive and follow the pipeline, write shards, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from guidefold.adapter import Adapter
+from guidefold.arguments import Tree, split, tree_map
+from guidefold.capture import RandomStub, Step, drive, find_output_map, follow
+from guidefold.config import RecordSettings, Settings, StateSource
+from guidefold.errors import CaptureError, MismatchError, UnfoldableError
+from guidefold.pipelines import DTYPES, call_inputs
+from guidefold.probe import Findings
+from guidefold.progress import Stop, Stopped, task
+from guidefold.prompts import Prompt
+from guidefold.randomness import derive_seed, generator, permutation, unit
+from guidefold.runs import append_line, readable_size
+from guidefold.shards import LINES, KeptState, Split, read_round, write_trajectory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trajectory to record; a function of the settings alone.
+
+    Attributes:
+        index: Its place in the round.
+        split: Which prompts it is of.
+        prompt: What the pipeline is asked for.
+        seed: Of its noise.
+        guidance: The teacher's guidance scale.
+        steps: The pipeline's number of steps.
+        keep: Indices below which states are drawn are decided by this seed.
+    """
+
+    index: int
+    split: Split
+    prompt: Prompt
+    seed: int
+    guidance: float
+    steps: int
+
+
+def plan_round(
+    settings: Settings, prompts: Sequence[Prompt], held_out: Sequence[Prompt], number: int
+) -> list[list[Plan]]:
+    """Plan a round in batches; a batch shares guidance scale and step count.
+
+    Args:
+        settings: The run's.
+        prompts: Training prompts; each is used once before one is used again.
+        held_out: Held-out prompts, for validation trajectories in round 0.
+        number: The round.
+    """
+    record = settings.record
+    batches = _plan(settings, prompts, number, "training", record.trajectories, 0)
+    if number == 0:
+        count = min(record.validation_trajectories, len(held_out))
+        batches += _plan(settings, held_out, 0, "held-out", count, record.trajectories)
+    return batches
+
+
+def record_round(
+    folder: Path,
+    source: StateSource,
+    batches: Sequence[Sequence[Plan]],
+    recorder: Recorder,
+    stop: Stop | None = None,
+) -> int:
+    """Record what is missing of a round.
+
+    Args:
+        folder: The round's.
+        source: Who visits the states.
+        batches: From :func:`plan_round`.
+        recorder: The pipeline, ready to be recorded.
+        stop: Asked between batches.
+
+    Returns:
+        Bytes on disk.
+
+    Raises:
+        MismatchError: The folder holds trajectories of another plan or another base.
+        Stopped: On request; what was recorded stands.
+    """
+    lines = read_round(folder)
+    plans = {plan.index: plan for batch in batches for plan in batch}
+    for line in lines:
+        _check_line(line, plans.get(line["index"]), recorder.stamp(source), folder)
+    done = {line["index"] for line in lines}
+    missing = [batch for batch in batches if any(plan.index not in done for plan in batch)]
+    title = f"Recording {source} states"
+    with task(title, len(plans), len(done)) as progress:
+        for batch in missing:
+            if stop:
+                assert stop.signal is not None
+                raise Stopped(
+                    stop.signal, f"Stopped: {len(done)} of {len(plans)} trajectories recorded."
+                )
+            for plan, states, last in recorder.record(source, batch):
+                if plan.index in done:
+                    continue
+                path = folder / f"{plan.split}-{plan.index:06d}.safetensors"
+                entry = write_trajectory(path, states, last, recorder.dtype)
+                line = _line(plan, entry, recorder.stamp(source))
+                append_line(folder / LINES, line)
+                lines.append(line)
+                done.add(plan.index)
+                progress.advance(note=readable_size(sum(x["size"] for x in lines)))
+    return sum(line["size"] for line in lines)
+
+
+class Recorder:
+    """Drives and follows one pipeline.
+
+    Args:
+        pipeline: The pipeline.
+        findings: What the probe found.
+        settings: The run's.
+        adapter: The student's, for its own states.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        findings: Findings,
+        settings: Settings,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.pipeline, self.findings, self.settings = pipeline, findings, settings
+        self.adapter = adapter
+        self.adapter_hash = ""
+        self.stub = RandomStub(settings.seed)
+        self.listened = {findings.denoiser: getattr(pipeline, findings.denoiser)}
+        stored = settings.record.dtype
+        self.dtype = DTYPES[stored] if stored else None
+
+    def stamp(self, source: StateSource) -> dict[str, Any]:
+        """What every line of a round has in common."""
+        stamp = {
+            "source": source,
+            "base": self.findings.fingerprint,
+            "output_map": str(self.findings.output_map),
+        }
+        return {**stamp, "adapter": self.adapter_hash} if source == "student" else stamp
+
+    def record(
+        self, source: StateSource, batch: Sequence[Plan]
+    ) -> list[tuple[Plan, list[KeptState], torch.Tensor]]:
+        """Record one batch: ``(plan, kept states, last state)`` for each of it."""
+        if len(batch) > 1 and not (self.findings.layout and self.findings.company):
+            return [entry for plan in batch for entry in self.record(source, [plan])]
+        seeds = [plan.seed for plan in batch]
+        on, off = self._inputs(batch, batch[0].guidance), self._inputs(batch, self.findings.off)
+        visit = {"teacher": self._teacher, "student": self._student, "noise": self._noise}[source]
+        driven, asked = visit(on, off, seeds)
+        targets = asked if source == "student" else driven
+        heard = driven if source == "student" else asked
+        return [
+            (plan, self._keep(plan, row, len(batch), heard, targets), last)
+            for row, (plan, last) in enumerate(
+                zip(batch, driven[-1].next_state.tensor_split(len(batch)), strict=True)
+            )
+        ]
+
+    def _teacher(
+        self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
+    ) -> tuple[list[Step], list[Step]]:
+        """The teacher visits; the student is asked which arguments it would use there."""
+        driven = drive(self.pipeline, on, seeds, self.listened)
+        return driven, self._arguments(off, seeds, driven)
+
+    def _noise(
+        self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
+    ) -> tuple[list[Step], list[Step]]:
+        """Forward noise on the teacher's own pictures; the first state stays the pipeline's."""
+        clean = drive(self.pipeline, on, seeds, self.listened)[-1].next_state
+
+        def redirect(index: int, _state: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+            return add_noise(self.pipeline.scheduler, clean, index + 1, seeds).to(following)
+
+        driven = drive(self.pipeline, on, seeds, self.listened, redirect=redirect)
+        return driven, self._arguments(off, seeds, driven)
+
+    def _student(
+        self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
+    ) -> tuple[list[Step], list[Step]]:
+        """The student visits; the teacher is asked for its targets there."""
+        assert self.adapter is not None
+        guidance = on[self.findings.guidance_argument]
+        g_ref = self.settings.adapter.g_ref
+        strength = self.findings.strength(guidance, g_ref) if self.settings.adapter.dial else 1.0
+        with self.adapter.student_mode(strength, train=False):
+            driven = drive(self.pipeline, off, seeds, self.listened, keep_arguments=True)
+        with self.adapter.teacher_mode():
+            return driven, follow(self.pipeline, on, seeds, self.listened, driven)
+
+    def _arguments(
+        self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]
+    ) -> list[Step]:
+        """Follow with the denoiser stubbed; each answer must pass the output map as probed."""
+        self.stub.clear()
+        heard = follow(
+            self.pipeline, off, seeds, self.listened, driven, stub=self.stub, keep_arguments=True
+        )
+        for index, (answer, step) in enumerate(zip(self.stub.answers, heard, strict=True)):
+            found = find_output_map(answer, step.model_output)
+            if found != self.findings.output_map:
+                raise CaptureError(
+                    f"step {index}: output map '{found}' instead of '{self.findings.output_map}'"
+                )
+        return heard
+
+    def _inputs(self, batch: Sequence[Plan], guidance: float) -> dict[str, Any]:
+        pipeline = self.settings.pipeline
+        prompts = [plan.prompt.text for plan in batch]
+        return {
+            **call_inputs(self.pipeline, prompts, pipeline.call, pipeline.negative_prompt),
+            self.findings.guidance_argument: guidance,
+            "num_inference_steps": batch[0].steps,
+        }
+
+    def _keep(
+        self, plan: Plan, row: int, count: int, heard: Sequence[Step], targets: Sequence[Step]
+    ) -> list[KeptState]:
+        """The states of one sample that are kept, spread over the trajectory."""
+        kept = []
+        for index in kept_indices(self.settings, plan, len(heard)):
+            (call,) = heard[index].calls
+            kept.append(
+                KeptState(
+                    arguments=self._one(call.arguments, row, count),
+                    target=targets[index].model_output.tensor_split(count)[row].cpu(),
+                    timestep=heard[index].timestep,
+                    index=index,
+                )
+            )
+        return kept
+
+    def _one(self, arguments: Tree, row: int, count: int) -> Tree:
+        chosen = arguments if count == 1 else split(arguments, self.findings.layout, count)[row]
+        return tree_map(torch.Tensor.cpu, chosen)
+
+
+def kept_indices(settings: Settings, plan: Plan, count: int) -> list[int]:
+    """Which steps of a trajectory are kept: one drawn from each of equal stretches."""
+    wanted = min(settings.record.states_per_trajectory, count)
+    edges = [round(k * count / wanted) for k in range(wanted + 1)]
+    return [
+        low + int(unit(plan.seed, "kept", k) * (high - low))
+        for k, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+    ]
+
+
+def add_noise(
+    scheduler: Any, clean: torch.Tensor, index: int, seeds: Sequence[int]
+) -> torch.Tensor:
+    """The clean latents, noised to the level of a step.
+
+    Args:
+        scheduler: In the middle of a run, about to take step ``index``.
+        clean: Shape (batch, ...).
+        index: The step; past the last one the latents stay clean.
+        seeds: One per sample.
+
+    Raises:
+        UnfoldableError: The scheduler cannot add noise.
+    """
+    if index >= len(scheduler.timesteps):
+        return clean
+    noise = torch.cat(
+        [torch.randn((1, *clean.shape[1:]), generator=generator(s, "noise", index)) for s in seeds]
+    ).to(clean)
+    timesteps = scheduler.timesteps[index : index + 1].expand(len(clean))
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(clean, timesteps, noise)  # type: ignore[no-any-return]
+    if hasattr(scheduler, "add_noise"):
+        return scheduler.add_noise(clean, noise, timesteps)  # type: ignore[no-any-return]
+    raise UnfoldableError(
+        f"{type(scheduler).__name__} cannot add noise", "Use record.rounds = ['teacher']."
+    )
+
+
+def _plan(
+    settings: Settings,
+    prompts: Sequence[Prompt],
+    number: int,
+    split_name: Split,
+    count: int,
+    first: int,
+) -> list[list[Plan]]:
+    record, seed = settings.record, settings.seed
+    order = permutation(len(prompts), seed, "prompts", number, split_name)
+    batches = []
+    for start in range(0, count, record.batch_size):
+        key = ("batch", number, split_name, start)
+        guidance, steps = _draw(record, unit(seed, *key, "g"), unit(seed, *key, "steps"))
+        batches.append(
+            [
+                Plan(
+                    index=first + k,
+                    split=split_name,
+                    prompt=prompts[order[k % len(order)]],
+                    seed=derive_seed(seed, "trajectory", number, first + k),
+                    guidance=guidance,
+                    steps=steps,
+                )
+                for k in range(start, min(start + record.batch_size, count))
+            ]
+        )
+    return batches
+
+
+def _draw(record: RecordSettings, u: float, v: float) -> tuple[float, int]:
+    low, high = record.guidance
+    fewest, most = record.steps
+    return low + (high - low) * u, fewest + int(v * (most - fewest + 1))
+
+
+def _line(plan: Plan, entry: dict[str, Any], stamp: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "index": plan.index,
+        "split": plan.split,
+        "prompt": plan.prompt.text,
+        "prompt_sha256": plan.prompt.digest,
+        "seed": plan.seed,
+        "guidance": plan.guidance,
+        "steps": plan.steps,
+        **stamp,
+        **entry,
+    }
+
+
+def _check_line(
+    line: dict[str, Any], plan: Plan | None, stamp: dict[str, Any], folder: Path
+) -> None:
+    expected: dict[str, Any] = dict(stamp)
+    if plan is not None:
+        expected |= {"prompt_sha256": plan.prompt.digest, "seed": plan.seed, "steps": plan.steps}
+    for name, value in expected.items():
+        if line.get(name) != value or plan is None:
+            raise MismatchError(
+                f"{folder / line['file']}: recorded with another {name} "
+                f"('{line.get(name)}', now '{value}')",
+                "Its pipeline or prompts have changed since. Choose another folder with run=FOLDER.",
+            )
