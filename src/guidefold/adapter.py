@@ -7,14 +7,17 @@ teacher and student; :meth:`Adapter.student_mode` sets each sample's strength.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from peft import (
     LoraConfig,
+    PeftModel,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
@@ -26,6 +29,8 @@ from guidefold.errors import CorruptFileError, InputError, MismatchError, Unfold
 from guidefold.randomness import derive_seed
 
 NAME = "guidefold"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
 LINEAR = (nn.Linear,)
 ALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -48,7 +53,6 @@ class Adapter:
     _strength: torch.Tensor | float = 1.0
     _teacher_depth: int = 0
     _student_depth: int = 0
-    _hooks: list[Any] = field(default_factory=list)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by the names that the file gives them."""
@@ -134,13 +138,7 @@ class Adapter:
 
     def detach(self) -> None:
         """Take the adapter off; the denoiser is as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        model = unwrap(self.denoiser)
-        for name, layer in self.layers.items():
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.base_layer)
-        del model.peft_config
+        unload_adapter(unwrap(self.denoiser))
 
     def _enable(self, enabled: bool) -> None:
         for layer in self.layers.values():
@@ -203,8 +201,7 @@ def attach(
     for layer in layers.values():
         for part in (layer.lora_A[NAME], layer.lora_B[NAME]):
             part.float()
-        hook = layer.lora_B[NAME].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
-        adapter._hooks.append(hook)
+        layer.lora_B[NAME].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
     return adapter
 
 
@@ -252,24 +249,38 @@ def unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def load_plain(denoiser: nn.Module, tensors: Mapping[str, torch.Tensor], strength: float) -> None:
-    """Load an adapter's tensors with plain peft, for pipelines that have no LoRA loader.
+def save_adapter_config(folder: Path, rank: int, layers: Sequence[str]) -> None:
+    """Write the ``adapter_config.json`` that plain peft reads beside the tensors."""
+    pattern = "|".join(re.escape(name) for name in layers)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})")
+    config.inference_mode = True
+    config.save_pretrained(folder)
+
+
+def load_adapter(
+    pipeline: DiffusionPipeline, denoiser: str, loader: str, folder: Path, strength: float
+) -> None:
+    """Load a written adapter as any client would: no code of ours stays in the pipeline.
 
     Args:
-        denoiser: The module.
-        tensors: As :meth:`Adapter.state_dict` gives them.
+        pipeline: A stock pipeline without a LoRA.
+        denoiser: The component that is adapted.
+        loader: ``diffusers`` (``load_lora_weights``) or ``peft`` (``PeftModel.from_pretrained``).
+        folder: Where the adapter was written.
         strength: The multiplier on the adapter.
     """
-    first = next(t for name, t in tensors.items() if ".lora_A." in name)
-    config = LoraConfig(r=first.shape[0], lora_alpha=first.shape[0])
-    inject_adapter_in_model(config, denoiser, adapter_name=NAME, state_dict=dict(tensors))
-    set_peft_model_state_dict(denoiser, dict(tensors), adapter_name=NAME)
-    for layer in denoiser.modules():
+    if loader == "diffusers":
+        pipeline.load_lora_weights(folder, weight_name=DIFFUSERS_FILE, adapter_name=NAME)
+        pipeline.set_adapters([NAME], [strength])
+        return
+    module = getattr(pipeline, denoiser)
+    PeftModel.from_pretrained(module, folder, adapter_name=NAME)  # wraps the layers in place
+    for layer in module.modules():
         if isinstance(layer, LoraLayer):
-            layer.scaling[NAME] = strength
+            layer.set_scale(NAME, strength)
 
 
-def unload(denoiser: nn.Module) -> None:
+def unload_adapter(denoiser: Any) -> None:
     """Take every LoRA off a denoiser, whoever put it there."""
     for name, layer in list(denoiser.named_modules()):
         if isinstance(layer, LoraLayer):
@@ -277,12 +288,28 @@ def unload(denoiser: nn.Module) -> None:
             setattr(denoiser.get_submodule(parent), child, layer.base_layer)
     if hasattr(denoiser, "peft_config"):
         del denoiser.peft_config
-        denoiser._hf_peft_config_loaded = False  # type: ignore[assignment]
+    if hasattr(denoiser, "_hf_peft_config_loaded"):  # else diffusers believes that one is loaded
+        denoiser._hf_peft_config_loaded = False
+
+
+@contextmanager
+def adapter_off(denoiser: nn.Module) -> Iterator[None]:
+    """Switch a loaded LoRA off for a while."""
+    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _candidates(denoiser: nn.Module, preset: str) -> dict[str, nn.Module]:
     kinds = ALL if preset == "all" else LINEAR
-    named = {n: m for n, m in denoiser.named_modules() if isinstance(m, kinds)}
+    named: dict[str, nn.Module] = {
+        n: m for n, m in denoiser.named_modules() if isinstance(m, kinds)
+    }
     if preset != "attention":
         return named
     inside = tuple(f"{n}." for n, m in denoiser.named_modules() if "Attention" in type(m).__name__)

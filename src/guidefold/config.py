@@ -49,7 +49,7 @@ class PromptSettings(Section):
     """Attributes: path: see ``prompts.load_prompts``; held_out_share: kept for measuring."""
 
     path: str | None = None
-    held_out_share: float = Field(0.1, gt=0, lt=1)
+    held_out_share: float = Field(default=0.1, gt=0, lt=1)
 
 
 class RecordSettings(Section):
@@ -131,13 +131,13 @@ class DistillSettings(Section):
     steps: Positive = 2000
     batch_size: Positive = 8
     accumulation: Positive = 1
-    learning_rate: float = Field(5e-4, gt=0)
-    warmup: int = Field(50, ge=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup: int = Field(default=50, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     loss: Literal["normalised", "plain"] = "normalised"
-    strength_floor: float = Field(0.2, gt=0)
+    strength_floor: float = Field(default=0.2, gt=0)
     normaliser_states: Positive = 256
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
@@ -185,7 +185,7 @@ class Settings(Section):
     """
 
     run: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     threads: Positive | None = None
     pipeline: PipelineSettings
     prompts: PromptSettings = PromptSettings()

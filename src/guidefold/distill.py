@@ -15,26 +15,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
 
-from guidefold.adapter import Adapter, attach
-from guidefold.batches import Batch, chosen_indices, collate, mixes
-from guidefold.capture import output_tensor
+from guidefold.adapter import Adapter
+from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from guidefold.config import Settings
-from guidefold.errors import NonFiniteError, RunError, UnfoldableError
+from guidefold.errors import NonFiniteError, RunError
 from guidefold.objective import (
-    GuidanceSize,
     learning_rate,
     loss_scale,
     mean_residual,
     residual_by_level,
     squared_error,
+    strength_of,
 )
 from guidefold.progress import Stop, Stopped, stop_on_signals, task
 from guidefold.runs import append_line, read_lines, sha256, write_text
 from guidefold.session import Session, open_session
 from guidefold.shards import StateRef, read_round, state_refs
+from guidefold.student import Student
 from guidefold.trajectories import Recorder, plan_round, record_round
 
 LOG = "log.jsonl"
@@ -74,9 +73,12 @@ def distill(settings: Settings) -> Path:
         FailedError: A damaged file, or a loss that is not finite.
         Stopped: On request; a checkpoint was saved.
     """
-    with _accelerator(settings) as accelerator, stop_on_signals() as stop:
-        with open_session(settings, main=accelerator.is_main_process) as session:
-            return Training(session, accelerator, stop).run()
+    with (
+        _accelerator(settings) as accelerator,
+        stop_on_signals() as stop,
+        open_session(settings, accelerator.device, main=accelerator.is_main_process) as session,
+    ):
+        return Training(session, accelerator, stop).run()
 
 
 @dataclass
@@ -99,7 +101,6 @@ class Training:
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.step = 0
-        self.together = True
 
     def run(self) -> Path:
         """Train every stretch: each round is recorded, then trained on with those before it."""
@@ -114,27 +115,24 @@ class Training:
         return find_checkpoints(self.session.run)[-1]
 
     def _prepare(self) -> None:
-        """Attach the adapter, load the last checkpoint, wrap for accelerate."""
+        """Attach the adapter, load the last checkpoint, wrap for several processes."""
         refs = self._refs(0, "training")
         if not refs:
             raise RunError(f"{self.session.run}: no training states are recorded")
-        self.denoiser = self.session.denoiser.to(self.device)
-        first = collate(refs[:1], None, together=False)[0].to(self.device)
-        asked = self.settings.adapter
-        self.adapter = attach(
-            self.denoiser, asked.targets, asked.rank, self.settings.seed, lambda: self._raw(first)
-        )
+        if "student" not in self.settings.record.rounds:
+            self.session.keep_denoiser_only()
+        denoiser = self.session.denoiser.to(self.device)
+        seed = self.settings.seed
+        self.student = Student(denoiser, self.findings, self.settings.adapter, seed, refs)
+        self.student.autocast = self.accelerator.autocast
+        self.adapter = self.student.adapter
         if self.settings.distill.gradient_checkpointing:
-            self._enable_checkpointing(first)
-        self.model = self.denoiser
+            self.student.enable_checkpointing()
         if self.accelerator.num_processes > 1:
-            self.model = self.accelerator.prepare_model(self.denoiser)
-        self.optimizer = torch.optim.AdamW(
-            self.adapter.named_parameters().values(),
-            lr=self.settings.distill.learning_rate,
-            weight_decay=self.settings.distill.weight_decay,
-        )
-        self._check_mixing(refs)
+            self.student.model = self.accelerator.prepare_model(denoiser)
+        self.parameters = list(self.adapter.named_parameters().values())
+        decay = self.settings.distill.weight_decay
+        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=decay)
         self._resume()
 
     def _resume(self) -> None:
@@ -155,25 +153,22 @@ class Training:
 
     def _train_stretch(self, number: int, end: int) -> None:
         """Train from the current step to ``end`` on every round up to ``number``."""
-        asked = self.settings.distill
+        asked, size = self.settings.distill, self.settings.distill.batch_size
         self.refs = self._refs(number, "training")
         self.held_out = self._refs(0, "held-out")
-        self.size = self._measure_guidance(self.refs)
-        self.unguided = self._errors(self.held_out, student=False) if self.main else []
         self.stretch = f"round-{number}"
+        count = min(len(self.refs), asked.normaliser_states)
+        spread = [self.refs[k * len(self.refs) // count] for k in range(count)]
+        self.guidance_size = self.student.measure_guidance(spread, size)
+        if self.main:
+            self.unguided = self.student.errors(self.held_out, size, adapted=False)
         with task("Training", asked.steps, self.step) as progress:
             while self.step < end:
                 self._checked_stop()
                 line = self.train_step()
-                if self.main and (self.step % asked.log_every == 0 or self.step == end):
-                    append_line(self.session.run / LOG, line)
-                if self.main and (
-                    self.step % asked.validate_every == 0 or self.step == asked.steps
-                ):
-                    append_line(self.session.run / LOG, self.validate())
-                if self.main and (self.step % asked.checkpoint_every == 0 or self.step == end):
-                    self._save()
-                progress.advance(note=f"loss {line['loss']:.3f}")
+                if self.main:
+                    self._write_down(line, self.step == end)
+                progress.advance(note="" if line["loss"] is None else f"loss {line['loss']:.3f}")
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step: forward and backward of every piece, clip, update.
@@ -184,36 +179,29 @@ class Training:
         Raises:
             NonFiniteError: Loss or gradient is not finite; the step is not applied.
         """
-        start, asked = time.perf_counter(), self.settings.distill
-        rate = learning_rate(
-            self.step, asked.steps, asked.learning_rate, asked.warmup, asked.schedule
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        start, batch_size = time.perf_counter(), self.settings.distill.batch_size
         self.optimizer.zero_grad()
-        pieces = self._pieces()
-        total = torch.zeros((), device=self.device)
+        pieces, total = self._pieces(), torch.zeros((), device=self.device)
         for number, batch in enumerate(pieces, 1):
-            with (
-                self.adapter.student_mode(self._strengths(batch)),
-                self._sync(number == len(pieces)),
-            ):
-                errors = squared_error(self._predict(batch), batch.target)
-                loss = (errors / self._scales(batch)).sum() / asked.batch_size
+            strengths = self.student.strengths(batch.guidance)
+            with self.adapter.student_mode(strengths), self._sync(number == len(pieces)):
+                errors = squared_error(self.student.predict(batch), batch.target)
+                loss = (errors / self._scales(batch)).sum() / batch_size
                 self.accelerator.backward(loss)
             total += loss.detach()
+        rate = self._set_learning_rate()
         norm, applied = self._update()
-        mean_loss = float(self.accelerator.reduce(total, "mean"))
-        if not applied and asked.mixed_precision != "fp16":
+        loss_now = float(self.accelerator.reduce(total, "mean"))
+        if not applied and self.accelerator.scaler is None:
             raise NonFiniteError(
-                f"step {self.step}: loss {mean_loss:g}, gradient norm {norm:g}",
+                f"step {self.step}: loss {loss_now:g}, gradient norm {norm:g}",
                 "Nothing was applied and the last checkpoint stands. Lower distill.learning_rate, "
                 "or set pipeline.dtype=fp32 if the teacher overflows.",
             )
         self.step += 1
         return {
             "step": self.step,
-            "loss": mean_loss if applied else None,
+            "loss": loss_now if applied else None,  # None: skipped, fp16 overflowed
             "gradient_norm": norm if applied else None,
             "learning_rate": rate,
             "seconds": round(time.perf_counter() - start, 4),
@@ -221,24 +209,40 @@ class Training:
 
     def validate(self) -> dict[str, Any]:
         """Residual guidance on held-out prompts, per noise level."""
-        levels = residual_by_level(
-            [ref.timestep for ref in self.held_out],
-            self._errors(self.held_out, student=True),
-            self.unguided,
-        )
+        errors = self.student.errors(self.held_out, self.settings.distill.batch_size)
+        timesteps = [ref.timestep for ref in self.held_out]
+        levels = residual_by_level(timesteps, errors, self.unguided)
         return {
             "step": self.step,
             "residual_guidance": mean_residual(levels),
             "levels": [asdict(level) for level in levels],
         }
 
+    def _write_down(self, line: dict[str, Any], last: bool) -> None:
+        """Log, validate and save, each in its turn."""
+        asked, log = self.settings.distill, self.session.run / LOG
+        if self.step % asked.log_every == 0 or last:
+            append_line(log, line)
+        if self.step % asked.validate_every == 0 or last:
+            append_line(log, self.validate())
+        if self.step % asked.checkpoint_every == 0 or last:
+            self._save()
+
+    def _set_learning_rate(self) -> float:
+        asked = self.settings.distill
+        rate = learning_rate(
+            self.step, asked.steps, asked.learning_rate, asked.warmup, asked.schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
     def _update(self) -> tuple[float, bool]:
         """Clip and apply; returns the gradient's norm and whether the step was applied."""
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        parameters = list(self.adapter.named_parameters().values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.distill.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.distill.max_grad_norm)
         finite = bool(norm.isfinite())
         if scaler is not None:
             scaler.step(self.optimizer)
@@ -256,116 +260,20 @@ class Training:
         )
         mine = indices[self.accelerator.process_index :: world]
         size = asked.batch_size // asked.accumulation
-        return [
-            batch.to(self.device)
-            for first in range(0, len(mine), size)
-            for batch in self._calls([self.refs[i] for i in mine[first : first + size]])
-        ]
-
-    def _calls(self, refs: list[StateRef]) -> list[Batch]:
-        return collate(refs, self.findings.layout, self.together)
-
-    def _strengths(self, batch: Batch) -> torch.Tensor:
-        asked = self.settings.adapter
-        values = [self.findings.strength(g, asked.g_ref) for g in batch.guidance]
-        return torch.tensor(values if asked.dial else [1.0] * len(values), device=self.device)
+        cuts = [mine[first : first + size] for first in range(0, len(mine), size)]
+        return [batch for cut in cuts for batch in self.student.calls([self.refs[i] for i in cut])]
 
     def _scales(self, batch: Batch) -> torch.Tensor:
         """What each sample's squared error is divided by."""
         if self.settings.distill.loss == "plain":
             return torch.ones(len(batch.timesteps), device=self.device)
         g_ref, floor = self.settings.adapter.g_ref, self.settings.distill.strength_floor
-        pairs = zip(batch.timesteps, batch.guidance, strict=True)
+        off, size = self.findings.off, self.guidance_size
         scales = [
-            loss_scale(
-                self.size.at(t), self.findings.strength(g, g_ref), floor, g_ref - self.findings.off
-            )
-            for t, g in pairs
+            loss_scale(size.at(t), strength_of(g, off, g_ref), floor, g_ref - off)
+            for t, g in zip(batch.timesteps, batch.guidance, strict=True)
         ]
         return torch.tensor(scales, device=self.device)
-
-    def _predict(self, batch: Batch, model: nn.Module | None = None) -> torch.Tensor:
-        """The model output for a batch, through the pipeline's output map."""
-        args, kwargs = batch.arguments
-        with self.accelerator.autocast():
-            raw = output_tensor((model or self.model)(*args, **kwargs))
-        output_map = self.findings.output_map
-        return output_map(raw, batch.target.shape[output_map.dim])
-
-    def _raw(self, batch: Batch) -> torch.Tensor:
-        args, kwargs = batch.arguments
-        return output_tensor(self.denoiser(*args, **kwargs))
-
-    def _errors(self, refs: list[StateRef], *, student: bool) -> list[float]:
-        """Squared error to the target at each state, adapter on or off."""
-        size, errors = self.settings.distill.batch_size, []
-        for first in range(0, len(refs), size):
-            for batch in self._calls(refs[first : first + size]):
-                here = batch.to(self.device)
-                mode = (
-                    self.adapter.student_mode(self._strengths(here), train=False)
-                    if student
-                    else self.adapter.teacher_mode()
-                )
-                with mode:
-                    errors += squared_error(
-                        self._predict(here, self.denoiser), here.target
-                    ).tolist()
-        return errors
-
-    def _measure_guidance(self, refs: list[StateRef]) -> GuidanceSize:
-        """Measure how large guidance is at each noise level, on states spread over the record."""
-        count = min(len(refs), self.settings.distill.normaliser_states)
-        few = [refs[k * len(refs) // count] for k in range(count)]
-        few = [ref for ref in few if ref.guidance != self.findings.off]
-        errors = self._errors(few, student=False)
-        spans = [(ref.guidance - self.findings.off) ** 2 for ref in few]
-        sizes = [e / s for e, s in zip(errors, spans, strict=True)]
-        return GuidanceSize.measure([ref.timestep for ref in few], sizes)
-
-    def _check_mixing(self, refs: list[StateRef]) -> None:
-        """Whether states of several timesteps and strengths may share a call (fresh adapter)."""
-        few = [refs[0], refs[-1]]
-        with self._stirred():
-            self.together = len(refs) > 1 and mixes(
-                self._predict_at, few, self.findings.layout, self.device
-            )
-
-    @contextmanager
-    def _stirred(self) -> Iterator[None]:
-        """Give ``lora_B`` small random values for a while: at zero, strength changes nothing."""
-        before = {n: p.detach().clone() for n, p in self.adapter.named_parameters().items()}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for name, parameter in self.adapter.named_parameters().items():
-                if ".lora_B." in name:
-                    parameter.copy_(0.05 * torch.randn(parameter.shape))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in self.adapter.named_parameters().items():
-                    parameter.copy_(before[name])
-
-    def _predict_at(self, batch: Batch, strengths: torch.Tensor) -> torch.Tensor:
-        with self.adapter.student_mode(strengths, train=False):
-            return self._predict(batch, self.denoiser)
-
-    def _enable_checkpointing(self, batch: Batch) -> None:
-        """Turn gradient checkpointing on, where it does not change what the denoiser says."""
-        if not hasattr(self.denoiser, "enable_gradient_checkpointing"):
-            raise UnfoldableError(
-                f"{type(self.denoiser).__name__} has no gradient checkpointing",
-                "Set distill.gradient_checkpointing=false.",
-            )
-        plain = self._raw(batch).detach()
-        self.denoiser.enable_gradient_checkpointing()
-        if not torch.allclose(self._raw(batch).detach(), plain, rtol=1e-3, atol=1e-4):
-            raise UnfoldableError(
-                f"{type(self.denoiser).__name__}: gradient checkpointing changes its output, "
-                "which is a fault of this version of diffusers",
-                "Set distill.gradient_checkpointing=false.",
-            )
 
     @contextmanager
     def _sync(self, last: bool) -> Iterator[None]:
@@ -373,7 +281,7 @@ class Training:
         if last:
             yield
         else:
-            with self.accelerator.no_sync(self.model):
+            with self.accelerator.no_sync(self.student.model):
                 yield
 
     def _checked_stop(self) -> None:

@@ -198,7 +198,7 @@ def fingerprint(module: nn.Module) -> str:
 def _load(loader: Any, source: object, dtype: torch.dtype, **options: Any) -> DiffusionPipeline:
     """Call a diffusers loader; what it complains of is the pipeline's fault, not ours."""
     try:
-        return loader(source, torch_dtype=dtype, use_safetensors=True, **options)
+        return loader(source, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise PipelineError(
             f"{source}: diffusers cannot open it: {error}",

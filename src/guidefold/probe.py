@@ -76,14 +76,6 @@ class Findings:
         """Back from plain values."""
         return Findings(**{**values, "output_map": OutputMap(**values["output_map"])})
 
-    def strength(self, guidance: float, g_ref: float) -> float:
-        """The strength that stands for a guidance scale: (g - off) / (g_ref - off)."""
-        return (guidance - self.off) / (g_ref - self.off)
-
-    def guidance(self, strength: float, g_ref: float) -> float:
-        """The guidance scale that a strength stands for."""
-        return self.off + strength * (g_ref - self.off)
-
     def check_same_base(self, other: Findings) -> None:
         """Refuse another base.
 
@@ -286,7 +278,7 @@ def _find_layout(
             seeds = range(SEED, SEED + len(prompts))
             steps = drive(pipeline, given, seeds, listened, stub=stub, keep_arguments=True)
             heard.append(steps[0].calls[0].arguments)
-        return find_layout(*heard)
+        return find_layout(heard[0], heard[1])
     except (ValueError, TypeError, RuntimeError, UnfoldableError):
         return None
 

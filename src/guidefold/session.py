@@ -13,7 +13,8 @@ from torch import nn
 
 from guidefold.config import Settings, check_same, dump_toml, load_settings
 from guidefold.errors import RunError
-from guidefold.pipelines import DTYPES, open_pipeline, resolve_device
+from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
+from guidefold.objective import strength_of
 from guidefold.probe import Findings, probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
@@ -45,6 +46,12 @@ class Session:
         module: nn.Module = getattr(self.pipeline, self.findings.denoiser)
         return module
 
+    def keep_denoiser_only(self) -> None:
+        """Let go of encoders and autoencoder: training on recorded states needs none of them."""
+        for name in modules(self.pipeline):
+            if name != self.findings.denoiser:
+                setattr(self.pipeline, name, None)
+
     @property
     def guidance(self) -> float:
         """The guidance scale that pictures are measured at."""
@@ -56,17 +63,20 @@ class Session:
         """The adapter's strength for :attr:`guidance`."""
         if not self.settings.adapter.dial:
             return 1.0
-        return self.findings.strength(self.guidance, self.settings.adapter.g_ref)
+        return strength_of(self.guidance, self.findings.off, self.settings.adapter.g_ref)
 
 
 @contextmanager
-def open_session(settings: Settings, *, main: bool = True) -> Iterator[Session]:
+def open_session(
+    settings: Settings, device: torch.device | None = None, *, main: bool = True
+) -> Iterator[Session]:
     """Hold a run folder, open its pipeline, and make sure that they belong together.
 
     Everything that can be checked without a model is checked first.
 
     Args:
         settings: The run's.
+        device: Where to; None takes ``pipeline.device``.
         main: Whether this process writes; other processes of one launch only read.
 
     Raises:
@@ -75,18 +85,18 @@ def open_session(settings: Settings, *, main: bool = True) -> Iterator[Session]:
     prompts, held_out = split_prompts(
         load_prompts(settings.prompts.path), settings.prompts.held_out_share
     )
-    device = resolve_device(settings.pipeline.device)
+    place = str(device) if device is not None else resolve_device(settings.pipeline.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     run = Path(settings.run)
     if not main:
-        yield _open(run, settings, prompts, held_out, device)
+        yield _open(run, settings, prompts, held_out, place)
         return
     with locked(run):
         stored = run / "config.toml"
         if stored.exists():
             check_same(load_settings(stored), settings, run)
-        session = _open(run, settings, prompts, held_out, device)
+        session = _open(run, settings, prompts, held_out, place)
         write_text(stored, dump_toml(settings))
         write_json(run / "probe.json", session.findings.to_json())
         yield session

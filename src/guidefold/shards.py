@@ -138,8 +138,8 @@ class _Trajectory:
         self.metadata = read_metadata(path)
         if self.metadata is None:
             raise CorruptFileError(f"{path}: no trajectory (its metadata is missing)")
-        self._file = safe_open(path, framework="pt")
-        self._once = {
+        self._file: Any = safe_open(path, framework="pt")
+        self._once: dict[str, torch.Tensor] = {
             name: self._file.get_tensor(name)
             for name in self._file.keys()  # noqa: SIM118 - not a dictionary
             if name.startswith("once/") and name != "once/last_state"
@@ -157,13 +157,13 @@ class _Trajectory:
         )
 
     def _tensor(self, name: str, row: int) -> torch.Tensor:
-        stored = f"once/{name}"
+        stored = f"once/{name}" if f"once/{name}" in self._once else f"step/{name}"
         if stored in self._once:
             tensor = self._once[stored]
         else:
-            stored = f"step/{name}"
             tensor = self._file.get_slice(stored)[row]
-        return tensor.to(getattr(torch, self.metadata["dtypes"][stored]))
+        dtype: torch.dtype = getattr(torch, self.metadata["dtypes"][stored])
+        return tensor.to(dtype)
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from guidefold.capture import RandomStub, Step, drive, find_output_map, follow
 from guidefold.config import RecordSettings, Settings, StateSource
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
 from guidefold.pipelines import DTYPES, call_inputs
+from guidefold.objective import strength_of
 from guidefold.probe import Findings
 from guidefold.progress import Stop, Stopped, task
 from guidefold.prompts import Prompt
@@ -194,7 +195,8 @@ class Recorder:
         assert self.adapter is not None
         guidance = on[self.findings.guidance_argument]
         g_ref = self.settings.adapter.g_ref
-        strength = self.findings.strength(guidance, g_ref) if self.settings.adapter.dial else 1.0
+        dial = self.settings.adapter.dial
+        strength = strength_of(guidance, self.findings.off, g_ref) if dial else 1.0
         with self.adapter.student_mode(strength, train=False):
             driven = drive(self.pipeline, off, seeds, self.listened, keep_arguments=True)
         with self.adapter.teacher_mode():

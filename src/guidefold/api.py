@@ -1,0 +1,36 @@
+"""The Python API: a function for every verb of the command line.
+
+from guidefold import api
+
+settings = api.load_settings("sd15", ["pipeline.source=FOLDER", "run=runs/mine"])
+api.distill(settings)
+api.export(settings)
+results = api.evaluate(settings)
+"""
+
+from guidefold.capture import drive, follow
+from guidefold.config import Settings, load_settings
+from guidefold.distill import distill, record
+from guidefold.errors import GuidefoldError
+from guidefold.evaluate import evaluate
+from guidefold.export import export
+from guidefold.pipelines import open_pipeline
+from guidefold.probe import probe
+from guidefold.prompts import load_prompts
+from guidefold.sample import sample
+
+__all__ = [
+    "GuidefoldError",
+    "Settings",
+    "distill",
+    "drive",
+    "evaluate",
+    "export",
+    "follow",
+    "load_prompts",
+    "load_settings",
+    "open_pipeline",
+    "probe",
+    "record",
+    "sample",
+]

@@ -1,0 +1,257 @@
+"""Pictures, seed by seed: of the teacher, of the unguided teacher, of the student."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from guidefold.capture import Listener, run
+from guidefold.config import Settings
+from guidefold.errors import InputError
+from guidefold.export import open_adapter
+from guidefold.pipelines import call_inputs
+from guidefold.probe import Findings
+from guidefold.progress import Task, task
+from guidefold.randomness import derive_seed
+from guidefold.runs import write_bytes
+from guidefold.session import Session, open_session, require_run
+
+Kind = Literal["teacher", "unguided", "student"]
+KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
+Picture = Image.Image
+
+
+@dataclass
+class Drawn:
+    """Pictures and what they cost.
+
+    Attributes:
+        pictures: One per prompt; of a video, its middle frame.
+        frames: Of each video, its frames; empty for pictures.
+        passes_per_image: Samples through the denoiser.
+        denoiser_seconds_per_image: Time inside the denoiser.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    frames: list[list[Picture]] = field(default_factory=list)
+    passes_per_image: float = 0.0
+    denoiser_seconds_per_image: float = 0.0
+
+
+def sample(
+    settings: Settings,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    seeds: Sequence[int] = (0,),
+    strength: float | None = None,
+    adapter: Path | None = None,
+) -> list[Path]:
+    """Make pictures for given prompts; write each one and a labelled grid.
+
+    Args:
+        settings: The run's.
+        prompts: What to draw.
+        out: Folder for ``grid.png`` and a file per picture.
+        kinds: Who draws; one column each.
+        seeds: Every prompt is drawn with every seed.
+        strength: The adapter's; None takes the one for the teacher's guidance scale.
+        adapter: An adapter's folder; None takes the run's.
+
+    Returns:
+        The files written, the grid first.
+
+    Raises:
+        RunError: There is no run, or no adapter yet.
+        MismatchError: The adapter belongs to another base.
+    """
+    require_run(Path(settings.run))
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    texts, numbers = [p for p, _ in pairs], [derive_seed(s, "picture") for _, s in pairs]
+    drawn: dict[Kind, Drawn] = {}
+    with open_session(settings) as session:
+        total = len(kinds) * len(pairs) * settings.evaluate.steps
+        with task("Drawing", total) as progress:
+            for kind in sorted(kinds, key=KINDS.index):  # the student last: it loads the adapter
+                if kind == "student":
+                    open_adapter(
+                        session, session.strength if strength is None else strength, adapter
+                    )
+                drawn[kind] = draw_session(session, texts, numbers, kind == "teacher", progress)
+    rows = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
+    captions = [f"{prompt} (seed {seed})" for prompt, seed in pairs]
+    sheet = out / "grid.png"
+    write_bytes(sheet, png(grid(rows, [heading(k, drawn[k]) for k in kinds], captions)))
+    return [sheet, *(path for kind in kinds for path in _write(out, kind, drawn[kind]))]
+
+
+def heading(kind: Kind, drawn: Drawn) -> str:
+    """A column's heading: who drew, in how many passes."""
+    name = "CFG teacher" if kind == "teacher" else kind
+    return f"{name}, {drawn.passes_per_image:g} passes"
+
+
+def draw_session(
+    session: Session, prompts: Sequence[str], seeds: Sequence[int], guided: bool, progress: Task
+) -> Drawn:
+    """:func:`draw` with a session's pipeline and settings."""
+    settings = session.settings
+    size = settings.evaluate.batch_size
+    return draw(
+        session.pipeline,
+        session.findings,
+        prompts,
+        seeds,
+        guidance=session.guidance if guided else session.findings.off,
+        steps=settings.evaluate.steps,
+        batch_size=size,
+        call=settings.pipeline.call,
+        negative_prompt=settings.pipeline.negative_prompt,
+        on_step=lambda: progress.advance(min(size, len(prompts))),
+    )
+
+
+def draw(
+    pipeline: DiffusionPipeline,
+    findings: Findings,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    guidance: float,
+    steps: int,
+    batch_size: int = 1,
+    call: Mapping[str, Any] | None = None,
+    negative_prompt: str | None = None,
+    on_step: Any = None,
+) -> Drawn:
+    """Make pictures with the stock pipeline as it stands, and count what they cost.
+
+    Args:
+        pipeline: With or without a LoRA loaded.
+        findings: What the probe found.
+        prompts: One per picture.
+        seeds: One per picture; a picture depends on nothing else.
+        guidance: The value of the pipeline's guidance argument.
+        steps: Denoising steps.
+        batch_size: Prompts per pipeline call.
+        call: The user's further call arguments.
+        negative_prompt: The house negative prompt, if any.
+        on_step: Told of every step.
+    """
+    drawn, passes, seconds = Drawn(), 0, 0.0
+    listened: dict[str, nn.Module] = {findings.denoiser: getattr(pipeline, findings.denoiser)}
+    size = batch_size if findings.layout is not None else 1
+    for first in range(0, len(prompts), size):
+        some = list(prompts[first : first + size])
+        inputs = {
+            **call_inputs(pipeline, some, call or {}, negative_prompt),
+            findings.guidance_argument: guidance,
+            "num_inference_steps": steps,
+        }
+        with Listener(pipeline, listened, on_step=on_step) as listener:
+            result = run(pipeline, inputs, seeds[first : first + size], output_type="pil")
+        _add(drawn, result, len(some))
+        calls = [call for step in listener.steps for call in step.calls]
+        passes += sum(call.rows for call in calls)
+        seconds += sum(call.seconds for call in calls)
+    drawn.passes_per_image = passes / len(prompts)
+    drawn.denoiser_seconds_per_image = seconds / len(prompts)
+    return drawn
+
+
+def picture_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of a run's pictures, the same for every kind."""
+    return [derive_seed(seed, "picture", k) for k in range(count)]
+
+
+def grid(
+    rows: Sequence[Sequence[Picture]], columns: Sequence[str], captions: Sequence[str]
+) -> Picture:
+    """A labelled grid of pictures.
+
+    Args:
+        rows: Pictures of one size, row by row.
+        columns: A heading per column.
+        captions: A caption per row, written to its left.
+
+    Returns:
+        An RGB picture; small pictures are enlarged to at least 128 pixels without smoothing.
+    """
+    width, height = rows[0][0].size
+    factor = max(1, -(-128 // max(width, height)))
+    width, height = width * factor, height * factor
+    font = ImageFont.load_default(size=14)
+    gap, left, top = 6, 200, 30
+    size = (left + len(columns) * (width + gap), top + len(rows) * (height + gap))
+    sheet = Image.new("RGB", size, "white")
+    ink = ImageDraw.Draw(sheet)
+    for c, heading in enumerate(columns):
+        ink.text((left + c * (width + gap) + width / 2, 8), heading, "black", font, anchor="ma")
+    for r, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
+        y = top + r * (height + gap)
+        ink.multiline_text((8, y + 6), _wrap(caption, left - 16, font), "black", font)
+        for c, picture in enumerate(pictures):
+            large = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(large, (left + c * (width + gap), y))
+    return sheet
+
+
+def png(picture: Picture) -> bytes:
+    """A picture as PNG bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def animation(frames: Sequence[Picture]) -> bytes:
+    """Frames as a GIF, 8 a second."""
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=125, loop=0)
+    return buffer.getvalue()
+
+
+def _write(out: Path, kind: Kind, drawn: Drawn) -> list[Path]:
+    """A PNG per picture, a GIF per video."""
+    files = {f"{kind}-{k:03d}.png": png(picture) for k, picture in enumerate(drawn.pictures)}
+    if drawn.frames:
+        files = {f"{kind}-{k:03d}.gif": animation(f) for k, f in enumerate(drawn.frames)}
+    for name, data in files.items():
+        write_bytes(out / name, data)
+    return [out / name for name in files]
+
+
+def _add(drawn: Drawn, result: Any, count: int) -> None:
+    """Take pictures or videos from what a pipeline returned."""
+    found = list(result[0])
+    if len(found) != count or not all(isinstance(f, Picture | list) for f in found):
+        raise InputError(
+            f"the pipeline returned {type(result[0]).__name__}, neither pictures nor videos",
+            "Guidefold folds its guidance, but cannot draw what it makes: use the adapter in "
+            "diffusers.",
+        )
+    for item in found:
+        if isinstance(item, list):
+            drawn.frames.append(item)
+            drawn.pictures.append(item[len(item) // 2])
+        else:
+            drawn.pictures.append(item)
+
+
+def _wrap(text: str, width: float, font: Any) -> str:
+    """Break a caption into lines of at most ``width`` pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

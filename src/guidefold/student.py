@@ -1,0 +1,166 @@
+"""The student: the teacher's denoiser with an adapter, asked for its output at recorded states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidefold.adapter import Adapter, attach
+from guidefold.batches import Batch, collate, mixes
+from guidefold.capture import output_tensor
+from guidefold.config import AdapterSettings
+from guidefold.errors import UnfoldableError
+from guidefold.objective import GuidanceSize, squared_error, strength_of
+from guidefold.probe import Findings
+from guidefold.shards import StateRef
+
+
+class Student:
+    """A denoiser with an adapter attached, fresh: it says what the unguided teacher says.
+
+    Args:
+        denoiser: The teacher's module; wrapped in place.
+        findings: What the probe found.
+        asked: Targets, rank and dial.
+        seed: The run's.
+        refs: Recorded states; one is used to see how the layers are called, two to see whether
+            states of several timesteps and strengths may share a call.
+
+    Attributes:
+        adapter: The LoRA.
+        model: What is called: the denoiser, or a wrapper of it that a launcher made.
+        together: Whether mixed states may share a call.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        findings: Findings,
+        asked: AdapterSettings,
+        seed: int,
+        refs: Sequence[StateRef],
+    ) -> None:
+        self.denoiser, self.model = denoiser, denoiser
+        self.findings, self.asked = findings, asked
+        self.device = next(denoiser.parameters()).device
+        self.autocast: Any = nullcontext
+        (first,) = collate(refs[:1], None, together=False)
+        self.first = first.to(self.device)
+        self.adapter: Adapter = attach(
+            denoiser, asked.targets, asked.rank, seed, lambda: self._raw(self.first)
+        )
+        with self._stirred():
+            few = [refs[0], refs[-1]]
+            self.together = len(refs) > 1 and mixes(
+                self._predict_at, few, findings.layout, self.device
+            )
+
+    def calls(self, refs: Sequence[StateRef]) -> list[Batch]:
+        """Read states and make as few denoiser calls of them as gives the same result."""
+        batches = collate(refs, self.findings.layout, self.together)
+        return [batch.to(self.device) for batch in batches]
+
+    def predict(self, batch: Batch, model: nn.Module | None = None) -> torch.Tensor:
+        """The model output at a batch of states, through the pipeline's output map.
+
+        Args:
+            batch: On the denoiser's device.
+            model: What to call; :attr:`model` if None.
+
+        Returns:
+            Shape of ``batch.target``.
+        """
+        args, kwargs = batch.arguments
+        with self.autocast():
+            raw = output_tensor((model or self.model)(*args, **kwargs))
+        output_map = self.findings.output_map
+        return output_map(raw, batch.target.shape[output_map.dim])
+
+    def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
+        """Each sample's strength, shape (batch,): the dial's, or 1 without one."""
+        dial, off, g_ref = self.asked.dial, self.findings.off, self.asked.g_ref
+        values = [strength_of(g, off, g_ref) if dial else 1.0 for g in guidance]
+        return torch.tensor(values, device=self.device)
+
+    def errors(
+        self, refs: Sequence[StateRef], batch_size: int, *, adapted: bool = True
+    ) -> list[float]:
+        """Squared error to the target at each state, without gradients.
+
+        Args:
+            refs: The states.
+            batch_size: States per call.
+            adapted: Of the student; else of the unguided teacher.
+        """
+        found: list[float] = []
+        for first in range(0, len(refs), batch_size):
+            for batch in self.calls(refs[first : first + batch_size]):
+                strengths = self.strengths(batch.guidance)
+                student = self.adapter.student_mode(strengths, train=False)
+                with student if adapted else self.adapter.teacher_mode():
+                    output = self.predict(batch, self.denoiser)
+                found += squared_error(output, batch.target).tolist()
+        return found
+
+    def measure_guidance(self, refs: Sequence[StateRef], batch_size: int) -> GuidanceSize:
+        """Measure how large guidance is at each noise level.
+
+        Args:
+            refs: The states to measure at.
+            batch_size: States per call.
+
+        Raises:
+            UnfoldableError: Every state was recorded with guidance off.
+        """
+        off = self.findings.off
+        guided = [ref for ref in refs if ref.guidance != off]
+        if not guided:
+            raise UnfoldableError(
+                f"record.guidance: every state was recorded at {off:g}, where guidance is off",
+                "Record a range that holds the guidance scales you use, such as [2.0, 8.0].",
+            )
+        errors = self.errors(guided, batch_size, adapted=False)
+        pairs = zip(errors, guided, strict=True)
+        sizes = [error / (ref.guidance - off) ** 2 for error, ref in pairs]
+        return GuidanceSize.measure([ref.timestep for ref in guided], sizes)
+
+    def enable_checkpointing(self) -> None:
+        """Turn gradient checkpointing on.
+
+        Raises:
+            UnfoldableError: The denoiser has none, or it changes what the denoiser says.
+        """
+        name, remedy = type(self.denoiser).__name__, "Set distill.gradient_checkpointing=false."
+        if not getattr(self.denoiser, "_supports_gradient_checkpointing", False):
+            raise UnfoldableError(f"{name} has no gradient checkpointing", remedy)
+        plain = self._raw(self.first).detach()
+        self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        if not torch.allclose(self._raw(self.first).detach(), plain, rtol=1e-3, atol=1e-4):
+            raise UnfoldableError(
+                f"{name}: gradient checkpointing changes its output, a fault of this diffusers",
+                remedy,
+            )
+
+    def _raw(self, batch: Batch) -> torch.Tensor:
+        args, kwargs = batch.arguments
+        return output_tensor(self.denoiser(*args, **kwargs))
+
+    def _predict_at(self, batch: Batch, strengths: torch.Tensor) -> torch.Tensor:
+        with self.adapter.student_mode(strengths, train=False):
+            return self.predict(batch)
+
+    @contextmanager
+    def _stirred(self) -> Iterator[None]:
+        """Give ``lora_B`` random values for a while: while it is zero, strength changes nothing."""
+        ups = [p for n, p in self.adapter.named_parameters().items() if ".lora_B." in n]
+        noise = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for up in ups:
+                up.copy_(0.05 * torch.randn(up.shape, generator=noise))
+            yield
+            for up in ups:
+                up.zero_()
