@@ -1,0 +1,113 @@
+"""Judge whether a picture shows what its caption says: every fact of it, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from guidefold.demo.captions import Facts, Thing, parse
+from guidefold.demo.reading import Reading, SeenThing, read_pictures
+from guidefold.demo.world import PICTURE_SIZE, SIZE_LIMIT
+
+_AT_ONCE = 64
+_LEAST_SHIFT = 6.0  # pixels between centres for one thing to lie beside another
+
+
+def category(caption: str) -> str:
+    """The category a caption is judged in, one of `CATEGORIES`.
+
+    Args:
+        caption: A caption of the world.
+
+    Returns:
+        The category.
+
+    Raises:
+        ValueError: If the caption is not one of the world's.
+    """
+    return parse(caption).category
+
+
+def _of_size(seen: SeenThing, size: str) -> bool:
+    return not size or (seen.radius < SIZE_LIMIT) == (size == "small")
+
+
+def _find(thing: Thing, seen: Sequence[SeenThing]) -> SeenThing | None:
+    """The one seen thing of a said thing's shape, colour and size."""
+    for candidate in seen:
+        alike = candidate.shape == thing.shape and candidate.colour == thing.colour
+        if alike and _of_size(candidate, thing.size):
+            return candidate
+    return None
+
+
+def _relation(first: SeenThing, second: SeenThing) -> str:
+    """Where the first thing lies, seen from the second; empty where it is hard to say."""
+    across, down = first.x - second.x, first.y - second.y
+    if max(abs(across), abs(down)) < _LEAST_SHIFT:
+        return ""
+    if abs(across) > abs(down):
+        return "to the left of" if across < 0 else "to the right of"
+    return "above" if down < 0 else "below"
+
+
+def agrees(reading: Reading, facts: Facts) -> bool:
+    """Whether a picture shows exactly these facts.
+
+    Args:
+        reading: What the picture shows.
+        facts: What it should show.
+
+    Returns:
+        True if every fact is right and nothing is there besides.
+    """
+    if len(reading.things) != len(facts.things) or reading.background != facts.background:
+        return False
+    left = list(reading.things)
+    found = []
+    for thing in facts.things:
+        seen = _find(thing, left)
+        if seen is None:
+            return False
+        left.remove(seen)
+        found.append(seen)
+    return not facts.relation or _relation(found[0], found[1]) == facts.relation
+
+
+def judge_pictures(pictures: Sequence[Image], captions: Sequence[str]) -> list[bool]:
+    """Judge pictures.
+
+    Args:
+        pictures: 64 x 64; other modes than RGB are converted.
+        captions: One for each picture.
+
+    Returns:
+        For each picture, whether it shows its caption and nothing else.
+
+    Raises:
+        ValueError: If a picture has another size, a caption is not one of the world's, or there
+            are not as many captions as pictures.
+    """
+    facts = [parse(caption) for caption in captions]
+    if len(facts) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures, but {len(facts)} captions")
+    wrong_sizes = {picture.size for picture in pictures} - {(PICTURE_SIZE, PICTURE_SIZE)}
+    if wrong_sizes:
+        raise ValueError(f"pictures of the demo world are 64 x 64, not {sorted(wrong_sizes)}")
+    judged: list[bool] = []
+    for start in range(0, len(pictures), _AT_ONCE):
+        some = [
+            np.asarray(picture.convert("RGB")) for picture in pictures[start : start + _AT_ONCE]
+        ]
+        pixels = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 255
+        said = facts[start : start + _AT_ONCE]
+        judged += map(agrees, read_pictures(pixels), said)
+    return judged
+
+
+def aligned(picture: Image, caption: str) -> bool:
+    """Judge one picture; see `judge_pictures`."""
+    return judge_pictures([picture], [caption])[0]
