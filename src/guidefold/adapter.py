@@ -1,7 +1,7 @@
 """The LoRA on the teacher's own weights: the only file that imports peft.
 
-Attaching changes the teacher by not one bit. :meth:`Adapter.teacher_mode` is the only switch between
-teacher and student; :meth:`Adapter.student_mode` sets each sample's strength.
+Attaching changes the teacher by not one bit. :meth:`Adapter.teacher_mode` is the only switch
+between teacher and student; :meth:`Adapter.student_mode` sets each sample's strength.
 """
 
 from __future__ import annotations

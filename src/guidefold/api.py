@@ -9,7 +9,7 @@ results = api.evaluate(settings)
 """
 
 from guidefold.capture import drive, follow
-from guidefold.config import Settings, load_settings
+from guidefold.config import load_settings
 from guidefold.distill import distill, record
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
@@ -18,6 +18,7 @@ from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.prompts import load_prompts
 from guidefold.sample import sample
+from guidefold.settings import Settings
 
 __all__ = [
     "GuidefoldError",

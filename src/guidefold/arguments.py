@@ -1,4 +1,4 @@
-"""Denoiser arguments as data: find what is batched, split a batch, join one, lay it flat for a file.
+"""Denoiser arguments as data: find what is batched, split a batch, join one, lay it flat.
 
 A tree is nested lists, tuples and dictionaries with tensors and plain values as leaves. How a tree
 is batched is learnt by comparison: of the arguments for one prompt and the arguments for two, what
@@ -15,7 +15,7 @@ import torch
 from guidefold.errors import UnfoldableError
 
 Tree = Any
-# How a tree is batched, as JSON: {"axis": 0} a tensor, {"each": null} a list with one entry a sample,
+# How a tree is batched, as JSON: {"axis": 0} a tensor, {"each": null} a list, an entry a sample,
 # {"items": [...]} or {"fields": {...}} a container, null a leaf that all samples share.
 Layout = dict[str, Any] | None
 

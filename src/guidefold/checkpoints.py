@@ -42,6 +42,7 @@ def save_checkpoint(
     step: int,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
+    *,
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:

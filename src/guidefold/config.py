@@ -1,4 +1,4 @@
-"""Settings: frozen, read from TOML and ``key=value`` overrides, checked before anything is loaded."""
+"""Read settings from TOML and ``key=value`` overrides; write them; compare them with a run's."""
 
 from __future__ import annotations
 
@@ -6,194 +6,12 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from guidefold.errors import ConfigError, MismatchError
-
-StateSource = Literal["teacher", "student", "noise"]
-Preset = Literal["attention", "linear", "all"]
-Precision = Literal["fp32", "fp16", "bf16"]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A table of the TOML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PipelineSettings(Section):
-    """Which pipeline, and how it is called.
-
-    Attributes:
-        source: A folder, a hub id, a single checkpoint file, or ``"bundled"``.
-        config: A diffusers folder that describes a single checkpoint file.
-        dtype: Precision of the weights while the teacher is recorded, and of the frozen weights
-            while the student is trained.
-        device: ``"auto"`` takes the first accelerator, else the CPU.
-        negative_prompt: Folded into the adapter: the teacher runs with it.
-        call: Further arguments of the pipeline's call, such as ``height`` and ``width``.
-    """
-
-    source: str
-    config: str | None = None
-    dtype: Precision = "fp32"
-    device: str = "auto"
-    negative_prompt: str | None = None
-    call: dict[str, Any] = Field(default_factory=dict)
-
-
-class PromptSettings(Section):
-    """Attributes: path: see ``prompts.load_prompts``; held_out_share: kept for measuring."""
-
-    path: str | None = None
-    held_out_share: float = Field(default=0.1, gt=0, lt=1)
-
-
-class RecordSettings(Section):
-    """What is recorded of the teacher.
-
-    Attributes:
-        rounds: The state source of each round; ``student`` rounds are recorded while training.
-        trajectories: Trajectories per round.
-        validation_trajectories: Trajectories on held-out prompts, recorded once.
-        states_per_trajectory: How many states of each trajectory are kept.
-        guidance: The range (low, high) that guidance scales are drawn from.
-        steps: The range (low, high) that step counts are drawn from.
-        batch_size: Prompts per pipeline call.
-        dtype: Precision of stored floating-point tensors; None keeps the pipeline's.
-    """
-
-    rounds: list[StateSource] = Field(default=["teacher"], min_length=1)
-    trajectories: Positive = 500
-    validation_trajectories: Positive = 16
-    states_per_trajectory: Positive = 25
-    guidance: tuple[float, float] = (2.0, 8.0)
-    steps: tuple[Positive, Positive] = (20, 50)
-    batch_size: Positive = 1
-    dtype: Precision | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RecordSettings:
-        for name in ("guidance", "steps"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(
-                    f"{name}: {low} to {high} is no range; write the lower bound first"
-                )
-        if self.rounds[0] == "student":
-            raise ValueError("rounds: the first round cannot be 'student': nothing is trained yet")
-        return self
-
-
-class AdapterSettings(Section):
-    """The LoRA.
-
-    Attributes:
-        targets: Which layers: ``attention``, ``linear`` or ``all`` (convolutions and the outer
-            layers too).
-        rank: Rank of every layer's update; alpha equals it.
-        g_ref: The guidance scale that strength 1 stands for.
-        dial: Train strength in proportion to guidance; off, strength is 1 at every guidance scale.
-    """
-
-    targets: Preset = "all"
-    rank: Positive = 32
-    g_ref: float = 7.5
-    dial: bool = True
-
-
-class DistillSettings(Section):
-    """Training.
-
-    Attributes:
-        steps: Optimizer steps in all.
-        batch_size: States per optimizer step and process.
-        accumulation: Pieces that a batch is cut into, to save memory.
-        learning_rate: Peak of the schedule.
-        warmup: Steps of linear warm-up.
-        schedule: What follows the warm-up.
-        weight_decay: AdamW's.
-        max_grad_norm: Gradients are clipped to this norm.
-        loss: ``normalised`` (the loss is residual guidance) or ``plain`` squared error.
-        strength_floor: Lowest strength that the normalisation divides by.
-        normaliser_states: States that measure the size of the guidance before training.
-        mixed_precision: Autocast of the student's passes.
-        gradient_checkpointing: Trade time for memory.
-        log_every: Steps between log lines.
-        validate_every: Steps between validations on held-out prompts.
-        checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: How many checkpoints stay on the disk.
-    """
-
-    steps: Positive = 2000
-    batch_size: Positive = 8
-    accumulation: Positive = 1
-    learning_rate: float = Field(default=5e-4, gt=0)
-    warmup: int = Field(default=50, ge=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    loss: Literal["normalised", "plain"] = "normalised"
-    strength_floor: float = Field(default=0.2, gt=0)
-    normaliser_states: Positive = 256
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    gradient_checkpointing: bool = False
-    log_every: Positive = 10
-    validate_every: Positive = 250
-    checkpoint_every: Positive = 250
-    keep_checkpoints: Positive = 2
-
-    @model_validator(mode="after")
-    def _divisible(self) -> DistillSettings:
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}"
-            )
-        return self
-
-
-class EvaluateSettings(Section):
-    """Measuring.
-
-    Attributes:
-        prompts: Held-out prompts that pictures are made for.
-        steps: Denoising steps per picture.
-        guidance: The teacher's guidance scale; None takes ``adapter.g_ref``.
-        batch_size: Prompts per pipeline call.
-        state_prompts: Held-out prompts whose trajectories measure residual guidance.
-        grid_prompts: Rows of the picture grid.
-    """
-
-    prompts: Positive = 64
-    steps: Positive = 25
-    guidance: float | None = None
-    batch_size: Positive = 1
-    state_prompts: Positive = 16
-    grid_prompts: Positive = 8
-
-
-class Settings(Section):
-    """Everything a run depends on.
-
-    Attributes:
-        run: The run's folder.
-        seed: All randomness follows from it.
-        threads: CPU threads; None leaves torch's choice.
-    """
-
-    run: str
-    seed: int = Field(default=0, ge=0)
-    threads: Positive | None = None
-    pipeline: PipelineSettings
-    prompts: PromptSettings = PromptSettings()
-    record: RecordSettings = RecordSettings()
-    adapter: AdapterSettings = AdapterSettings()
-    distill: DistillSettings = DistillSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-
+from guidefold.settings import Settings
 
 # Settings that a resumed run may change: they decide neither what was recorded nor what was learnt.
 FREE = {
@@ -226,14 +44,28 @@ def load_settings(source: str | Path, overrides: list[str] | None = None) -> Set
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    origins: dict[str, str] = {}
-    for override in overrides or []:
-        key = _apply(values, override)
-        origins[key] = f"override '{override}'"
+    return make_settings(values, overrides or [], str(path), text)
+
+
+def make_settings(
+    values: dict[str, Any], overrides: list[str], where: str = "settings", text: str = ""
+) -> Settings:
+    """Check values and overrides.
+
+    Args:
+        values: Tables as TOML gives them.
+        overrides: ``section.key=value`` pairs.
+        where: The file's name, for messages.
+        text: The file's text, to name lines by.
+
+    Raises:
+        ConfigError: A field is unknown or out of range.
+    """
+    origins = {_apply(values, override): f"override '{override}'" for override in overrides}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(*_complaint(error, path, text, origins)) from error
+        raise ConfigError(*_complaint(error, where, text, origins)) from error
 
 
 def find_config(source: str | Path) -> Path:
@@ -282,11 +114,13 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
         MismatchError: Names each field with both values.
     """
     before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
+    # With several rounds, the number of steps decides which student visits the states.
+    fixed = {"distill.steps"} if len(stored.record.rounds) > 1 else set()
     differing = [
         f"{key}: {before.get(key)!r} in {run}, {now.get(key)!r} given"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
-        and key not in FREE
+        and key not in FREE - fixed
         and key != "run"
         and not key.startswith("evaluate.")
     ]
@@ -318,16 +152,18 @@ def _apply(values: dict[str, Any], override: str) -> str:
 
 
 def _complaint(
-    error: ValidationError, path: Path, text: str, origins: dict[str, str]
+    error: ValidationError, file: str, text: str, origins: dict[str, str]
 ) -> tuple[str, str]:
     """Turn pydantic's first errors into messages with place, field and value."""
     lines = []
     for detail in error.errors():
         location = [str(part) for part in detail["loc"]]
         key = ".".join(location)
-        named = next((k for k in origins if key == k or key.startswith(k + ".")), None)
+        named = next(
+            (k for k in origins if f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.")), None
+        )
         line = None if named else _line_of(text, location)
-        where = origins[named] if named else f"{path}:{line}" if line else str(path)
+        where = origins[named] if named else f"{file}:{line}" if line else file
         message = detail["msg"].removeprefix("Value error, ")
         unknown = detail["type"] == "extra_forbidden"
         got = "" if detail["type"] == "missing" or unknown else _value(detail["input"])

@@ -19,7 +19,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from guidefold.adapter import Adapter
 from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
-from guidefold.config import Settings
 from guidefold.errors import NonFiniteError, RunError
 from guidefold.objective import (
     learning_rate,
@@ -29,12 +28,14 @@ from guidefold.objective import (
     squared_error,
     strength_of,
 )
+from guidefold.plans import plan_round
 from guidefold.progress import Stop, Stopped, stop_on_signals, task
 from guidefold.runs import append_line, read_lines, sha256, write_text
 from guidefold.session import Session, open_session
+from guidefold.settings import Settings
 from guidefold.shards import StateRef, read_round, state_refs
 from guidefold.student import Student
-from guidefold.trajectories import Recorder, plan_round, record_round
+from guidefold.trajectories import Recorder, record_round
 
 LOG = "log.jsonl"
 
@@ -301,8 +302,8 @@ class Training:
             self.step,
             self.adapter,
             self.optimizer,
-            {"scaler": scaler.state_dict() if scaler is not None else None},
-            self.settings.distill.keep_checkpoints,
+            state={"scaler": scaler.state_dict() if scaler is not None else None},
+            keep=self.settings.distill.keep_checkpoints,
         )
 
     def _refs(self, number: int, split: Any) -> list[StateRef]:

@@ -13,16 +13,13 @@ import numpy as np
 
 from guidefold.adapter import adapter_off, unload_adapter
 from guidefold.capture import Step, drive, follow
-from guidefold.config import Settings
 from guidefold.export import open_adapter
 from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.pipelines import call_inputs
 from guidefold.progress import Task, task
 from guidefold.runs import write_bytes, write_json
 from guidefold.sample import (
-    KINDS,
     Drawn,
-    Kind,
     Picture,
     draw_session,
     grid,
@@ -31,6 +28,7 @@ from guidefold.sample import (
     png,
 )
 from guidefold.session import Session, open_session, require_run
+from guidefold.settings import KINDS, Kind, Settings
 
 Errors = tuple[float, float, float]
 Judge = Callable[[Sequence[Picture], Sequence[str]], Sequence[bool]]

@@ -17,10 +17,9 @@ from guidefold.adapter import (
     unload_adapter,
 )
 from guidefold.arguments import Tree, tree_map
-from guidefold.capture import output_tensor
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
-from guidefold.config import Settings
 from guidefold.errors import MismatchError, RunError, VerifyError
+from guidefold.outputs import output_tensor
 from guidefold.probe import Findings
 from guidefold.runs import (
     check_folder,
@@ -30,6 +29,7 @@ from guidefold.runs import (
     write_tensors,
 )
 from guidefold.session import Session, open_session, require_run
+from guidefold.settings import Settings
 from guidefold.shards import StateRef, read_round, state_refs
 from guidefold.student import Student
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -61,7 +62,7 @@ class GuidanceSize:
         pairs = sorted(zip(timesteps, sizes, strict=True))
         count = max(1, min(bins, len(pairs) // 4))
         edges = [round(k * len(pairs) / count) for k in range(count + 1)]
-        groups = [pairs[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        groups = [pairs[a:b] for a, b in pairwise(edges)]
         centres: dict[float, float] = {}
         for group in groups:
             mean = sum(size for _, size in group) / len(group)
@@ -131,7 +132,7 @@ def residual_by_level(
     count = min(levels, len(rows))
     edges = [round(k * len(rows) / count) for k in range(count + 1)]
     found = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         group = rows[a:b]
         student, unguided = sum(r[1] for r in group), sum(r[2] for r in group)
         residual = student / max(unguided, TINY)

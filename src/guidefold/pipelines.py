@@ -48,6 +48,7 @@ def open_pipeline(
     Raises:
         PipelineError: Not found, unsafe, incomplete, or in no known format.
     """
+    diffusers.utils.logging.disable_progress_bar()  # loading is not what people wait for
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_dir():
         check_folder(path)

@@ -12,16 +12,14 @@ from torch import nn
 
 from guidefold.arguments import Layout, find_layout
 from guidefold.capture import (
-    OutputMap,
     RandomStub,
     Step,
     denoisers_of,
     drive,
-    find_output_map,
     follow,
-    output_tensor,
 )
 from guidefold.errors import CaptureError, ConfigError, MismatchError, UnfoldableError
+from guidefold.outputs import OutputMap, find_output_map, output_tensor
 from guidefold.pipelines import call_inputs, fingerprint, guidance_argument, modules
 
 STEPS = 2

@@ -1,8 +1,8 @@
 """Run folders: the only file that writes into them.
 
-A file is finished or absent. It is written under a temporary name, flushed to the disk, renamed, and
-the folder's entry is flushed too. A checkpoint is a folder that appears whole, with a manifest of
-sizes and SHA-256 sums; nothing old goes before the new stands. Only safetensors and JSON.
+A file is finished or absent. It is written under a temporary name, flushed to the disk, renamed,
+and the folder's entry is flushed too. A checkpoint is a folder that appears whole, with a manifest
+of sizes and SHA-256 sums; nothing old goes before the new stands. Only safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: obj
     with _finished(path) as temporary:
         save_file(ready, temporary, header)
         temporary.chmod(0o666 & ~_umask())  # safetensors leaves 0600
-        digest = sha256(temporary)
-    return digest
+    return sha256(path)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

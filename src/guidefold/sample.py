@@ -6,14 +6,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from guidefold.capture import Listener, run
-from guidefold.config import Settings
 from guidefold.errors import InputError
 from guidefold.export import open_adapter
 from guidefold.pipelines import call_inputs
@@ -22,9 +21,8 @@ from guidefold.progress import Task, task
 from guidefold.randomness import derive_seed
 from guidefold.runs import write_bytes
 from guidefold.session import Session, open_session, require_run
+from guidefold.settings import KINDS, Kind, Settings
 
-Kind = Literal["teacher", "unguided", "student"]
-KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
 Picture = Image.Image
 
 

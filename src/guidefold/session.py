@@ -11,13 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.config import Settings, check_same, dump_toml, load_settings
+from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.errors import RunError
-from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
 from guidefold.objective import strength_of
+from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
 from guidefold.probe import Findings, probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
+from guidefold.settings import Settings
 
 
 @dataclass

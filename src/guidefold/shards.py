@@ -121,7 +121,7 @@ def read_round(folder: Path, *, verify: bool = True) -> list[dict[str, Any]]:
 
 
 def state_refs(folder: Path, lines: Sequence[dict[str, Any]], split: Split) -> list[StateRef]:
-    """Every recorded state of one split, in an order that does not depend on when it was written."""
+    """Every recorded state of one split, in an order that does not depend on the writing."""
     chosen = sorted((line for line in lines if line["split"] == split), key=lambda x: x["index"])
     return [
         StateRef(folder / line["file"], row, line["guidance"], timestep)
@@ -158,9 +158,8 @@ class _Trajectory:
 
     def _tensor(self, name: str, row: int) -> torch.Tensor:
         stored = f"once/{name}" if f"once/{name}" in self._once else f"step/{name}"
-        if stored in self._once:
-            tensor = self._once[stored]
-        else:
+        tensor = self._once.get(stored)
+        if tensor is None:
             tensor = self._file.get_slice(stored)[row]
         dtype: torch.dtype = getattr(torch, self.metadata["dtypes"][stored])
         return tensor.to(dtype)

@@ -11,11 +11,11 @@ from torch import nn
 
 from guidefold.adapter import Adapter, attach
 from guidefold.batches import Batch, collate, mixes
-from guidefold.capture import output_tensor
-from guidefold.config import AdapterSettings
 from guidefold.errors import UnfoldableError
 from guidefold.objective import GuidanceSize, squared_error, strength_of
+from guidefold.outputs import output_tensor
 from guidefold.probe import Findings
+from guidefold.settings import AdapterSettings
 from guidefold.shards import StateRef
 
 

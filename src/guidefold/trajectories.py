@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +11,18 @@ from diffusers import DiffusionPipeline
 
 from guidefold.adapter import Adapter
 from guidefold.arguments import Tree, split, tree_map
-from guidefold.capture import RandomStub, Step, drive, find_output_map, follow
-from guidefold.config import RecordSettings, Settings, StateSource
+from guidefold.capture import RandomStub, Step, drive, follow
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
-from guidefold.pipelines import DTYPES, call_inputs
 from guidefold.objective import strength_of
+from guidefold.outputs import find_output_map
+from guidefold.pipelines import DTYPES, call_inputs
+from guidefold.plans import Plan, kept_indices
 from guidefold.probe import Findings
 from guidefold.progress import Stop, Stopped, task
-from guidefold.prompts import Prompt
-from guidefold.randomness import derive_seed, generator, permutation, unit
+from guidefold.randomness import generator
 from guidefold.runs import append_line, readable_size
-from guidefold.shards import LINES, KeptState, Split, read_round, write_trajectory
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One trajectory to record; a function of the settings alone.
-
-    Attributes:
-        index: Its place in the round.
-        split: Which prompts it is of.
-        prompt: What the pipeline is asked for.
-        seed: Of its noise.
-        guidance: The teacher's guidance scale.
-        steps: The pipeline's number of steps.
-        keep: Indices below which states are drawn are decided by this seed.
-    """
-
-    index: int
-    split: Split
-    prompt: Prompt
-    seed: int
-    guidance: float
-    steps: int
-
-
-def plan_round(
-    settings: Settings, prompts: Sequence[Prompt], held_out: Sequence[Prompt], number: int
-) -> list[list[Plan]]:
-    """Plan a round in batches; a batch shares guidance scale and step count.
-
-    Args:
-        settings: The run's.
-        prompts: Training prompts; each is used once before one is used again.
-        held_out: Held-out prompts, for validation trajectories in round 0.
-        number: The round.
-    """
-    record = settings.record
-    batches = _plan(settings, prompts, number, "training", record.trajectories, 0)
-    if number == 0:
-        count = min(record.validation_trajectories, len(held_out))
-        batches += _plan(settings, held_out, 0, "held-out", count, record.trajectories)
-    return batches
+from guidefold.settings import Settings, StateSource
+from guidefold.shards import LINES, KeptState, read_round, write_trajectory
 
 
 def record_round(
@@ -249,16 +208,6 @@ class Recorder:
         return tree_map(torch.Tensor.cpu, chosen)
 
 
-def kept_indices(settings: Settings, plan: Plan, count: int) -> list[int]:
-    """Which steps of a trajectory are kept: one drawn from each of equal stretches."""
-    wanted = min(settings.record.states_per_trajectory, count)
-    edges = [round(k * count / wanted) for k in range(wanted + 1)]
-    return [
-        low + int(unit(plan.seed, "kept", k) * (high - low))
-        for k, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
-    ]
-
-
 def add_noise(
     scheduler: Any, clean: torch.Tensor, index: int, seeds: Sequence[int]
 ) -> torch.Tensor:
@@ -288,42 +237,6 @@ def add_noise(
     )
 
 
-def _plan(
-    settings: Settings,
-    prompts: Sequence[Prompt],
-    number: int,
-    split_name: Split,
-    count: int,
-    first: int,
-) -> list[list[Plan]]:
-    record, seed = settings.record, settings.seed
-    order = permutation(len(prompts), seed, "prompts", number, split_name)
-    batches = []
-    for start in range(0, count, record.batch_size):
-        key = ("batch", number, split_name, start)
-        guidance, steps = _draw(record, unit(seed, *key, "g"), unit(seed, *key, "steps"))
-        batches.append(
-            [
-                Plan(
-                    index=first + k,
-                    split=split_name,
-                    prompt=prompts[order[k % len(order)]],
-                    seed=derive_seed(seed, "trajectory", number, first + k),
-                    guidance=guidance,
-                    steps=steps,
-                )
-                for k in range(start, min(start + record.batch_size, count))
-            ]
-        )
-    return batches
-
-
-def _draw(record: RecordSettings, u: float, v: float) -> tuple[float, int]:
-    low, high = record.guidance
-    fewest, most = record.steps
-    return low + (high - low) * u, fewest + int(v * (most - fewest + 1))
-
-
 def _line(plan: Plan, entry: dict[str, Any], stamp: dict[str, Any]) -> dict[str, Any]:
     return {
         "index": plan.index,
@@ -349,5 +262,5 @@ def _check_line(
             raise MismatchError(
                 f"{folder / line['file']}: recorded with another {name} "
                 f"('{line.get(name)}', now '{value}')",
-                "Its pipeline or prompts have changed since. Choose another folder with run=FOLDER.",
+                "Its pipeline or prompts have changed since. Choose another run=FOLDER.",
             )

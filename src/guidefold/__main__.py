@@ -1,0 +1,5 @@
+"""``python -m guidefold``, which ``accelerate launch -m guidefold`` needs."""
+
+from guidefold.cli import main
+
+main()

@@ -1,0 +1,289 @@
+"""The command line. Heavy imports wait until a command runs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guidefold import __version__
+from guidefold.errors import GuidefoldError, InputError
+from guidefold.progress import Stopped, console
+from guidefold.settings import KINDS
+
+if TYPE_CHECKING:
+    from guidefold.evaluate import Judge
+    from guidefold.probe import Findings
+    from guidefold.settings import Settings
+
+app = typer.Typer(
+    name="guidefold",
+    help="Fold a diffusion pipeline's guidance into an ordinary LoRA: one pass a step, not two.",
+    epilog="Start with 'guidefold demo', then 'guidefold probe PIPELINE' on your own.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    str, typer.Argument(help="A preset, a TOML file, or a run folder to go on with.")
+]
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
+]
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; every foreseen mistake ends in a message, never in a traceback."""
+    _quiet()
+    try:
+        app()
+    except GuidefoldError as error:
+        _fail(str(error), error.exit_code)
+    except Stopped as stopped:
+        errors.print(f"{stopped}\nThe same command goes on from there.", markup=False)
+        raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        errors.print("Stopped. What was saved stands; the same command goes on from there.")
+        raise SystemExit(128 + signal.SIGINT) from None
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        _fail(
+            f"out of memory: {str(error).splitlines()[0]}\nTry pipeline.dtype=bf16, "
+            "distill.gradient_checkpointing=true, a smaller distill.batch_size, or a larger "
+            "distill.accumulation.",
+            1,
+        )
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"guidefold {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Fold the bundled teacher's guidance, from recording to pictures, in minutes on a CPU."""
+    settings = _settings("demo", overrides)
+    _teach(settings)
+    _report(_evaluate(settings), Path(settings.run))
+
+
+@app.command()
+def probe(
+    pipeline: Annotated[str, typer.Argument(help="A folder, a .safetensors file, or a hub id.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find out how a pipeline guides, and whether its guidance can be folded."""
+    from guidefold.config import make_settings
+
+    values = {"run": "", "pipeline": {"source": pipeline}}
+    settings = make_settings(values, list(overrides or []), "guidefold probe")
+    from guidefold import api
+    from guidefold.pipelines import DTYPES, resolve_device
+
+    asked = settings.pipeline
+    opened = api.open_pipeline(
+        asked.source,
+        config=asked.config,
+        dtype=DTYPES[asked.dtype],
+        device=resolve_device(asked.device),
+    )
+    findings = api.probe(opened, asked.call, settings.adapter.g_ref, asked.negative_prompt)
+    if as_json:
+        typer.echo(json.dumps(findings.to_json(), indent=2))
+    else:
+        _print_findings(findings)
+
+
+@app.command()
+def record(config: Config, overrides: Overrides = None) -> None:
+    """Record the teacher's trajectories; goes on where it stopped."""
+    from guidefold import api
+
+    run = api.record(_settings(config, overrides))
+    console.print(f"Recorded. Next: guidefold distill {run}", markup=False)
+
+
+@app.command()
+def distill(config: Config, overrides: Overrides = None) -> None:
+    """Record what is missing, train the adapter, write and check it; goes on where it stopped."""
+    _teach(_settings(config, overrides))
+
+
+@app.command()
+def export(run: Run) -> None:
+    """Write the last checkpoint as an adapter, reload it as a client would, and compare."""
+    from guidefold import api
+
+    console.print(f"Written and checked: {api.export(_settings(run))}", markup=False)
+
+
+@app.command()
+def evaluate(run: Run, overrides: Overrides = None) -> None:
+    """Measure teacher, unguided teacher and student on held-out prompts."""
+    _report(_evaluate(_settings(run, overrides)), run)
+
+
+@app.command()
+def sample(
+    *,
+    run: Run,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; repeatable.")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", "-k", help="Who draws; repeatable; all by default."),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="Repeatable.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Of the adapter; by default the one for g.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="An adapter folder; by default the run's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="by default RUN/samples.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as section.key=value.")
+    ] = None,
+) -> None:
+    """Draw prompts with teacher, unguided teacher and student, side by side."""
+    for name in kind or ():
+        if name not in KINDS:
+            raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
+    from guidefold import api
+
+    files = api.sample(
+        _settings(run, override),
+        prompt,
+        out or run / "samples",
+        kinds=[name for name in KINDS if name in (kind or KINDS)],
+        seeds=seed or [0],
+        strength=strength,
+        adapter=adapter,
+    )
+    console.print(f"Written: {files[0]} and {len(files) - 1} files beside it", markup=False)
+
+
+@app.command()
+def config(preset: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
+    """Print a commented preset, to save and to change."""
+    from guidefold.config import find_config
+
+    typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
+
+
+def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Settings:
+    from guidefold.config import load_settings
+
+    return load_settings(source, list(overrides or []))
+
+
+def _teach(settings: Settings) -> None:
+    """Record, train, write, check."""
+    from guidefold import api
+
+    api.distill(settings)
+    if not _main_process():
+        return
+    folder = api.export(settings)
+    about = json.loads((folder / "guidefold.json").read_text(encoding="utf-8"))
+    loader = about["findings"]["loader"]
+    console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
+    console.print(f"  {about['usage_hint']}", markup=False)
+    if loader == "diffusers":
+        console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
+
+
+def _evaluate(settings: Settings) -> dict[str, Any]:
+    from guidefold import api
+
+    return api.evaluate(settings, _judge(settings))
+
+
+def _judge(settings: Settings) -> Judge | None:
+    """The bundled world can be judged; for other pipelines there is no judge."""
+    if settings.pipeline.source != "bundled":
+        return None
+    from guidefold.demo.judge import judge_pictures
+
+    return judge_pictures
+
+
+def _report(results: dict[str, Any], run: Path) -> None:
+    """The table that a measurement ends with."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for kind in ("teacher", "unguided", "student"):
+        row = results[kind]
+        alignment = "-" if row["alignment"] is None else f"{row['alignment']:.3f}"
+        seconds = f"{row['denoiser_seconds_per_image']:.3f}"
+        table.add_row(kind, alignment, f"{row['passes_per_image']:g}", seconds)
+    console.print()
+    console.print(table)
+    residual = results["residual_guidance"]
+    console.print(
+        f"\n{results['prompts']} held-out prompts, guidance {results['guidance']:g} against "
+        f"strength {results['strength']:g}, {results['steps']} steps\n"
+        f"residual guidance: {residual['teacher_states']['mean']:.3f} at the teacher's states, "
+        f"{residual['student_states']['mean']:.3f} at the student's (1 nothing folded, 0 all)\n"
+        f"distance to the CFG picture: {results['relative_distance']:.3f} of the unguided one's\n"
+        f"{run / 'grid.png'}  {run / 'results.json'}",
+        markup=False,
+    )
+
+
+def _print_findings(found: Findings) -> None:
+    rows = {
+        "pipeline": f"{found.pipeline}, {found.scheduler}, {found.prediction_type}",
+        "denoiser": f"{found.denoiser} ({found.denoiser_class}), weights {found.fingerprint}",
+        "guidance": f"{found.guidance_argument}, off at {found.off:g}",
+        "passes a step": f"{found.passes_on:g} with guidance, {found.passes_off:g} without",
+        "output map": str(found.output_map),
+        "batches": "yes" if found.layout and found.company else "recorded one prompt at a time",
+        "adapter loads with": found.loader,
+    }
+    for name, value in rows.items():
+        console.print(f"{name:20}{value}", markup=False)
+    saved = 1 - found.passes_off / found.passes_on
+    console.print(f"\nIts guidance can be folded: {saved:.0%} of the passes saved.", markup=False)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    errors.print(f"Error: {message}", markup=False)
+    raise SystemExit(exit_code)
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    """Libraries keep their notes to themselves; set their variables to hear them."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    console.quiet = not _main_process()
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")

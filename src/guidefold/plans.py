@@ -1,0 +1,98 @@
+"""Which trajectories a round holds: a function of the settings alone, so that it can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from guidefold.prompts import Prompt
+from guidefold.randomness import derive_seed, permutation, unit
+from guidefold.settings import RecordSettings, Settings
+from guidefold.shards import Split
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trajectory to record; a function of the settings alone.
+
+    Attributes:
+        index: Its place in the round.
+        split: Which prompts it is of.
+        prompt: What the pipeline is asked for.
+        seed: Of its noise.
+        guidance: The teacher's guidance scale.
+        steps: The pipeline's number of steps.
+    """
+
+    index: int
+    split: Split
+    prompt: Prompt
+    seed: int
+    guidance: float
+    steps: int
+
+
+def plan_round(
+    settings: Settings, prompts: Sequence[Prompt], held_out: Sequence[Prompt], number: int
+) -> list[list[Plan]]:
+    """Plan a round in batches; a batch shares guidance scale and step count.
+
+    Args:
+        settings: The run's.
+        prompts: Training prompts; each is used once before one is used again.
+        held_out: Held-out prompts, for validation trajectories in round 0.
+        number: The round.
+    """
+    record = settings.record
+    batches = _plan(settings, prompts, number, "training", record.trajectories, 0)
+    if number == 0:
+        count = min(record.validation_trajectories, len(held_out))
+        batches += _plan(settings, held_out, 0, "held-out", count, record.trajectories)
+    return batches
+
+
+def kept_indices(settings: Settings, plan: Plan, count: int) -> list[int]:
+    """Which steps of a trajectory are kept: one drawn from each of equal stretches."""
+    wanted = min(settings.record.states_per_trajectory, count)
+    edges = [round(k * count / wanted) for k in range(wanted + 1)]
+    return [
+        low + int(unit(plan.seed, "kept", k) * (high - low))
+        for k, (low, high) in enumerate(pairwise(edges))
+    ]
+
+
+def _plan(
+    settings: Settings,
+    prompts: Sequence[Prompt],
+    number: int,
+    split_name: Split,
+    count: int,
+    first: int,
+) -> list[list[Plan]]:
+    record, seed = settings.record, settings.seed
+    order = permutation(len(prompts), seed, "prompts", number, split_name)
+    batches = []
+    for start in range(0, count, record.batch_size):
+        key = ("batch", number, split_name, start)
+        guidance, steps = _draw(record, unit(seed, *key, "g"), unit(seed, *key, "steps"))
+        batches.append(
+            [
+                Plan(
+                    index=first + k,
+                    split=split_name,
+                    prompt=prompts[order[k % len(order)]],
+                    seed=derive_seed(seed, "trajectory", number, first + k),
+                    guidance=guidance,
+                    steps=steps,
+                )
+                for k in range(start, min(start + record.batch_size, count))
+            ]
+        )
+    return batches
+
+
+def _draw(record: RecordSettings, u: float, v: float) -> tuple[float, int]:
+    low, high = record.guidance
+    fewest, most = record.steps
+    return low + (high - low) * u, fewest + int(v * (most - fewest + 1))
