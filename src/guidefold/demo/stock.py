@@ -1,0 +1,92 @@
+"""A stock of encoded pictures with their captions, made once and drawn from at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidefold.demo.checkpoints import read_state, write_state
+from guidefold.demo.stage import step_seed
+from guidefold.demo.world import draw_pictures, draw_seen_facts, spoil
+
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Encoded pictures and what their captions say.
+
+    Attributes:
+        latents: Means of the autoencoder's latents, scaled to unit spread, bfloat16,
+            `(pictures, 4, 16, 16)`.
+        captions: Indices into `all_facts()`, int64, `(pictures,)`; some are partly wrong.
+        scaling_factor: What the latents were multiplied with.
+    """
+
+    latents: Tensor
+    captions: Tensor
+    scaling_factor: float
+
+
+@torch.no_grad()
+def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int) -> Stock:
+    """Draw and encode pictures.
+
+    Args:
+        autoencoder: The trained one, on the device to encode on.
+        count: How many pictures.
+        spoiled_share: Share of pictures, 0..1, whose caption is partly wrong.
+        seed: Decides everything.
+
+    Returns:
+        The stock, on the autoencoder's device.
+    """
+    device = next(autoencoder.parameters()).device
+    latents, captions = [], []
+    for number in range(0, count, _AT_ONCE):
+        generator = torch.Generator().manual_seed(step_seed(seed, number))
+        ids = draw_seen_facts(min(_AT_ONCE, count - number), generator)
+        pictures = 2 * draw_pictures(ids, step_seed(seed + 1, number), device) - 1
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            latents.append(autoencoder.encode(pictures).latent_dist.mean.float())
+        spoiled = torch.rand(len(ids), generator=generator) < spoiled_share
+        said = ids.clone()
+        said[spoiled] = spoil(ids[spoiled], generator)
+        captions.append(said)
+    every = torch.cat(latents)
+    scaling_factor = 1 / float(every.std())
+    return Stock(
+        (every * scaling_factor).bfloat16(), torch.cat(captions).to(device), scaling_factor
+    )
+
+
+def kept_stock(
+    folder: Path, autoencoder: Any, *, count: int, spoiled_share: float, seed: int
+) -> Stock:
+    """The stock kept in a folder; made, and kept there, where it is not there yet.
+
+    Args:
+        folder: Where the stock is kept.
+        autoencoder: As for `make_stock`, and so are the others.
+        count: How many pictures.
+        spoiled_share: Share of pictures whose caption is partly wrong.
+        seed: Decides everything.
+
+    Returns:
+        The stock, on the autoencoder's device.
+    """
+    device = next(autoencoder.parameters()).device
+    recipe = {"count": count, "spoiled_share": spoiled_share, "seed": seed}
+    state = read_state(folder)
+    if state is not None and state[1]["recipe"] == recipe:
+        tensors, facts = state
+        latents, captions = tensors["latents"].to(device), tensors["captions"].to(device)
+        return Stock(latents, captions, facts["scaling_factor"])
+    stock = make_stock(autoencoder, count=count, spoiled_share=spoiled_share, seed=seed)
+    facts = {"recipe": recipe, "scaling_factor": stock.scaling_factor}
+    write_state(folder, {"latents": stock.latents, "captions": stock.captions}, facts)
+    return stock
