@@ -16,6 +16,7 @@ from pathlib import Path
 
 from guidefold.errors import PromptError
 
+BUNDLED = {"general": "prompts.txt", "world": "demo/prompts.txt"}
 COLUMNS = ("prompt", "text", "caption")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -38,13 +39,13 @@ class Prompt:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def load_prompts(path: str | Path | None) -> list[Prompt]:
+def load_prompts(path: str | Path) -> list[Prompt]:
     """Read prompts; the same text twice is kept once.
 
     Args:
         path: A ``.txt`` file (a prompt a line), a ``.csv`` or ``.jsonl`` file with a column
             ``prompt``, ``text`` or ``caption``, a folder of pictures with a ``.txt`` caption
-            beside each, or None for the bundled list.
+            beside each; or a bundled list: ``"general"``, or ``"world"`` of the bundled teacher.
 
     Returns:
         The prompts in the order of the file; at least two.
@@ -52,7 +53,8 @@ def load_prompts(path: str | Path | None) -> list[Prompt]:
     Raises:
         PromptError: Not found, not UTF-8, an empty or malformed line, or too few prompts.
     """
-    source = Path(str(files("guidefold") / "prompts.txt")) if path is None else Path(path)
+    bundled = BUNDLED.get(str(path))
+    source = Path(path) if bundled is None else Path(str(files("guidefold") / bundled))
     prompts = list({p.text: p for p in reversed(list(_read(source)))}.values())[::-1]
     if len(prompts) < 2:
         raise PromptError(

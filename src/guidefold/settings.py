@@ -50,9 +50,14 @@ class PipelineSettings(Section):
 
 
 class PromptSettings(Section):
-    """Attributes: path: see ``prompts.load_prompts``; held_out_share: kept for measuring."""
+    """Which prompts.
 
-    path: str | None = None
+    Attributes:
+        path: A file, a folder of captioned pictures, or a bundled list (``general``, ``world``).
+        held_out_share: Kept for measuring.
+    """
+
+    path: str = "general"
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
 
 
