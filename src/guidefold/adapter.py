@@ -180,6 +180,7 @@ def attach(
     Raises:
         UnfoldableError: No layer matches, or peft wrapped others than intended.
     """
+    denoiser = unwrap(denoiser)
     denoiser.requires_grad_(False)
     intended, left_out = find_targets(denoiser, preset, dry_run)
     if not intended:

@@ -1,0 +1,30 @@
+"""What the documents say must be what the code does."""
+
+import re
+import runpy
+from pathlib import Path
+
+from guidefold.config import load_settings, presets
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_of_settings_is_the_one_that_the_settings_write():
+    page = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["page"]()
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == page
+
+
+def test_every_preset_loads_and_names_its_own_command():
+    for name in presets():
+        path = ROOT / "src" / "guidefold" / "configs" / f"{name}.toml"
+        assert load_settings(name).run == f"runs/{name}"
+        assert re.search(rf"#   guidefold (distill )?{name}", path.read_text(encoding="utf-8"))
+
+
+def test_every_function_that_the_method_names_exists():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    named = re.findall(r"\(`(\w+)\.(\w+)(?:\.\w+)?`[,)]", text)
+    assert len(named) > 8
+    for module, name in named:
+        source = (ROOT / "src" / "guidefold" / f"{module}.py").read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.M), f"{module}.{name}"
