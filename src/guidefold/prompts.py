@@ -55,7 +55,10 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     """
     bundled = BUNDLED.get(str(path))
     source = Path(path) if bundled is None else Path(str(files("guidefold") / bundled))
-    prompts = list({p.text: p for p in reversed(list(_read(source)))}.values())[::-1]
+    first: dict[str, Prompt] = {}
+    for prompt in _read(source):
+        first.setdefault(prompt.text, prompt)
+    prompts = list(first.values())
     if len(prompts) < 2:
         raise PromptError(
             f"{source}: {len(prompts)} prompts",
@@ -124,6 +127,8 @@ def _prompt(text: object, where: str) -> Prompt:
     text = text.strip()
     if not text:
         raise PromptError(f"{where}: empty prompt", "Remove the line, or write a prompt there.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PromptError(f"{where}: not valid Unicode (half of a surrogate pair)")
     if "\0" in text:
         raise PromptError(f"{where}: NUL character in the prompt", "Save the file as UTF-8.")
     return Prompt(text, where)
@@ -142,7 +147,9 @@ def _read_csv(source: Path) -> Iterator[Prompt]:
         for row in reader:
             yield _prompt(row[column] or "", f"{source}:{reader.line_num}")
     except csv.Error as error:
-        raise PromptError(f"{source}:{reader.line_num}: not a CSV line: {error}") from error
+        # The inner reader counts the line it fails on, the outer one only those before it.
+        line = reader.reader.line_num
+        raise PromptError(f"{source}:{line}: not a CSV line: {error}") from error
 
 
 def _column(names: object, source: Path) -> str:
