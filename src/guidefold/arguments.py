@@ -48,8 +48,8 @@ def find_layout(one: Tree, two: Tree, path: str = "arguments") -> Layout:
         if len(one) == len(two):
             pairs = enumerate(zip(one, two, strict=True))
             return {"items": [find_layout(a, b, f"{path}.{i}") for i, (a, b) in pairs]}
-    elif type(one) is type(two) and not isinstance(one, Mapping):
-        return None
+    elif type(one) is type(two) and not isinstance(one, Mapping) and one == two:
+        return None  # a plain value that depended on the batch could not be split
     raise _unlike(path, one, two)
 
 
@@ -174,7 +174,7 @@ def describe(value: object) -> str:
 
 
 def _tensor_layout(one: torch.Tensor, two: torch.Tensor, path: str) -> Layout:
-    if one.shape == two.shape:
+    if one.shape == two.shape and torch.equal(one, two):
         return None
     if one.ndim == two.ndim:
         changed = [d for d in range(one.ndim) if one.shape[d] != two.shape[d]]
