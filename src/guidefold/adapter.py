@@ -293,6 +293,14 @@ def unload_adapter(denoiser: Any) -> None:
         denoiser._hf_peft_config_loaded = False
 
 
+def fuse_adapter(denoiser: nn.Module) -> None:
+    """Add a loaded LoRA to the weights and take its layers off; there is no way back."""
+    for layer in denoiser.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)
+    unload_adapter(denoiser)
+
+
 @contextmanager
 def adapter_off(denoiser: nn.Module) -> Iterator[None]:
     """Switch a loaded LoRA off for a while."""

@@ -91,13 +91,17 @@ def demo(overrides: Overrides = None) -> None:
 def probe(
     pipeline: Annotated[str, typer.Argument(help="A folder, a .safetensors file, or a hub id.")],
     overrides: Overrides = None,
+    config: Annotated[
+        str | None, typer.Option(help="A diffusers folder that describes a single file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find out how a pipeline guides, and whether its guidance can be folded."""
     from guidefold.config import make_settings
 
     values = {"run": "", "pipeline": {"source": pipeline}}
-    settings = make_settings(values, list(overrides or []), "guidefold probe")
+    described = [] if config is None else [f"pipeline.config={config}"]
+    settings = make_settings(values, [*described, *(overrides or [])], "guidefold probe")
     from guidefold import api
     from guidefold.pipelines import DTYPES, resolve_device
 
@@ -238,6 +242,8 @@ def _report(results: dict[str, Any], run: Path) -> None:
         alignment = "-" if row["alignment"] is None else f"{row['alignment']:.3f}"
         seconds = f"{row['denoiser_seconds_per_image']:.3f}"
         table.add_row(kind, alignment, f"{row['passes_per_image']:g}", seconds)
+    fused = f"{results['student']['denoiser_seconds_per_image_fused']:.3f}"
+    table.add_row("student, fused", "", "", fused)
     console.print()
     console.print(table)
     residual = results["residual_guidance"]

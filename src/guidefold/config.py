@@ -176,17 +176,18 @@ def _value(value: object) -> str:
 
 
 def _line_of(text: str, location: list[str]) -> int | None:
-    """Line of a dotted key in a TOML file, as near as its plain layout tells."""
-    table = ""
-    for number, raw in enumerate(text.splitlines(), 1):
+    """Line of a dotted key in a TOML file, else of its table, as near as its plain layout tells."""
+    wanted, table, best, found = ".".join(location), "", "", None
+    for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
         if line.startswith("["):
-            table = line.strip("[] ")
-        key = line.partition("=")[0].strip()
-        full = f"{table}.{key}" if table else key
-        if "=" in line and full and ".".join(location).startswith(full):
-            return number
-    return None
+            table = named = line.lstrip("[").partition("]")[0].strip()
+        else:
+            key = line.partition("=")[0].strip()
+            named = f"{table}.{key}" if table else key
+        if f"{wanted}.".startswith(f"{named}.") and len(named) > len(best):
+            best, found = named, number
+    return found
 
 
 def _toml(value: Any) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from guidefold.adapter import adapter_off, unload_adapter
+from guidefold.adapter import adapter_off, fuse_adapter
 from guidefold.capture import Step, drive, follow
 from guidefold.export import open_adapter
+from guidefold.gallery import Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.pipelines import call_inputs
 from guidefold.progress import Task, task
@@ -38,6 +39,8 @@ LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers")
 def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
     """Measure a run's adapter; write ``results.json`` and ``grid.png`` into its folder.
 
+    Pictures that were drawn before, by the same pipeline and the same adapter, are not drawn again.
+
     Args:
         settings: The run's.
         judge: Tells of each picture whether it shows what its prompt says; None measures no
@@ -56,21 +59,25 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
 
 
 def measure(session: Session, judge: Judge | None = None) -> dict[str, Any]:
-    """:func:`evaluate` within an open session, whose pipeline is left without a LoRA."""
+    """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
     asked = session.settings.evaluate
     prompts = [p.text for p in session.held_out[: asked.prompts]]
     state_prompts = prompts[: asked.state_prompts]
-    total = (len(KINDS) * len(prompts) + 6 * len(state_prompts)) * asked.steps
+    few = prompts[: max(asked.batch_size, asked.state_prompts)]
+    total = (len(KINDS) * len(prompts) + 6 * len(state_prompts) + len(few)) * asked.steps
     with task("Measuring", total) as progress:
         seeds = picture_seeds(session.settings.seed, len(prompts))
         drawn: dict[Kind, Drawn] = {}
-        drawn["teacher"] = draw_session(session, prompts, seeds, True, progress)
-        drawn["unguided"] = draw_session(session, prompts, seeds, False, progress)
-        open_adapter(session, session.strength)
-        drawn["student"] = draw_session(session, prompts, seeds, False, progress)
+        gallery = Gallery(session)
+        for kind in KINDS:  # the student last: it loads the adapter
+            if kind == "student":
+                open_adapter(session, session.strength)
+            drawn[kind] = gallery.draw(kind, prompts, seeds, progress)
         residual = _residual(session, state_prompts, progress)
-        unload_adapter(session.denoiser)
+        fuse_adapter(session.denoiser)
+        fused = draw_session(session, few, seeds[: len(few)], False, progress)
     results = _results(session, prompts, drawn, residual, judge)
+    results["student"]["denoiser_seconds_per_image_fused"] = fused.denoiser_seconds_per_image
     write_json(session.run / "results.json", results)
     rows = min(asked.grid_prompts, len(prompts))
     triples = [[drawn[kind].pictures[k] for kind in KINDS] for k in range(rows)]

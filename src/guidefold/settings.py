@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -42,10 +44,14 @@ class PipelineSettings(Section):
 
     @field_validator("call")
     @classmethod
-    def _no_none(cls, call: dict[str, Any]) -> dict[str, Any]:
+    def _writable(cls, call: dict[str, Any]) -> dict[str, Any]:
         for name, value in call.items():
-            if value is None:
-                raise ValueError(f"{name} is None, which TOML cannot hold; leave it out")
+            for leaf in _leaves(value):
+                infinite = isinstance(leaf, float) and not math.isfinite(leaf)
+                if infinite or not isinstance(leaf, bool | int | float | str):
+                    raise ValueError(
+                        f"{name} is {leaf!r}, which a run's file cannot hold; leave it out"
+                    )
         return call
 
 
@@ -202,3 +208,12 @@ class Settings(Section):
     adapter: AdapterSettings = AdapterSettings()
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """Every plain value within lists and tables."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value

@@ -1,0 +1,111 @@
+"""Pictures of a measurement, kept as they are drawn, so that a stopped measurement goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from guidefold.progress import Task
+from guidefold.runs import append_line, read_json, read_lines, sha256, write_bytes
+from guidefold.sample import Drawn, draw_session, png
+from guidefold.session import Session
+from guidefold.settings import Kind
+
+LINES = "pictures.jsonl"
+
+
+class Gallery:
+    """A folder of pictures, each known by all that it depends on.
+
+    Args:
+        session: Whose pictures.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.folder = session.run / "evaluation"
+        self.folder.mkdir(exist_ok=True)
+        self.lines = {
+            _name(line["of"]): line
+            for line in read_lines(self.folder / LINES)
+            if _stands(self.folder / line["file"], line["sha256"])
+        }
+
+    def draw(
+        self, kind: Kind, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+    ) -> Drawn:
+        """Pictures of one kind: those that stand already, and the rest drawn now.
+
+        Args:
+            kind: Who draws; for the student its adapter is loaded.
+            prompts: One per picture.
+            seeds: One per picture.
+            progress: Told of every step.
+        """
+        asked = self.session.settings.evaluate
+        common = self._common(kind)
+        keys = [{**common, "prompt": p, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
+        for first in range(0, len(keys), asked.batch_size):
+            some = slice(first, first + asked.batch_size)
+            if all(_name(key) in self.lines for key in keys[some]):
+                progress.advance(asked.steps * len(keys[some]))
+                continue
+            guided = kind == "teacher"
+            fresh = draw_session(self.session, prompts[some], seeds[some], guided, progress)
+            for k, key in enumerate(keys[some]):
+                self._keep(f"{kind}-{first + k:04d}.png", key, fresh, k)
+        return self._gather([self.lines[_name(key)] for key in keys])
+
+    def _common(self, kind: Kind) -> dict[str, Any]:
+        """What all pictures of a kind depend on, prompt and seed aside."""
+        session = self.session
+        settings = session.settings
+        common = {
+            "kind": kind,
+            "base": session.findings.fingerprint,
+            "guidance": session.guidance if kind == "teacher" else session.findings.off,
+            "steps": settings.evaluate.steps,
+            "call": settings.pipeline.call,
+            "negative_prompt": settings.pipeline.negative_prompt,
+        }
+        if kind == "student":
+            manifest = read_json(session.run / "adapter" / "MANIFEST.json")
+            weights = {n: e["sha256"] for n, e in manifest.items() if n.endswith(".safetensors")}
+            common |= {"adapter": weights, "strength": session.strength}
+        return common
+
+    def _keep(self, file: str, key: dict[str, Any], drawn: Drawn, index: int) -> None:
+        write_bytes(self.folder / file, png(drawn.pictures[index]))
+        line = {
+            "file": file,
+            "sha256": sha256(self.folder / file),
+            "passes": drawn.passes_per_image,
+            "seconds": drawn.denoiser_seconds_per_image,
+            "of": key,
+        }
+        append_line(self.folder / LINES, line)
+        self.lines[_name(key)] = line
+
+    def _gather(self, lines: Sequence[dict[str, Any]]) -> Drawn:
+        return Drawn(
+            pictures=[_read(self.folder / line["file"]) for line in lines],
+            passes_per_image=sum(line["passes"] for line in lines) / len(lines),
+            denoiser_seconds_per_image=sum(line["seconds"] for line in lines) / len(lines),
+        )
+
+
+def _name(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _stands(path: Path, digest: str) -> bool:
+    return path.exists() and sha256(path) == digest
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
