@@ -1,0 +1,266 @@
+"""Settings from TOML and overrides: every complaint names place, field and value."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidefold.config import (
+    FREE,
+    check_same,
+    dump_toml,
+    find_config,
+    load_settings,
+    make_settings,
+    presets,
+)
+from guidefold.errors import ConfigError, MismatchError
+from guidefold.settings import Settings
+
+MINIMAL = 'run = "runs/a"\n\n[pipeline]\nsource = "folder"\n'
+
+
+def settings(**tables: Any) -> Settings:
+    return Settings.model_validate({"run": "r", "pipeline": {"source": "p"}, **tables})
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL, encoding="utf-8")
+    return path
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, list(overrides))
+    return caught.value.message
+
+
+def test_reads_a_file(toml: Path) -> None:
+    loaded = load_settings(toml)
+    assert (loaded.run, loaded.pipeline.source, loaded.seed) == ("runs/a", "folder", 0)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_loads_and_comes_back_from_its_dump(name: str) -> None:
+    loaded = load_settings(name, ["pipeline.source=x", "run=r"])
+    assert make_settings(tomllib.loads(dump_toml(loaded)), []) == loaded
+
+
+def test_a_run_folder_is_named_in_place_of_its_file(toml: Path) -> None:
+    toml.rename(toml.with_name("config.toml"))
+    assert load_settings(toml.parent) == settings(run="runs/a", pipeline={"source": "folder"})
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("seed=7", "", "seed", 7),
+        ("run=runs/b", "", "run", "runs/b"),
+        ("distill.learning_rate=1e-4", "distill", "learning_rate", 1e-4),
+        ("distill.gradient_checkpointing=true", "distill", "gradient_checkpointing", True),
+        ("record.rounds=['teacher', 'noise']", "record", "rounds", ["teacher", "noise"]),
+        ("record.guidance=[1, 4]", "record", "guidance", (1.0, 4.0)),
+        ("pipeline.negative_prompt=blurry, low quality", "pipeline", "negative_prompt", None),
+        ("pipeline.call.height=16", "pipeline", "call", {"height": 16}),
+        ("pipeline.call={a = {b = 1}}", "pipeline", "call", {"a": {"b": 1}}),
+        (" adapter.rank = 4", "adapter", "rank", 4),
+    ],
+)
+def test_an_override_is_toml_or_bare_words(
+    toml: Path, override: str, section: str, field: str, value: object
+) -> None:
+    loaded = load_settings(toml, [override])
+    found = getattr(getattr(loaded, section) if section else loaded, field)
+    assert found == ("blurry, low quality" if value is None else value)
+
+
+def test_the_last_override_wins_and_the_file_stays_for_the_rest(toml: Path) -> None:
+    loaded = load_settings(toml, ["seed=1", "pipeline.dtype=bf16", "seed=2"])
+    assert (loaded.seed, loaded.pipeline.dtype, loaded.pipeline.source) == (2, "bf16", "folder")
+
+
+WRONG_LINES = [
+    ("[distill]\nsteps = 0", 6, "distill.steps", "(got 0)"),
+    ("[distill]\nsteps = 5\nsteps_more = 1", 7, "distill.steps_more", "no such setting"),
+    ("[distil]\nsteps = 5", 5, "distil", "no such setting"),
+    ("[distill]\n# a comment\nloss = 'squared'", 7, "distill.loss", "(got 'squared')"),
+    ("[record]\nguidance = [2.0, inf]", 6, "record.guidance.1", "(got inf)"),
+    ("[record]\nguidance = [8.0, 2.0]", 5, "record", "8.0 to 2.0 is no range"),
+    ("[record]\nrounds = ['student']", 5, "record", "first round cannot be 'student'"),
+    ("[record]\nrounds = []", 6, "record.rounds", "(got [])"),
+    ("[record]\nsteps = [3, 'x']", 6, "record.steps.1", "(got 'x')"),
+    ("[adapter]\nrank = 2.5", 6, "adapter.rank", "(got 2.5)"),
+    ("[prompts]\nheld_out_share = 1.0", 6, "prompts.held_out_share", "(got 1.0)"),
+    ("[distill]\nbatch_size = 8\naccumulation = 3", 5, "distill", "3 does not divide batch_size 8"),
+    ("[evaluate]\ngrid_prompts=-1", 6, "evaluate.grid_prompts", "(got -1)"),
+    ("  [ evaluate ]\n  guidance = nan", 6, "evaluate.guidance", "(got nan)"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "field", "said"), WRONG_LINES)
+def test_a_wrong_setting_is_named_with_file_line_field_and_value(
+    toml: Path, text: str, line: int, field: str, said: str
+) -> None:
+    toml.write_text(MINIMAL + text, encoding="utf-8")
+    message = complaint(toml)
+    assert message.startswith(f"{toml}:{line}: {field}: ")
+    assert said in message
+
+
+def test_every_wrong_setting_is_named_at_once(toml: Path) -> None:
+    toml.write_text(MINIMAL + "[distill]\nsteps = 0\nwarmup = -1", encoding="utf-8")
+    assert [line.split(": ")[1] for line in complaint(toml).splitlines()] == [
+        "distill.steps",
+        "distill.warmup",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("distill.steps=0", "distill.steps"),
+        ("distil.steps=5", "distil"),
+        ("distill.stepz=5", "distill.stepz"),
+        ("record.guidance=[8, 2]", "record"),
+        ("record.guidance=[8, 'x']", "record.guidance.1"),
+        ("seed=-1", "seed"),
+        ("adapter=all", "adapter"),
+    ],
+)
+def test_a_wrong_override_is_named(toml: Path, override: str, field: str) -> None:
+    assert complaint(toml, "threads=1", override).startswith(f"override '{override}': {field}: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distill.steps", "not key=value"),
+        ("=5", "not key=value"),
+        ("distill..steps=5", "not key=value"),
+        ("run.name=5", "'run' is not a table"),
+    ],
+)
+def test_what_is_no_override_is_named(toml: Path, override: str, said: str) -> None:
+    assert complaint(toml, override) == f"override '{override}': {said}"
+
+
+def test_a_missing_setting_is_named_with_its_file(toml: Path) -> None:
+    toml.write_text("[pipeline]\n", encoding="utf-8")
+    assert complaint(toml).splitlines() == [
+        f"{toml}: run: Field required",
+        f"{toml}:1: pipeline.source: Field required",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"run = \n", b"run = 'a'\nrun = 'b'\n", b"run = '\xff'\n"])
+def test_a_file_that_is_not_toml_is_named(toml: Path, content: bytes) -> None:
+    toml.write_bytes(content)
+    assert complaint(toml).startswith(f"{toml}: not a TOML file: ")
+
+
+def test_an_unknown_source_is_answered_with_the_presets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file, run folder or preset") as caught:
+        find_config("sd99")
+    assert all(name in caught.value.remedy for name in presets())
+    with pytest.raises(ConfigError, match="no config.toml in this folder"):
+        find_config(tmp_path)
+
+
+TEXTS = [
+    "with \"double\" and 'single' quotes",
+    "two\nlines\r\nand a\ttab",
+    "back\\slash \\n \\u0041",
+    "beyond the basic plane: 🐈",
+    "controls \x00 \x1f \x7f \x85 \u2028",
+    "'''\"\"\"",
+    "= [table] # no comment",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_from_its_dump(text: str, toml: Path) -> None:
+    before = settings(pipeline={"source": text, "call": {"prompt_2": text, text: [text]}})
+    toml.write_bytes(dump_toml(before).encode())
+    assert load_settings(toml) == before
+
+
+def test_nested_tables_lists_and_numbers_come_back_from_their_dump(toml: Path) -> None:
+    call = {"a b": {"c.d": {"deep": [1, [2.5, True], {"x": "y"}]}}, "tiny": 1e-300, "big": 1e22}
+    before = settings(
+        pipeline={"source": "p", "call": call, "negative_prompt": "blurry"},
+        record={"guidance": (0.1, 1 / 3), "rounds": ["teacher", "noise"]},
+        distill={"learning_rate": 5e-324},
+        threads=3,
+    )
+    toml.write_bytes(dump_toml(before).encode())
+    assert load_settings(toml) == before
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "[1.0, inf]", "{a = nan}", "1979-05-27"])
+def test_a_call_argument_that_no_file_could_give_back_is_refused(toml: Path, value: str) -> None:
+    override = f"pipeline.call.x={value}"
+    assert complaint(toml, override).startswith(f"override '{override}': pipeline.call")
+
+
+def test_settings_equal_to_the_stored_ones_are_accepted(tmp_path: Path) -> None:
+    check_same(settings(seed=1), settings(seed=1), tmp_path)
+
+
+FREE_VALUES = {
+    "threads": 2,
+    "pipeline.device": "cpu",
+    "distill.steps": 7,
+    "distill.log_every": 7,
+    "distill.validate_every": 7,
+    "distill.checkpoint_every": 7,
+    "distill.keep_checkpoints": 7,
+}
+
+
+def changed(key: str, value: object, **tables: Any) -> Settings:
+    """Settings with one more value, at a dotted key."""
+    section, _, field = key.rpartition(".")
+    tables = tables or {"pipeline": {"source": "p"}}
+    table = tables.get(section, {})
+    return settings(**tables | ({section: {**table, field: value}} if section else {field: value}))
+
+
+def test_every_free_setting_is_tried() -> None:
+    assert set(FREE_VALUES) == FREE
+
+
+@pytest.mark.parametrize("key", FREE_VALUES)
+def test_a_free_setting_may_change(key: str, tmp_path: Path) -> None:
+    check_same(settings(), changed(key, FREE_VALUES[key]), tmp_path)
+
+
+def test_folder_and_measuring_may_change(tmp_path: Path) -> None:
+    check_same(settings(), settings(run="elsewhere", evaluate={"steps": 3}), tmp_path)
+
+
+def test_every_other_change_is_refused_with_field_and_both_values(tmp_path: Path) -> None:
+    other = settings(
+        seed=3,
+        pipeline={"source": "q", "call": {"height": 16}},
+        distill={"batch_size": 4, "steps": 9},
+        record={"guidance": (2.0, 5.0)},
+    )
+    with pytest.raises(MismatchError) as caught:
+        check_same(settings(), other, tmp_path)
+    assert [line.strip() for line in caught.value.message.splitlines()[1:]] == [
+        f"distill.batch_size: 8 in {tmp_path}, 4 given",
+        f"pipeline.call.height: None in {tmp_path}, 16 given",
+        f"pipeline.source: 'p' in {tmp_path}, 'q' given",
+        f"record.guidance: [2.0, 8.0] in {tmp_path}, [2.0, 5.0] given",
+        f"seed: 0 in {tmp_path}, 3 given",
+    ]
+
+
+def test_with_several_rounds_the_number_of_steps_is_fixed(tmp_path: Path) -> None:
+    rounds = {"rounds": ["teacher", "student"]}
+    with pytest.raises(MismatchError, match=r"distill\.steps: 2000 in .*, 7 given"):
+        check_same(settings(record=rounds), settings(record=rounds, distill={"steps": 7}), tmp_path)
