@@ -165,7 +165,7 @@ def test_an_unknown_source_is_answered_with_the_presets(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file, run folder or preset") as caught:
         find_config("sd99")
     assert all(name in caught.value.remedy for name in presets())
-    with pytest.raises(ConfigError, match="no config.toml in this folder"):
+    with pytest.raises(ConfigError, match=r"no config\.toml in this folder"):
         find_config(tmp_path)
 
 

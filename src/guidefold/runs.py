@@ -226,6 +226,10 @@ def check_folder(folder: Path) -> None:
     if not (folder / MANIFEST).exists():
         raise CorruptFileError(f"{folder}: no {MANIFEST}", "Remove this folder.")
     for name, entry in read_json(folder / MANIFEST).items():
+        if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
+            raise CorruptFileError(
+                f"{folder / MANIFEST}: damaged at '{name}'", "Remove this folder."
+            )
         check_file(folder / name, entry["sha256"], entry["size"])
 
 
