@@ -105,14 +105,19 @@ class Training:
 
     def run(self) -> Path:
         """Train every stretch: each round is recorded, then trained on with those before it."""
-        self._record_round(0)
-        self._prepare()
-        rounds, steps = len(self.settings.record.rounds), self.settings.distill.steps
-        for number in range(rounds):
-            end = steps * (number + 1) // rounds
-            if self.step < end:
+        sources, steps = self.settings.record.rounds, self.settings.distill.steps
+        for number, source in enumerate(sources):
+            if source != "student":  # while encoders are at hand and nothing is attached
                 self._record_round(number)
-                self._train_stretch(number, end)
+        self._prepare()
+        for number, source in enumerate(sources):
+            start, end = (steps * (number + k) // len(sources) for k in (0, 1))
+            if self.step >= end:
+                continue
+            # Past its first step a round is whole, and the student that visited it is gone.
+            if source == "student" and self.step == start:
+                self._record_round(number)
+            self._train_stretch(number, end)
         return find_checkpoints(self.session.run)[-1]
 
     def _prepare(self) -> None:

@@ -103,7 +103,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: obj
     ready = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header = {"format": "pt"}
     if metadata is not None:
-        header[METADATA_KEY] = json.dumps(metadata, allow_nan=False)
+        header = {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
     with _finished(path) as temporary:
         save_file(ready, temporary, header)
         temporary.chmod(0o666 & ~_umask())  # safetensors leaves 0600
