@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from guidefold.errors import PromptError
+from guidefold.randomness import derive_seed
 
 BUNDLED = {"general": "prompts.txt", "world": "demo/prompts.txt"}
 COLUMNS = ("prompt", "text", "caption")
@@ -79,9 +80,9 @@ def split_prompts(
     Returns:
         ``(training, held_out)``, neither of them empty.
     """
-    ranked = sorted(prompts, key=lambda prompt: prompt.digest)
-    threshold = int(held_out_share * 2**32)
-    held_out = {p.digest for p in ranked if int(p.digest[:8], 16) < threshold}
+    # The hash is salted: a list that was itself chosen by a plain hash would fall on one side.
+    ranked = sorted(prompts, key=_place)
+    held_out = {p.digest for p in ranked if _place(p) < held_out_share}
     held_out = held_out or {ranked[0].digest}
     if len(held_out) == len(prompts):
         held_out.discard(ranked[-1].digest)
@@ -89,6 +90,11 @@ def split_prompts(
         [p for p in prompts if p.digest not in held_out],
         [p for p in prompts if p.digest in held_out],
     )
+
+
+def _place(prompt: Prompt) -> float:
+    """A prompt's place in [0, 1) for splitting."""
+    return derive_seed(0, "held-out", prompt.text) / 2**63
 
 
 def _read(source: Path) -> Iterator[Prompt]:
