@@ -13,6 +13,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError
 from torch import nn
 
 from guidefold.errors import ConfigError, PipelineError, UnfoldableError
@@ -22,6 +24,17 @@ CODE = {".py"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 SINGLE_FILES = {".safetensors"}
 GUIDANCE_ARGUMENTS = ("true_cfg_scale", "guidance_scale")
+# What diffusers' loaders raise; the last two are plain exceptions.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+    SingleFileComponentError,
+)
 # A blank negative prompt is what pipelines with true CFG expect where the user has none.
 BLANK = " "
 
@@ -200,7 +213,7 @@ def _load(loader: Any, source: object, dtype: torch.dtype, **options: Any) -> Di
     """Call a diffusers loader; what it complains of is the pipeline's fault, not ours."""
     try:
         return loader(source, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise PipelineError(
             f"{source}: diffusers cannot open it: {error}",
             "Check that every component named in model_index.json is there, as safetensors.",
@@ -215,11 +228,13 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
         )
     if config is not None and Path(config).is_dir():
         # Weights of the folder are not read here, so only its index matters.
-        index = _read_index(Path(config) / "model_index.json")
+        described = Path(config) / "model_index.json"
+        index = _read_index(described)
+        _check_index(str(described), index)
     else:
         config = config or _infer_config(path)
         index = _load_index(config)
-    _check_index(config, index)
+        _check_index(config, index)
     pipeline_class = getattr(diffusers, index["_class_name"])
     if not hasattr(pipeline_class, "from_single_file"):
         raise PipelineError(
@@ -250,12 +265,11 @@ def _infer_config(path: Path) -> str:
         ) from error
 
 
-def _read_index(index: Path) -> dict[str, Any]:
+def _read_index(index: Path) -> Any:
     try:
-        values: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        return json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise PipelineError(f"{index}: cannot be read ({error})") from error
-    return values
 
 
 def _load_index(hub_id: str) -> dict[str, Any]:
@@ -270,10 +284,13 @@ def _load_index(hub_id: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _check_index(where: str, index: Mapping[str, Any]) -> None:
+def _check_index(where: str, index: Any) -> None:
     """Every class named in a model_index.json must come from diffusers or transformers."""
+    if not isinstance(index, Mapping):
+        raise PipelineError(f"{where}: no pipeline's model_index.json, but a list or plain value")
     name = index.get("_class_name")
-    if not isinstance(name, str) or not hasattr(diffusers, name):
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
         raise PipelineError(
             f"{where}: '{name}' is no pipeline class of diffusers {diffusers.__version__}",
             "Guidefold runs no custom pipeline code; update diffusers if the class is new.",

@@ -57,7 +57,8 @@ class StateRef:
 
     def read(self) -> KeptState:
         """Read the state from its file."""
-        return _open(self.path).state(self.row)
+        about = self.path.stat()
+        return _open(self.path, about.st_ino, about.st_mtime_ns).state(self.row)
 
 
 def write_trajectory(
@@ -166,7 +167,8 @@ class _Trajectory:
 
 
 @lru_cache(maxsize=256)
-def _open(path: Path) -> _Trajectory:
+def _open(path: Path, _inode: int, _written: int) -> _Trajectory:
+    """One process may record anew into a folder that it has read: a new file is opened anew."""
     return _Trajectory(path)
 
 
