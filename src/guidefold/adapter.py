@@ -281,6 +281,11 @@ def load_adapter(
             layer.set_scale(NAME, strength)
 
 
+def adapted_layers(denoiser: nn.Module) -> set[str]:
+    """The names of the layers that hold a LoRA, whoever put it there."""
+    return {name for name, layer in denoiser.named_modules() if isinstance(layer, LoraLayer)}
+
+
 def unload_adapter(denoiser: Any) -> None:
     """Take every LoRA off a denoiser, whoever put it there."""
     for name, layer in list(denoiser.named_modules()):
