@@ -13,8 +13,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from tiny import make_settings
-from zoo import build
+from zoo import ZOO, build
 
+from guidefold.probe import Findings, probe
 from guidefold.settings import Settings
 
 torch.set_num_threads(1)  # two threads that compete with another process run many times slower
@@ -49,6 +50,19 @@ def settings_for(saved: Callable[[str], Path]) -> Callable[..., Settings]:
         return make_settings(name, saved(name), folder, overrides)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def found(built: Callable[[str], DiffusionPipeline]) -> Callable[[str], Findings]:
+    """What the probe finds in a zoo pipeline, probed once."""
+
+    @cache
+    def find(name: str) -> Findings:
+        call = dict(ZOO[name].call)
+        negative_prompt = call.pop("negative_prompt", None)
+        return probe(built(name), call, 5.0, negative_prompt)
+
+    return find
 
 
 @pytest.fixture(autouse=True)

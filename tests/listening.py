@@ -1,5 +1,6 @@
 """Runs of a pipeline by hand: a second, simpler pair of ears beside ``guidefold.capture``."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,12 @@ from guidefold.randomness import generator
 
 @dataclass
 class Heard:
-    """What passed one run: the states, the model outputs, and the latents at its end."""
+    """What a run's scheduler was given at each step, and what it gave back at the last."""
 
+    timesteps: list[float] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)
     model_outputs: list[torch.Tensor] = field(default_factory=list)
-    latents: Any = None
+    last: Any = None
 
 
 def plain_run(pipeline: DiffusionPipeline, inputs: Mapping[str, Any], seed: int) -> torch.Tensor:
@@ -43,16 +45,21 @@ def run_by_hand(
 
     class Ear(stock):
         def step(self, model_output, timestep, sample, **kwargs):
+            heard.timesteps.append(float(timestep))
             heard.states.append(sample.clone())
             heard.model_outputs.append(model_output.clone())
             result = stock.step(self, model_output, timestep, sample, **kwargs)
-            index = len(heard.states)
-            return (states[index], *result[1:]) if index < len(states) else result
+            index, heard.last = len(heard.states), result[0]
+            if index >= len(states):
+                return result
+            if isinstance(result, tuple):
+                return (states[index], *result[1:])
+            return type(result)(**{**result, "prev_sample": states[index]})
 
-    Ear.step.__signature__ = __import__("inspect").signature(stock.step)
+    Ear.step.__signature__ = inspect.signature(stock.step)  # else no generator is passed
     scheduler.__class__ = Ear
     try:
-        heard.latents = plain_run(pipeline, inputs, seed)
+        plain_run(pipeline, inputs, seed)
     finally:
         scheduler.__class__ = stock
     return heard
