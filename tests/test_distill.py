@@ -1,4 +1,4 @@
-"""Real training on a tiny pipeline: repeatable, resumable, and stopped by what it must not apply."""
+"""Real training on a tiny pipeline: repeatable, resumable, and stopped where it must be."""
 
 import json
 import signal
@@ -33,6 +33,8 @@ class Outcome:
 
     log: list[dict[str, Any]]
     tensors: dict[str, torch.Tensor]
+
+    __hash__ = None
 
     def __eq__(self, other: object) -> bool:
         assert isinstance(other, Outcome)
@@ -197,12 +199,13 @@ def test_checkpointing_that_changes_the_output_is_refused_by_name(
         distill.distill(settings)
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [("fp16", 0.05), ("bf16", 0.5)])
+@pytest.mark.parametrize(("dtype", "rounding"), [("fp16", 0.02), ("bf16", 0.15)])
 def test_half_precision_weights_train_an_adapter_in_float32(
     straight: dict[str, Outcome], settings_for: Make, tmp_path: Path, dtype: str, rounding: float
 ) -> None:
     half = finish(settings_for("sd15", tmp_path, pipeline={"dtype": dtype}, distill=FOUR))
-    assert half.losses == pytest.approx(straight["plain"].losses, rel=rounding)
+    assert half.losses[0] == pytest.approx(straight["plain"].losses[0], rel=rounding)
+    assert half.losses[-1] < half.losses[0]
     assert {t.dtype for t in half.tensors.values()} == {torch.float32}
 
 

@@ -1,0 +1,175 @@
+"""A run folder and its pipeline are checked against each other, cheapest things first."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from zoo import WARNINGS
+
+from guidefold import session as sessions
+from guidefold.config import load_settings
+from guidefold.errors import MismatchError, PromptError, RunError
+from guidefold.session import Session, open_session, require_run
+from guidefold.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings(settings_for: Make, tmp_path: Path) -> Settings:
+    """Of a run whose pipeline may be altered."""
+    made = settings_for("sd15", tmp_path)
+    folder = shutil.copytree(made.pipeline.source, tmp_path / "pipeline")
+    return with_(made, pipeline={"source": str(folder)})
+
+
+def with_(settings: Settings, **tables: dict[str, object]) -> Settings:
+    values = settings.model_dump()
+    for name, table in tables.items():
+        values[name] |= table
+    return Settings.model_validate(values)
+
+
+@pytest.fixture
+def begun(settings: Settings) -> Settings:
+    with open_session(settings):
+        pass
+    return settings
+
+
+@pytest.fixture
+def never_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "open_pipeline", lambda *_, **__: pytest.fail("opened"))
+
+
+def test_a_session_writes_its_settings_and_findings(settings: Settings) -> None:
+    with open_session(settings) as session:
+        assert session.denoiser is session.pipeline.unet
+        assert {p.text for p in session.prompts}.isdisjoint(p.text for p in session.held_out)
+    assert load_settings(settings.run) == settings
+    assert json.loads((Path(settings.run) / "probe.json").read_text())["denoiser"] == "unet"
+
+
+def test_a_process_that_only_reads_takes_no_lock_and_writes_nothing(settings: Settings) -> None:
+    with open_session(settings, main=False) as session:
+        assert session.findings.denoiser == "unet"
+    assert not Path(settings.run).exists()
+
+
+@pytest.mark.usefixtures("never_opened")
+def test_a_second_session_on_one_folder_is_refused_before_a_pipeline_is_opened(
+    settings: Settings,
+) -> None:
+    from guidefold.runs import locked
+
+    with (
+        locked(Path(settings.run)),
+        pytest.raises(RunError, match="in use by another"),
+        open_session(settings),
+    ):
+        pass
+
+
+def test_wrong_prompts_are_found_before_a_pipeline_is_opened(
+    settings: Settings, never_opened: None
+) -> None:
+    Path(str(settings.prompts.path)).write_bytes(b"a cat\n\xff\n")
+    with (
+        pytest.raises(PromptError, match=r"prompts\.txt:2: not valid UTF-8"),
+        open_session(settings),
+    ):
+        pass
+
+
+def test_other_settings_are_found_before_a_pipeline_is_opened(
+    begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "open_pipeline", lambda *_, **__: pytest.fail("opened"))
+    other = with_(begun, adapter={"rank": 3}, distill={"batch_size": 1, "steps": 9})
+    with pytest.raises(MismatchError) as caught, open_session(other):
+        pass
+    assert [line.split(":")[0].strip() for line in caught.value.message.splitlines()[1:]] == [
+        "adapter.rank",
+        "distill.batch_size",
+    ]
+
+
+def test_free_settings_may_change_and_are_kept(begun: Settings) -> None:
+    other = with_(begun, distill={"steps": 9, "log_every": 3}, evaluate={"steps": 3})
+    with open_session(other):
+        pass
+    assert load_settings(begun.run) == other
+
+
+def test_other_weights_are_refused_with_both_sides(begun: Settings) -> None:
+    path = next(Path(begun.pipeline.source).glob("unet/*.safetensors"))
+    save_file({n: t + 1 for n, t in load_file(path).items()}, path)
+    said = r"fingerprint is '\w{16}' in the run and '\w{16}'"
+    with pytest.raises(MismatchError, match=said), open_session(begun):
+        pass
+
+
+def test_another_precision_is_another_base(begun: Settings) -> None:
+    path = Path(begun.run) / "config.toml"
+    path.write_text(path.read_text().replace('"fp32"', '"bf16"'))
+    with pytest.raises(MismatchError, match="fingerprint"), open_session(load_settings(begun.run)):
+        pass
+
+
+def test_another_prediction_type_is_refused_with_both_sides(begun: Settings) -> None:
+    path = Path(begun.pipeline.source) / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace('"epsilon"', '"v_prediction"'))
+    said = "prediction_type is 'epsilon' in the run and 'v_prediction' in the pipeline"
+    with pytest.raises(MismatchError, match=said), open_session(begun):
+        pass
+
+
+def test_a_refused_session_leaves_the_run_as_it_was(begun: Settings) -> None:
+    before = {p.name: p.read_bytes() for p in Path(begun.run).iterdir()}
+    with pytest.raises(MismatchError), open_session(with_(begun, adapter={"rank": 3})):
+        pass
+    assert {p.name: p.read_bytes() for p in Path(begun.run).iterdir()} == before
+
+
+def test_only_the_denoiser_stays_for_training(settings: Settings) -> None:
+    with open_session(settings) as session:
+        session.keep_denoiser_only()
+        parts = {
+            n for n, c in session.pipeline.components.items() if isinstance(c, torch.nn.Module)
+        }
+    assert parts == {"unet"}
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "adapter", "guidance", "strength"),
+    [
+        ({}, {}, 5.0, 1.0),
+        ({"guidance": 3.0}, {}, 3.0, 0.5),
+        ({"guidance": 1.0}, {}, 1.0, 0.0),
+        ({"guidance": 3.0}, {"dial": False}, 3.0, 1.0),
+    ],
+)
+def test_strength_stands_for_the_guidance_that_is_measured_at(
+    settings: Settings,
+    evaluate: dict[str, object],
+    adapter: dict[str, object],
+    guidance: float,
+    strength: float,
+) -> None:
+    class Off:
+        off = 1.0
+
+    asked = with_(settings, evaluate=evaluate, adapter=adapter)
+    session = Session(Path(), asked, [], [], None, Off())
+    assert (session.guidance, session.strength) == (guidance, strength)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run has begun here"):
+        require_run(tmp_path)
