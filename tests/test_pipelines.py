@@ -234,7 +234,14 @@ def test_every_refusal_of_a_folder_comes_before_any_component_is_loaded(
 def test_the_guidance_argument_is_the_one_that_the_pipeline_has(
     built: Callable[[str], DiffusionPipeline], name: str
 ) -> None:
-    assert guidance_argument(built(name)) == ZOO[name].guidance_argument
+    negative = "negative_prompt" in ZOO[name].call
+    assert guidance_argument(built(name), negative=negative) == ZOO[name].guidance_argument
+
+
+def test_true_cfg_that_is_off_by_default_counts_only_with_a_negative_prompt(built: Any) -> None:
+    assert guidance_argument(built("flux")) == "guidance_scale"
+    assert guidance_argument(built("flux"), negative=True) == "true_cfg_scale"
+    assert guidance_argument(built("qwen_image")) == "true_cfg_scale"
 
 
 def test_a_pipeline_without_a_guidance_argument_is_refused_by_name() -> None:
@@ -257,7 +264,8 @@ def test_a_negative_prompt_is_given_to_each_prompt_and_blank_where_true_cfg_need
     assert "negative_prompt" not in call_inputs(built("sd15"), prompts, {})
     given = call_inputs(built("sd15"), prompts, {}, "blurry")
     assert given == {"prompt": prompts, "negative_prompt": ["blurry"] * 2}
-    assert call_inputs(built("flux"), prompts, {})["negative_prompt"] == [BLANK] * 2
+    assert call_inputs(built("qwen_image"), prompts, {})["negative_prompt"] == [BLANK] * 2
+    assert "negative_prompt" not in call_inputs(built("flux"), prompts, {})
     own = call_inputs(built("flux"), prompts, {"negative_prompt": ["x", "y"]}, "blurry")
     assert own["negative_prompt"] == ["x", "y"]
 

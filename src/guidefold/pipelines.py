@@ -23,7 +23,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CODE = {".py"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 SINGLE_FILES = {".safetensors"}
-GUIDANCE_ARGUMENTS = ("true_cfg_scale", "guidance_scale")
 # What diffusers' loaders raise; the last two are plain exceptions.
 LOADING_ERRORS = (
     OSError,
@@ -143,19 +142,29 @@ def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     return {n: c for n, c in pipeline.components.items() if isinstance(c, nn.Module)}
 
 
-def guidance_argument(pipeline: DiffusionPipeline) -> str:
+def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) -> str:
     """The call argument that scales guidance.
+
+    True CFG that a pipeline leaves off by default (Flux) counts only with a negative prompt: else
+    its guidance is the embedded one, and there is no second pass.
+
+    Args:
+        pipeline: Whose call.
+        negative: Whether the user gives a negative prompt.
 
     Raises:
         UnfoldableError: The call has none.
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    for name in GUIDANCE_ARGUMENTS:
-        if name in parameters:
-            return name
+    true_cfg = parameters.get("true_cfg_scale")
+    embedded = "guidance_scale" in parameters
+    if true_cfg is not None and (negative or true_cfg.default != 1.0 or not embedded):
+        return "true_cfg_scale"
+    if embedded:
+        return "guidance_scale"
     raise UnfoldableError(
         f"{type(pipeline).__name__}: its call has no argument that scales guidance "
-        f"({' or '.join(GUIDANCE_ARGUMENTS)})",
+        "(true_cfg_scale or guidance_scale)",
         "Guidefold folds pipelines that guide; this one does not, or not through its call.",
     )
 
@@ -179,7 +188,8 @@ def call_inputs(
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     inputs = {"prompt": prompts, **call}
-    if negative_prompt is None and guidance_argument(pipeline) == "true_cfg_scale":
+    given = negative_prompt is not None or "negative_prompt" in call
+    if not given and guidance_argument(pipeline) == "true_cfg_scale":
         negative_prompt = BLANK
     if negative_prompt is not None and "negative_prompt" not in inputs:
         inputs["negative_prompt"] = [negative_prompt] * len(prompts)

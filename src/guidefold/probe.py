@@ -119,7 +119,8 @@ def probe(
         UnfoldableError: There is nothing to fold, or no known way to; says which.
         ConfigError: The pipeline refuses the call.
     """
-    argument = guidance_argument(pipeline)
+    negative = negative_prompt is not None or "negative_prompt" in call
+    argument = guidance_argument(pipeline, negative=negative)
     inputs = {
         **call_inputs(pipeline, [PROMPT], call, negative_prompt),
         "num_inference_steps": STEPS,
@@ -228,7 +229,8 @@ def _check_fewer(
         raise UnfoldableError(
             f"{name}: {passes_on:g} passes a step with {argument}={guidance:g}, "
             f"{passes_off:g} with {argument}={off:g}: there is no second pass to fold away",
-            "Its guidance is already distilled, or is switched by another argument.",
+            "Its guidance is already distilled, or is switched by another argument; true CFG needs "
+            "pipeline.negative_prompt.",
         )
     if passes_off != 1 or calls != 1:
         raise UnfoldableError(

@@ -1,0 +1,193 @@
+"""The probe: how a pipeline guides, and whether that can be folded."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from test_capture import Plain
+from zoo import UNFOLDABLE, ZOO
+
+from guidefold import probe as probing
+from guidefold.capture import drive
+from guidefold.errors import CaptureError, ConfigError, MismatchError, UnfoldableError
+from guidefold.outputs import OutputMap
+from guidefold.probe import Findings, lora_loader, probe
+
+FOLDED = [name for name in ZOO if name != "sd15_pag"]
+MAPS = {
+    "whole": OutputMap("whole"),
+    "negated": OutputMap("whole", negated=True),
+    "first_channels": OutputMap("prefix", 1),
+}
+PREDICTIONS = {"flow": "flow_prediction"}
+every_pipeline = pytest.mark.parametrize("name", FOLDED)
+
+
+def ask(pipeline: Any, name: str, **changes: Any) -> Findings:
+    call = {**(ZOO | UNFOLDABLE)[name].call, **changes}
+    return probe(pipeline, call, 5.0, call.pop("negative_prompt", None))
+
+
+@every_pipeline
+def test_the_probe_finds_what_the_zoo_says(built: Any, found: Any, name: str) -> None:
+    findings, entry, pipeline = found(name), ZOO[name], built(name)
+    assert findings.pipeline == type(pipeline).__name__
+    assert findings.scheduler == type(pipeline.scheduler).__name__
+    assert (findings.denoiser,) == entry.denoisers
+    assert findings.denoiser_class == type(getattr(pipeline, findings.denoiser)).__name__
+    assert findings.guidance_argument == entry.guidance_argument
+    assert findings.off == 1.0
+    assert (findings.passes_on, findings.passes_off) == (2, 1)
+    assert findings.output_map == MAPS[entry.output_map]
+    assert findings.prediction_type == PREDICTIONS.get(entry.prediction, entry.prediction)
+    assert findings.loader == ("peft" if name == "pixart" else "diffusers")
+    assert findings.layout is not None
+
+
+def test_prompts_of_different_lengths_keep_company_unless_a_pipeline_pads_to_the_longest(
+    found: Any,
+) -> None:
+    assert {name: found(name).company for name in ("sd15", "sd3", "qwen_image")} == {
+        "sd15": True,
+        "sd3": True,
+        "qwen_image": False,
+    }
+
+
+@every_pipeline
+def test_findings_survive_json(found: Any, name: str) -> None:
+    findings = found(name)
+    assert Findings.from_json(json.loads(json.dumps(findings.to_json()))) == findings
+
+
+def test_probing_twice_finds_the_same_and_leaves_the_pipeline_as_it_was(built: Any) -> None:
+    pipeline = built("sd3")
+    before = dict(vars(pipeline.transformer))
+    assert ask(pipeline, "sd3") == ask(pipeline, "sd3")
+    assert vars(pipeline.transformer).keys() == before.keys()
+    assert "step" not in vars(pipeline.scheduler)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", UNFOLDABLE)
+def test_a_pipeline_without_a_second_pass_is_refused_with_the_reason(built: Any, name: str) -> None:
+    with pytest.raises(UnfoldableError, match="there is no second pass to fold away") as caught:
+        ask(built(name), name)
+    assert "already distilled" in caught.value.remedy
+
+
+def test_passes_that_guidance_does_not_switch_off_are_refused_with_the_remedy(built: Any) -> None:
+    with pytest.raises(UnfoldableError, match="still 2 passes in 1 calls a step") as caught:
+        ask(built("sd15_pag"), "sd15_pag")
+    assert "pag_scale = 0" in caught.value.remedy
+    assert ask(built("sd15_pag"), "sd15_pag", pag_scale=0.0).passes_off == 1
+
+
+def test_what_the_pipeline_refuses_is_the_user_s_to_mend(built: Any) -> None:
+    with pytest.raises(ConfigError, match="StableDiffusionPipeline refuses the call") as caught:
+        ask(built("sd15"), "sd15", height=13)
+    assert "[pipeline.call]" in caught.value.remedy
+
+
+def test_an_unknown_call_argument_is_refused_before_anything_runs(built: Any) -> None:
+    with pytest.raises(ConfigError, match="takes no argument frames"):
+        ask(built("sd15"), "sd15", frames=3)
+
+
+class Scaling(Plain):
+    """Multiplies its denoiser's output by a number of its own."""
+
+    factor = 1.0
+
+    def __call__(
+        self, prompt, guidance_scale=5.0, num_inference_steps=2, generator=None, output_type="pil"
+    ):
+        state = torch.randn((1, 4), generator=generator)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.scheduler.timesteps:
+            output = self.unet(state)
+            if guidance_scale > 1:
+                output = guidance_scale * output - self.unet(-state)
+            state = self.scheduler.step(self.factor * output, timestep, state).prev_sample
+        return state
+
+
+class Doubling(Scaling):
+    factor = 2.0
+
+
+def test_an_output_map_that_guidefold_does_not_know_is_refused_by_name() -> None:
+    parts = torch.nn.Linear(4, 4), DDIMScheduler()
+    assert probe(Scaling(*parts), {}, 5.0).output_map == OutputMap("whole")
+    with pytest.raises(UnfoldableError, match="in a way Guidefold does not know"):
+        probe(Doubling(*parts), {}, 5.0)
+
+
+def test_arguments_that_do_not_reproduce_the_model_output_are_refused_at_their_step(
+    built: Any,
+) -> None:
+    pipeline = built("sd15")
+    inputs = {"prompt": ["a cat"], "num_inference_steps": 2, "guidance_scale": 1.0}
+    listened = {"unet": pipeline.unet}
+    inputs |= dict(ZOO["sd15"].call)
+    steps = drive(pipeline, inputs, [0], listened, keep_arguments=True)
+    probing._prove(pipeline.unet, OutputMap("whole"), steps, steps)
+    wrong = [steps[0], replace(steps[1], model_output=steps[1].model_output + 0.01)]
+    with pytest.raises(CaptureError, match=r"step 1: .* is 0.01 off"):
+        probing._prove(pipeline.unet, OutputMap("whole"), steps, wrong)
+
+
+# The switch
+
+
+def test_the_value_that_switches_guidance_off_is_the_one_with_a_single_pass(
+    built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline that guides above 0: ``cond + s * (cond - uncond)``."""
+    pipeline = built("sd3")
+    above_zero = property(lambda self: self._guidance_scale > 0)
+    monkeypatch.setattr(type(pipeline), "do_classifier_free_guidance", above_zero)
+    assert ask(pipeline, "sd3").off == 0.0
+
+
+# The same base
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pipeline", "OtherPipeline"),
+        ("denoiser", "unet_2"),
+        ("denoiser_class", "OtherModel"),
+        ("prediction_type", "v_prediction"),
+        ("output_map", OutputMap("prefix", 1)),
+        ("guidance_argument", "true_cfg_scale"),
+        ("off", 0.0),
+        ("fingerprint", "0" * 16),
+    ],
+)
+def test_another_base_is_refused_by_the_field_with_both_values(
+    found: Any, field: str, value: Any
+) -> None:
+    findings = found("sd15")
+    other = replace(findings, **{field: value})
+    with pytest.raises(MismatchError) as caught:
+        findings.check_same_base(other)
+    message = caught.value.message
+    assert f"{field} is '{getattr(findings, field)}' in the run and '{value}'" in message
+
+
+def test_the_same_base_under_another_scheduler_is_the_same_base(found: Any) -> None:
+    findings = found("sd15")
+    findings.check_same_base(replace(findings, scheduler="EulerDiscreteScheduler"))
+
+
+def test_a_pipeline_without_a_lora_loader_is_left_to_peft(built: Any) -> None:
+    assert lora_loader(built("sd15"), "unet") == "diffusers"
+    assert lora_loader(built("sd15"), "vae") == "peft"
+    assert lora_loader(built("pixart"), "transformer") == "peft"
