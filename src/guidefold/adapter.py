@@ -31,6 +31,7 @@ from guidefold.randomness import derive_seed
 NAME = "guidefold"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
 LINEAR = (nn.Linear,)
 ALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -250,12 +251,12 @@ def unwrap(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def save_adapter_config(folder: Path, rank: int, layers: Sequence[str]) -> None:
-    """Write the ``adapter_config.json`` that plain peft reads beside the tensors."""
+def adapter_config(rank: int, layers: Sequence[str]) -> dict[str, Any]:
+    """What plain peft reads beside the tensors, as JSON: the ``adapter_config.json``."""
     pattern = "|".join(re.escape(name) for name in layers)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})")
-    config.inference_mode = True
-    config.save_pretrained(folder)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})", inference_mode=True)
+    values = config.to_dict()
+    return {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
 
 
 def load_adapter(

@@ -11,10 +11,11 @@ import torch
 from guidefold import __version__
 from guidefold.adapter import (
     DIFFUSERS_FILE,
+    PEFT_CONFIG,
     PEFT_FILE,
     adapted_layers,
+    adapter_config,
     load_adapter,
-    save_adapter_config,
     unload_adapter,
 )
 from guidefold.arguments import Tree, tree_map
@@ -79,7 +80,7 @@ def write_adapter(session: Session) -> Path:
             named = {f"{findings.denoiser}.{name}": t for name, t in tensors.items()}
             write_tensors(temporary / DIFFUSERS_FILE, named, about)
         else:
-            save_adapter_config(temporary, settings.adapter.rank, layers)
+            write_json(temporary / PEFT_CONFIG, adapter_config(settings.adapter.rank, layers))
             named = {f"base_model.model.{name}": t for name, t in tensors.items()}
             write_tensors(temporary / PEFT_FILE, named, about)
         _verify(session, temporary, set(layers), few, expected)

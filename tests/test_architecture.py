@@ -1,0 +1,186 @@
+"""The order of modules and their doors, over the syntax trees."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import guidefold
+from guidefold import api
+
+ROOT = Path(guidefold.__file__).parent
+ORDER = """
+    __init__ errors randomness prompts settings config progress runs pipelines arguments outputs
+    capture probe adapter objective shards plans batches student trajectories checkpoints session
+    distill export sample gallery evaluate api demo cli __main__
+""".split()  # noqa: SIM905 - read as a line
+"""A module imports only from modules above it; ``demo`` is a package with an order of its own."""
+
+FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+OWN = [name for name in FILES if not name.startswith("demo/")]  # the demo trains its own teacher
+
+every_file = pytest.mark.parametrize("name", FILES)
+
+
+def place(file: str) -> int:
+    return ORDER.index(file.split("/", 1)[0].removesuffix(".py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every imported module, with each imported name behind it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide where they lead"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with the last part of what is called; methods begin with a dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield f".{node.func.attr}", node
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id, node
+
+
+def texts(call: ast.Call) -> list[str]:
+    """Text given to a call in so many words."""
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {name.split("/")[0].removesuffix(".py") for name in FILES} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+@every_file
+def test_a_module_imports_only_from_modules_above_it(name: str) -> None:
+    for module in imports(TREES[name]):
+        package, *rest = module.split(".")
+        if package != "guidefold":
+            continue
+        other = "__init__" if rest[0] not in ORDER else rest[0]
+        if name.startswith("demo/") and other == "demo":
+            continue
+        assert ORDER.index(other) < place(name), f"{name} imports {module}"
+
+
+@every_file
+def test_only_the_adapter_imports_peft(name: str) -> None:
+    assert name == "adapter.py" or not any(m.startswith("peft") for m in imports(TREES[name]))
+
+
+@every_file
+def test_no_pickle_and_no_remote_code(name: str) -> None:
+    for module in imports(TREES[name]):
+        assert module.split(".")[0] not in {"pickle", "joblib", "dill", "shelve", "marshal"}
+    for called, call in calls(TREES[name]):
+        assert called not in {"eval", "exec"}
+        words = {keyword.arg for keyword in call.keywords}
+        assert not words & {"trust_remote_code", "custom_pipeline", "weights_only"}
+        whole = ast.unparse(call.func)
+        assert whole not in {"torch.load", "torch.save"}
+
+
+def seam_patches(tree: ast.AST) -> Iterator[str]:
+    """Places that put something in the place of a ``step`` or a ``forward``."""
+    for called, call in calls(tree):
+        if called in {"setattr", "._replace", ".__setattr__"}:
+            yield from {"step", "forward"} & set(texts(call))
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        for target in targets:
+            if isinstance(target, ast.Attribute) and target.attr in {"step", "forward"}:
+                own = isinstance(target.value, ast.Name) and target.value.id == "self"
+                if target.attr == "forward" or not own:
+                    yield target.attr
+
+
+@every_file
+def test_only_capture_stands_at_the_seam_of_diffusers(name: str) -> None:
+    found = set(seam_patches(TREES[name]))
+    assert found == ({"step", "forward"} if name == "capture.py" else set())
+
+
+WRITES = {
+    ".write_text",
+    ".write_bytes",
+    ".save_pretrained",
+    ".touch",
+    ".writelines",
+    ".dump",
+    ".tofile",
+    "save_file",
+    ".save_file",
+    ".save_model",
+    ".rename",
+}
+
+
+def writes(tree: ast.AST) -> Iterator[str]:
+    for called, call in calls(tree):
+        if called in WRITES:
+            yield called
+        if called in {"open", ".open"} and any(set(mode) & set("wax+") for mode in modes(call)):
+            yield called
+        if called == ".save" and ast.unparse(call.args[0]) != "buffer":
+            yield called
+
+
+def modes(call: ast.Call) -> list[str]:
+    return [text for text in texts(call) if set(text) <= set("rwaxbt+") and len(text) <= 3]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_only_runs_writes_files(name: str) -> None:
+    found = set(writes(TREES[name]))
+    assert bool(found) == (name == "runs.py"), found
+
+
+def test_the_mathematics_of_the_loss_knows_no_settings() -> None:
+    assert not any(module.startswith("guidefold") for module in imports(TREES["objective.py"]))
+
+
+@every_file
+def test_no_module_is_named_for_nothing(name: str) -> None:
+    assert Path(name).stem not in {"utils", "util", "helpers", "common", "misc", "base"}
+
+
+def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Public functions and classes, and the public methods of those."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body)
+
+
+@every_file
+def test_what_is_public_has_a_docstring(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
+    silent = [node.name for node in public(TREES[name].body) if not ast.get_docstring(node)]
+    assert silent == []
+
+
+def test_the_api_exports_what_it_imports() -> None:
+    imported = {module.rsplit(".", 1)[1] for module in imports(TREES["api.py"])}
+    assert sorted(imported) == sorted(api.__all__)
+    assert all(hasattr(api, name) for name in api.__all__)
+
+
+def test_the_checks_see_what_they_look_for() -> None:
+    """The control: each finds its case in a few lines of wrong code."""
+    wrong = ast.parse(
+        "import peft\nfrom guidefold import cli\n"
+        "scheduler.step = f\nmodule.forward = f\nsetattr(unet, 'forward', f)\n"
+        "path.open('w')\nopen(p, mode='ab')\npath.write_text(t)\npicture.save(path)\nsave_file(t)\n"
+        "path.open()\npath.open('rb')\npicture.save(buffer, 'PNG')\nwrite_text(path, t)\n"
+    )
+    assert list(imports(wrong)) == ["peft", "guidefold.cli"]
+    assert sorted(seam_patches(wrong)) == ["forward", "forward", "step"]
+    assert sorted(writes(wrong)) == [".open", ".save", ".write_text", "open", "save_file"]
