@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,6 @@ def draw_session(
 ) -> Drawn:
     """:func:`draw` with a session's pipeline and settings."""
     settings = session.settings
-    size = settings.evaluate.batch_size
     return draw(
         session.pipeline,
         session.findings,
@@ -110,10 +110,10 @@ def draw_session(
         seeds,
         guidance=session.guidance if guided else session.findings.off,
         steps=settings.evaluate.steps,
-        batch_size=size,
+        batch_size=settings.evaluate.batch_size,
         call=settings.pipeline.call,
         negative_prompt=settings.pipeline.negative_prompt,
-        on_step=lambda: progress.advance(min(size, len(prompts))),
+        on_step=progress.advance,
     )
 
 
@@ -128,7 +128,7 @@ def draw(
     batch_size: int = 1,
     call: Mapping[str, Any] | None = None,
     negative_prompt: str | None = None,
-    on_step: Any = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Drawn:
     """Make pictures with the stock pipeline as it stands, and count what they cost.
 
@@ -142,7 +142,7 @@ def draw(
         batch_size: Prompts per pipeline call.
         call: The user's further call arguments.
         negative_prompt: The house negative prompt, if any.
-        on_step: Told of every step.
+        on_step: Told, at every step, of how many pictures.
     """
     drawn, passes, seconds = Drawn(), 0, 0.0
     listened: dict[str, nn.Module] = {findings.denoiser: getattr(pipeline, findings.denoiser)}
@@ -154,7 +154,8 @@ def draw(
             findings.guidance_argument: guidance,
             "num_inference_steps": steps,
         }
-        with Listener(pipeline, listened, on_step=on_step) as listener:
+        told = partial(on_step, len(some)) if on_step is not None else None
+        with Listener(pipeline, listened, on_step=told) as listener:
             result = run(pipeline, inputs, seeds[first : first + size], output_type="pil")
         _add(drawn, result, len(some))
         calls = [call for step in listener.steps for call in step.calls]
