@@ -54,9 +54,10 @@ def main() -> None:
     except Stopped as stopped:
         errors.print(f"{stopped}\nThe same command goes on from there.", markup=False)
         raise SystemExit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        errors.print("Stopped. What was saved stands; the same command goes on from there.")
-        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as ended:  # typer turns a KeyboardInterrupt into this
+        if ended.code == 128 + signal.SIGINT:
+            errors.print("Stopped. What was saved stands; the same command goes on from there.")
+        raise
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except RuntimeError as error:

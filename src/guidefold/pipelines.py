@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
@@ -60,7 +61,8 @@ def open_pipeline(
     Raises:
         PipelineError: Not found, unsafe, incomplete, or in no known format.
     """
-    diffusers.utils.logging.disable_progress_bar()  # loading is not what people wait for
+    for library in (diffusers, transformers):  # loading is not what people wait for
+        library.utils.logging.disable_progress_bar()
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_dir():
         check_folder(path)
