@@ -16,6 +16,7 @@ from guidefold.batches import Batch
 from guidefold.checkpoints import find_checkpoints
 from guidefold.distill import Training
 from guidefold.errors import NonFiniteError, UnfoldableError
+from guidefold.export import export
 from guidefold.progress import Stopped
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings
@@ -200,13 +201,15 @@ def test_checkpointing_that_changes_the_output_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("fp16", 0.02), ("bf16", 0.15)])
-def test_half_precision_weights_train_an_adapter_in_float32(
+def test_half_precision_weights_train_an_adapter_in_float32_that_can_be_exported(
     straight: dict[str, Outcome], settings_for: Make, tmp_path: Path, dtype: str, rounding: float
 ) -> None:
-    half = finish(settings_for("sd15", tmp_path, pipeline={"dtype": dtype}, distill=FOUR))
+    settings = settings_for("sd15", tmp_path, pipeline={"dtype": dtype}, distill=FOUR)
+    half = finish(settings)
     assert half.losses[0] == pytest.approx(straight["plain"].losses[0], rel=rounding)
     assert half.losses[-1] < half.losses[0]
     assert {t.dtype for t in half.tensors.values()} == {torch.float32}
+    assert export(settings).is_dir()
 
 
 def test_mixed_precision_trains_in_bfloat16(

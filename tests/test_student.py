@@ -10,10 +10,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from zoo import WARNINGS
 
-from guidefold.adapter import DIFFUSERS_FILE
+from guidefold import export as exporting
+from guidefold.adapter import DIFFUSERS_FILE, adapted_layers
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
 from guidefold.distill import distill
-from guidefold.errors import UnfoldableError
+from guidefold.errors import UnfoldableError, VerifyError
 from guidefold.export import export
 from guidefold.objective import loss_scale, strength_of
 from guidefold.pipelines import open_pipeline
@@ -154,6 +155,17 @@ def test_our_strength_is_the_weight_that_diffusers_gives_the_exported_file(
 def test_the_exported_names_are_the_adapter_s(student: Student, trained: Settings) -> None:
     exported = load_file(Path(trained.run) / "adapter" / DIFFUSERS_FILE)
     assert {name.removeprefix("unet.") for name in exported} == student.adapter.state_dict().keys()
+
+
+def test_a_client_that_loads_fewer_layers_is_found_out_by_name(
+    trained: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        exporting, "adapted_layers", lambda unet: adapted_layers(unet) - {"conv_in"}
+    )
+    with pytest.raises(VerifyError, match="loads other layers than were trained: conv_in"):
+        export(trained)
+    assert (Path(trained.run) / "adapter" / DIFFUSERS_FILE).exists()
 
 
 def test_checkpointing_where_there_is_none_is_refused(
