@@ -128,6 +128,21 @@ def test_an_output_map_that_guidefold_does_not_know_is_refused_by_name() -> None
         probe(Doubling(*parts), {}, 5.0)
 
 
+class Remembering(torch.nn.Linear):
+    """Says something else each time."""
+
+    calls = 0
+
+    def forward(self, state):
+        self.calls += 1
+        return self.calls * super().forward(state)
+
+
+def test_a_denoiser_that_depends_on_more_than_its_arguments_is_refused() -> None:
+    with pytest.raises(CaptureError, match="called with the recorded arguments, is"):
+        probe(Scaling(Remembering(4, 4), DDIMScheduler()), {}, 5.0)
+
+
 def test_arguments_that_do_not_reproduce_the_model_output_are_refused_at_their_step(
     built: Any,
 ) -> None:
