@@ -12,7 +12,13 @@ from zoo import UNFOLDABLE, ZOO
 
 from guidefold import probe as probing
 from guidefold.capture import drive
-from guidefold.errors import CaptureError, ConfigError, MismatchError, UnfoldableError
+from guidefold.errors import (
+    CaptureError,
+    ConfigError,
+    CorruptFileError,
+    MismatchError,
+    UnfoldableError,
+)
 from guidefold.outputs import OutputMap
 from guidefold.probe import Findings, lora_loader, probe
 
@@ -206,3 +212,10 @@ def test_a_pipeline_without_a_lora_loader_is_left_to_peft(built: Any) -> None:
     assert lora_loader(built("sd15"), "unet") == "diffusers"
     assert lora_loader(built("sd15"), "vae") == "peft"
     assert lora_loader(built("pixart"), "transformer") == "peft"
+
+
+def test_findings_with_a_missing_field_are_refused_by_name(found):
+    values = found("sd15").to_json()
+    del values["denoiser"]
+    with pytest.raises(CorruptFileError, match="denoiser"):
+        Findings.from_json(values)

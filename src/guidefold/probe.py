@@ -18,7 +18,13 @@ from guidefold.capture import (
     drive,
     follow,
 )
-from guidefold.errors import CaptureError, ConfigError, MismatchError, UnfoldableError
+from guidefold.errors import (
+    CaptureError,
+    ConfigError,
+    CorruptFileError,
+    MismatchError,
+    UnfoldableError,
+)
 from guidefold.outputs import OutputMap, find_output_map, output_tensor
 from guidefold.pipelines import call_inputs, fingerprint, guidance_argument, modules
 
@@ -71,8 +77,18 @@ class Findings:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Findings:
-        """Back from plain values."""
-        return Findings(**{**values, "output_map": OutputMap(**values["output_map"])})
+        """Back from plain values.
+
+        Raises:
+            CorruptFileError: A field is missing or unknown.
+        """
+        try:
+            return Findings(**{**values, "output_map": OutputMap(**values["output_map"])})
+        except (TypeError, KeyError) as error:
+            raise CorruptFileError(
+                f"stored findings of the probe are not those of this version ({error})",
+                "Remove probe.json to probe again, or choose another run=FOLDER.",
+            ) from error
 
     def check_same_base(self, other: Findings) -> None:
         """Refuse another base.

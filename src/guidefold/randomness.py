@@ -33,10 +33,14 @@ def unit(seed: int, *names: str | int) -> float:
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A fresh CPU generator; latents drawn from it are the same on every device."""
+    """A fresh CPU generator; latents drawn from it are the same on every device.
+
+    Without names it is seeded by the seed itself, so that a picture's seed means what it means in
+    diffusers.
+    """
     import torch
 
-    return torch.Generator("cpu").manual_seed(derive_seed(seed, *names))
+    return torch.Generator("cpu").manual_seed(derive_seed(seed, *names) if names else seed)
 
 
 def permutation(count: int, seed: int, *names: str | int) -> list[int]:

@@ -74,7 +74,7 @@ def sample(
     """
     require_run(Path(settings.run))
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    texts, numbers = [p for p, _ in pairs], [derive_seed(s, "picture") for _, s in pairs]
+    texts, numbers = [p for p, _ in pairs], [s for _, s in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
         total = len(kinds) * len(pairs) * settings.evaluate.steps

@@ -1,0 +1,76 @@
+"""The README's story, told by its own commands on a pipeline of one's own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from guidefold.config import dump_toml
+from guidefold.settings import Settings
+
+PROMPT = "a red cat"
+
+
+def command(*words: object) -> str:
+    """What a command of guidefold prints; it must succeed."""
+    line = [sys.executable, "-m", "guidefold", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(
+    settings_for: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The folder of a finished run, and what its commands printed."""
+    folder = tmp_path_factory.mktemp("story")
+    settings = settings_for("sd15", folder)
+    config = folder / "mine.toml"
+    config.write_text(dump_toml(settings), encoding="utf-8")
+    printed = command("probe", settings.pipeline.source)
+    printed += command("distill", config)
+    printed += command("evaluate", settings.run)
+    printed += command("sample", settings.run, "--prompt", PROMPT, "--seed", 7)
+    return Path(settings.run), printed
+
+
+def test_every_command_says_what_it_did_and_what_comes_next(run: tuple[Path, str]):
+    folder, printed = run
+    for words in ("50% of the passes saved", "strength 1 = guidance 5", "residual guidance"):
+        assert words in printed
+    assert str(folder / "adapter") in printed
+    assert str(folder / "samples" / "grid.png") in printed
+
+
+def test_the_student_makes_half_the_passes(run: tuple[Path, str]):
+    results = json.loads((run[0] / "results.json").read_text(encoding="utf-8"))
+    assert results["student"]["passes_per_image"] * 2 == results["teacher"]["passes_per_image"]
+
+
+def test_plain_diffusers_draws_the_same_picture_from_the_adapter(
+    run: tuple[Path, str], saved: Callable[[str], Path]
+):
+    pipeline = DiffusionPipeline.from_pretrained(saved("sd15"), use_safetensors=True)
+    pipeline.load_lora_weights(run[0] / "adapter")
+    (plain,) = pipeline(
+        PROMPT,
+        guidance_scale=1.0,
+        num_inference_steps=2,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images
+    ours = np.asarray(Image.open(run[0] / "samples" / "student-000.png"), dtype=float)
+    assert np.abs(np.asarray(plain, dtype=float) - ours).max() <= 1
+
+
+def test_the_finished_run_is_not_run_again(run: tuple[Path, str]):
+    before = (run[0] / "log.jsonl").read_bytes()
+    command("distill", run[0])
+    assert (run[0] / "log.jsonl").read_bytes() == before
