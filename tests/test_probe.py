@@ -110,6 +110,7 @@ class Scaling(Plain):
 
     factor = 1.0
 
+    @torch.no_grad()
     def __call__(
         self, prompt, guidance_scale=5.0, num_inference_steps=2, generator=None, output_type="pil"
     ):

@@ -186,6 +186,19 @@ def test_progress_counts_every_step_of_every_picture(begun: Any, batch_size: int
         assert progress._done == 3 * session.settings.evaluate.steps
 
 
+def test_the_teacher_draws_at_the_guidance_that_is_measured(begun: Any, drawer: Any) -> None:
+    settings = begun("sd15")
+    asked = settings.evaluate.model_copy(update={"guidance": 3.0})
+    with (
+        open_session(settings.model_copy(update={"evaluate": asked})) as session,
+        task("Drawing", 4) as progress,
+    ):
+        for guided, guidance in ((True, 3.0), (False, 1.0)):
+            drawn = draw_session(session, PROMPTS[:1], SEEDS[:1], guided, progress)
+            expected = drawer("sd15", PROMPTS[:1], SEEDS[:1], guidance=guidance)
+            assert_same_pictures(drawn.pictures, expected.pictures)
+
+
 def test_a_folder_without_a_run_and_a_run_without_an_adapter_are_refused(
     begun: Any, settings_for: Any, tmp_path: Path
 ) -> None:
