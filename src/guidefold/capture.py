@@ -151,7 +151,7 @@ class Listener:
             timestep=float(torch.as_tensor(heard["timestep"]).flatten()[0]),
             state=state,
             model_output=heard["model_output"],
-            next_state=next_state.clone(),
+            next_state=next_state.detach().clone(),
             calls=tuple(self._calls),
         )
         self.steps.append(step)
@@ -333,7 +333,7 @@ def _map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -
 
 
 def _clone(tree: Tree) -> Tree:
-    return tree_map(torch.Tensor.clone, tree)
+    return tree_map(lambda tensor: tensor.detach().clone(), tree)
 
 
 def _next_state(result: Any) -> torch.Tensor:
