@@ -230,7 +230,8 @@ def test_batch_size_does_not_change_what_is_recorded(ready: Any, tmp_path: Path,
         assert tensors.keys() == three[file].keys()
         for key, tensor in tensors.items():
             assert tensor.dtype == three[file][key].dtype
-            torch.testing.assert_close(tensor, three[file][key], rtol=1e-4, atol=1e-5, msg=key)
+            off = float((tensor.double() - three[file][key].double()).abs().max())
+            assert off <= 1e-5 * max(1.0, float(tensor.double().abs().max())), key
 
 
 def test_prompts_that_change_each_other_s_arguments_are_recorded_one_by_one(ready: Any) -> None:
