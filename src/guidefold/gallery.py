@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from guidefold.pipelines import fingerprint, modules
 from guidefold.progress import Task
 from guidefold.runs import append_line, read_json, read_lines, sha256, write_bytes
 from guidefold.sample import Drawn, draw_session, png
@@ -29,6 +31,7 @@ class Gallery:
         self.session = session
         self.folder = session.run / "evaluation"
         self.folder.mkdir(exist_ok=True)
+        self._pipeline = _describe(session.pipeline)
         self.lines = {
             _name(line["of"]): line
             for line in read_lines(self.folder / LINES)
@@ -66,7 +69,7 @@ class Gallery:
         settings = session.settings
         common = {
             "kind": kind,
-            "base": session.findings.fingerprint,
+            "pipeline": self._pipeline,
             "guidance": session.guidance if kind == "teacher" else session.findings.off,
             "steps": settings.evaluate.steps,
             "call": settings.pipeline.call,
@@ -96,6 +99,13 @@ class Gallery:
             passes_per_image=sum(line["passes"] for line in lines) / len(lines),
             denoiser_seconds_per_image=sum(line["seconds"] for line in lines) / len(lines),
         )
+
+
+def _describe(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """All of a pipeline that a picture depends on: weights, scheduler, precision."""
+    parts = {name: fingerprint(module) for name, module in modules(pipeline).items()}
+    scheduler = json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str)
+    return {**parts, "scheduler": f"{type(pipeline.scheduler).__name__} {scheduler}"}
 
 
 def _name(key: dict[str, Any]) -> str:

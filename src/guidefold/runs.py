@@ -191,10 +191,15 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     Yields:
         A temporary folder beside the target, to write into.
     """
+    restore_folder(folder)
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
     reached("folder: before manifest")
     write_json(temporary / MANIFEST, {p.name: _entry(p) for p in sorted(temporary.iterdir())})
     _flush(temporary)
@@ -230,16 +235,22 @@ def check_folder(folder: Path) -> None:
             raise CorruptFileError(
                 f"{folder / MANIFEST}: damaged at '{name}'", "Remove this folder."
             )
-        check_file(folder / name, entry["sha256"], entry["size"])
+        remedy = f"Remove {folder} to go on from what stood before it."
+        check_file(folder / name, entry["sha256"], entry["size"], remedy)
 
 
-def check_file(path: Path, digest: str, size: int) -> None:
+def check_file(path: Path, digest: str, size: int, remedy: str = "") -> None:
     """Compare a file with what its manifest says of it.
+
+    Args:
+        path: The file.
+        digest: Its SHA-256.
+        size: Its bytes.
+        remedy: What to do where they differ.
 
     Raises:
         CorruptFileError: The file is missing, truncated or altered.
     """
-    remedy = f"Remove {path.parent} to go on from what stood before it."
     if not path.exists():
         raise CorruptFileError(f"{path}: missing, but named in the manifest", remedy)
     if path.stat().st_size != size:

@@ -117,7 +117,8 @@ def read_round(folder: Path, *, verify: bool = True) -> list[dict[str, Any]]:
     lines = read_lines(folder / LINES)
     if verify:
         for line in lines:
-            check_file(folder / line["file"], line["sha256"], line["size"])
+            remedy = f"Remove its line from {folder / LINES} to record it again."
+            check_file(folder / line["file"], line["sha256"], line["size"], remedy)
     return lines
 
 

@@ -1,0 +1,73 @@
+"""A measurement's pictures are drawn once, and drawn anew when anything they depend on changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from zoo import WARNINGS
+
+from guidefold.gallery import Gallery
+from guidefold.progress import task
+from guidefold.session import Session, open_session
+from guidefold.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+PROMPTS, SEEDS = ["a red cat", "a blue dog", "an old house"], [1, 2, 3]
+
+
+@pytest.fixture
+def session(settings_for: Callable[..., Settings], tmp_path: Path) -> Any:
+    with open_session(settings_for("sd15", tmp_path, evaluate={"batch_size": 2})) as opened:
+        yield opened
+
+
+def drawn(session: Session, prompts: list[str] = PROMPTS) -> tuple[np.ndarray, int]:
+    """The pictures of a fresh gallery, and how many denoiser calls they cost."""
+    calls = 0
+    hook = session.denoiser.register_forward_pre_hook(lambda *_: count())
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    try:
+        with task("Drawing", 1) as progress:
+            gallery = Gallery(session).draw("unguided", prompts, SEEDS[: len(prompts)], progress)
+    finally:
+        hook.remove()
+    return np.stack([np.asarray(picture) for picture in gallery.pictures]), calls
+
+
+def test_pictures_that_stand_cost_nothing_and_are_the_same(session: Session):
+    first, calls = drawn(session)
+    again, repeated = drawn(session)
+    assert calls > 0
+    assert repeated == 0
+    assert np.array_equal(first, again)
+
+
+def test_a_measurement_that_was_stopped_draws_only_what_is_missing(session: Session):
+    drawn(session, PROMPTS[:2])
+    _, calls = drawn(session)
+    assert calls == session.settings.evaluate.steps  # the last prompt's, one row a call
+
+
+def test_a_damaged_picture_is_drawn_anew(session: Session):
+    first, _ = drawn(session)
+    (session.run / "evaluation" / "unguided-0001.png").write_bytes(b"not a picture")
+    again, calls = drawn(session)
+    assert calls > 0
+    assert np.array_equal(first, again)
+
+
+def test_a_changed_autoencoder_makes_every_picture_anew(session: Session):
+    first, _ = drawn(session)
+    with torch.no_grad():
+        for parameter in session.pipeline.vae.decoder.parameters():
+            parameter.mul_(1.5)
+    again, calls = drawn(session)
+    assert calls > 0
+    assert not np.array_equal(first, again)
