@@ -126,17 +126,17 @@ def test_the_grid_has_room_for_every_picture_its_heading_and_its_caption(
     colours = [["red", "green", "blue"], ["white", "black", "gray"]]
     rows = [[Image.new("RGB", (side, side), c) for c in row] for row in colours]
     sheet = grid(rows, ["one", "two", "three"], ["a caption", "a much longer caption " * 5])
-    assert sheet.size == (200 + 3 * (shown + 6), 30 + 2 * (shown + 6))
+    assert sheet.size == (200 + 3 * (shown + 6), 44 + 2 * (shown + 6))
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
-            left, top = 200 + c * (shown + 6), 30 + r * (shown + 6)
+            left, top = 200 + c * (shown + 6), 44 + r * (shown + 6)
             box = sheet.crop((left, top, left + shown, top + shown))
             assert box.getcolors() == [(shown * shown, picture.getpixel((0, 0)))]
 
 
 def test_headings_say_who_drew_in_how_many_passes() -> None:
-    assert heading("teacher", Drawn(passes_per_image=50)) == "CFG teacher, 50 passes"
-    assert heading("student", Drawn(passes_per_image=25)) == "student, 25 passes"
+    assert heading("teacher", Drawn(passes_per_image=50)) == "CFG teacher\n50 passes"
+    assert heading("student", Drawn(passes_per_image=25)) == "student\n25 passes"
 
 
 # Files
@@ -152,7 +152,7 @@ def test_samples_are_written_one_file_a_picture_and_the_grid_first(
     assert [path.name for path in files] == ["grid.png", *names]
     assert sorted(files) == sorted(out.iterdir())
     sizes = [opened(path).size for path in files]
-    assert sizes == [(200 + 2 * 134, 30 + 4 * 134)] + [(16, 16)] * 8
+    assert sizes == [(200 + 2 * 134, 44 + 4 * 134)] + [(16, 16)] * 8
     assert len({path.read_bytes() for path in files[1:]}) == 8
 
 

@@ -95,7 +95,7 @@ def sample(
 def heading(kind: Kind, drawn: Drawn) -> str:
     """A column's heading: who drew, in how many passes."""
     name = "CFG teacher" if kind == "teacher" else kind
-    return f"{name}, {drawn.passes_per_image:g} passes"
+    return f"{name}\n{drawn.passes_per_image:g} passes"
 
 
 def draw_session(
@@ -188,12 +188,13 @@ def grid(
     factor = max(1, -(-128 // max(width, height)))
     width, height = width * factor, height * factor
     font = ImageFont.load_default(size=14)
-    gap, left, top = 6, 200, 30
+    gap, left, top = 6, 200, 44
     size = (left + len(columns) * (width + gap), top + len(rows) * (height + gap))
     sheet = Image.new("RGB", size, "white")
     ink = ImageDraw.Draw(sheet)
     for c, heading in enumerate(columns):
-        ink.text((left + c * (width + gap) + width / 2, 8), heading, "black", font, anchor="ma")
+        x = left + c * (width + gap) + width / 2
+        ink.multiline_text((x, 6), heading, "black", font, anchor="ma", align="center")
     for r, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
         y = top + r * (height + gap)
         ink.multiline_text((8, y + 6), _wrap(caption, left - 16, font), "black", font)

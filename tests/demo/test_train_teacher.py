@@ -17,9 +17,13 @@ class _CutOffError(Exception):
     pass
 
 
-def _train(work, **changes):
+def _train(work, start=None):
     return train_teacher(
-        TINY_RECIPE, work=work, deadline=time.monotonic() + 300, device=torch.device("cpu")
+        TINY_RECIPE,
+        work=work,
+        deadline=time.monotonic() + 300,
+        device=torch.device("cpu"),
+        start=start,
     )
 
 
@@ -81,6 +85,26 @@ def test_a_run_cut_off_and_resumed_equals_one_that_ran_through(
     assert read_state(tmp_path / cut_stage)[1]["step"] == 1
     assert _train(tmp_path) is not None
     _assert_same_states(whole[0], tmp_path)
+
+
+def test_training_goes_on_from_a_published_teacher(whole, tmp_path):
+    before, after = open_teacher(whole[1]), _train(tmp_path, start=open_teacher(whole[1]))
+    states = [
+        {
+            name: part.state_dict()
+            for name, part in p.components.items()
+            if hasattr(part, "state_dict")
+        }
+        for p in (before, after)
+    ]
+    for name, tensors in states[0].items():
+        same = all(torch.equal(value, states[1][name][key]) for key, value in tensors.items())
+        assert same == (name == "vae"), name
+    worst = max(
+        float((value - states[1]["unet"][key]).abs().max())
+        for key, value in states[0]["unet"].items()
+    )
+    assert worst < 0.01  # two steps away from where it began, not from scratch
 
 
 def test_a_run_out_of_time_says_so_and_saves(tmp_path):

@@ -3,7 +3,8 @@
 Stages, one after the other: the autoencoder, twice, the second time with more coloured backgrounds;
 a short lesson for the text encoder; the denoiser together with the text encoder; and the decoder
 once more, which leaves the latents as they are. A run that ran out of `--minutes` goes on with
-`--resume`. What comes out is an ordinary diffusers pipeline folder.
+`--resume`; `--start FOLDER` begins with a published teacher and trains its denoiser on. What comes
+out is an ordinary diffusers pipeline folder.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from guidefold.demo.components import (
     make_tokenizer,
 )
 from guidefold.demo.denoiser_stage import denoiser_stage
+from guidefold.demo.measure_teacher import open_teacher
 from guidefold.demo.stage import Stage, train
 from guidefold.demo.stock import kept_stock
 from guidefold.demo.text_stage import caption_tokens, text_stage
@@ -71,7 +73,7 @@ class Recipe:
     backgrounds: StagePlan = StagePlan(steps=700, batch=24, rate=1.5e-3)
     decoder: StagePlan = StagePlan(steps=2000, batch=24, rate=1.5e-3)
     text: StagePlan = StagePlan(steps=800, batch=64, rate=1e-3)
-    denoiser: StagePlan = StagePlan(steps=7000, batch=32, rate=1e-3)
+    denoiser: StagePlan = StagePlan(steps=17000, batch=32, rate=1e-3)
     hard_share: float = 0.5
     stock: int = 50_000
     spoiled_share: float = 0.2
@@ -96,9 +98,12 @@ class _OutOfTimeError(Exception):
 class _Training:
     """One call's way through the stages."""
 
-    def __init__(self, recipe: Recipe, work: Path, deadline: float, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, work: Path, deadline: float, device: torch.device, start: Any = None
+    ) -> None:
         self.recipe, self.work = recipe, work
         self.deadline, self.device = deadline, device
+        self.start = start
 
     def _plan(self, plan: StagePlan, offset: int) -> dict[str, Any]:
         """Arguments that every stage takes; each has seeds of its own."""
@@ -111,6 +116,8 @@ class _Training:
 
     def autoencoder(self) -> Any:
         recipe = self.recipe
+        if self.start is not None:
+            return self.start.vae.to(self.device)
         torch.manual_seed(recipe.seed)
         autoencoder = make_autoencoder(recipe.size).to(self.device)
         plan = self._plan(recipe.autoencoder, 0)
@@ -120,6 +127,8 @@ class _Training:
         return autoencoder
 
     def text_encoder(self, tokens: Tensor) -> Any:
+        if self.start is not None:
+            return self.start.text_encoder.to(self.device)
         torch.manual_seed(self.recipe.seed + 1)
         text_encoder = make_text_encoder(self.recipe.size).to(self.device)
         self._finish(text_stage(text_encoder, tokens, **self._plan(self.recipe.text, 10)))
@@ -136,18 +145,21 @@ class _Training:
         )
         autoencoder.register_to_config(scaling_factor=stock.scaling_factor)
         torch.manual_seed(recipe.seed + 2)
-        denoiser = make_denoiser(recipe.size).to(self.device)
+        denoiser = make_denoiser(recipe.size) if self.start is None else self.start.unet
+        denoiser = denoiser.to(self.device)
         plan = self._plan(recipe.denoiser, 30)
         self._finish(denoiser_stage(denoiser, text_encoder, stock, tokens, **plan))
         return denoiser
 
     def polish(self, autoencoder: Any) -> None:
+        if self.start is not None:
+            return
         plan = self._plan(self.recipe.decoder, 50) | {"hard_share": self.recipe.hard_share}
         self._finish(autoencoder_stage(autoencoder, "decoder", **plan, decoder_only=True))
 
 
 def train_teacher(
-    recipe: Recipe, *, work: Path, deadline: float, device: torch.device
+    recipe: Recipe, *, work: Path, deadline: float, device: torch.device, start: Any = None
 ) -> Any | None:
     """Train as far as time allows, going on from what `work` holds.
 
@@ -156,11 +168,13 @@ def train_teacher(
         work: Where states are kept between calls.
         deadline: Value of `time.monotonic()` at which to stop.
         device: Where to train.
+        start: A trained pipeline to begin with; its denoiser and text encoder learn on, with a
+            fresh optimizer, and its autoencoder stays. None: from scratch.
 
     Returns:
         The pipeline, on `device` in float32, or None when time ran out first.
     """
-    training = _Training(recipe, work, deadline, device)
+    training = _Training(recipe, work, deadline, device, start)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(Path(folder))
     tokens = caption_tokens(tokenizer)
@@ -204,6 +218,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="stop and save after these")
     parser.add_argument("--resume", action="store_true", help="go on from what --work holds")
     parser.add_argument("--work", type=Path, help="where states are kept; default: OUT.work")
+    parser.add_argument("--start", type=Path, help="a pipeline folder to begin with")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="processor threads; default: torch's")
@@ -232,7 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = replace(recipe, denoiser=replace(recipe.denoiser, steps=given.steps))
     deadline = began + 60 * given.minutes
     pipeline = train_teacher(
-        recipe, work=work, deadline=deadline, device=torch.device(given.device)
+        recipe,
+        work=work,
+        deadline=deadline,
+        device=torch.device(given.device),
+        start=None if given.start is None else open_teacher(given.start),
     )
     if pipeline is None:
         print(f"out of time; the same command with --resume goes on from {work}")
