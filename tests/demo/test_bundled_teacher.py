@@ -13,11 +13,7 @@ from guidefold.demo.judge import judge_pictures
 from guidefold.demo.measure_teacher import draw_captions, open_teacher
 
 TEACHER = Path(guidefold.demo.__path__[0]) / "teacher"
-BEST_GUIDANCE_SCALE = 5.0
-
-pytestmark = pytest.mark.skipif(
-    not TEACHER.is_dir(), reason="this checkout has no trained teacher; see demo/train_teacher.py"
-)
+BEST_GUIDANCE_SCALE = 4.0
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +42,7 @@ def test_its_weights_are_finite(teacher):
 
 
 def test_guidance_makes_its_pictures_true_to_unseen_captions(teacher):
-    captions = unseen_captions(24)
+    captions = unseen_captions(32)
     aligned = {
         scale: sum(
             judge_pictures(
@@ -55,5 +51,5 @@ def test_guidance_makes_its_pictures_true_to_unseen_captions(teacher):
         )
         for scale in (1.0, BEST_GUIDANCE_SCALE)
     }
-    assert aligned[BEST_GUIDANCE_SCALE] >= 12
+    assert aligned[BEST_GUIDANCE_SCALE] >= 11  # 17 of 32 expected, see docs/results/teacher.md
     assert aligned[BEST_GUIDANCE_SCALE] >= aligned[1.0] + 6
