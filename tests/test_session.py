@@ -1,6 +1,7 @@
 """A run folder and its pipeline are checked against each other, cheapest things first."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from zoo import WARNINGS
 
 from guidefold import session as sessions
 from guidefold.config import load_settings
-from guidefold.errors import MismatchError, PromptError, RunError
+from guidefold.errors import ConfigError, MismatchError, PromptError, RunError
 from guidefold.session import Session, open_session, require_run
 from guidefold.settings import Settings
 
@@ -173,3 +174,20 @@ def test_strength_stands_for_the_guidance_that_is_measured_at(
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run has begun here"):
         require_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"adapter": {"g_ref": 1.0}}, "adapter.g_ref: 1,"),
+        ({"record": {"guidance": (0.5, 6.0)}}, "record.guidance: 0.5,"),
+    ],
+)
+def test_a_guidance_scale_where_guidance_is_off_is_refused_by_name(
+    settings_for, tmp_path, changes, named
+):
+    with (
+        pytest.raises(ConfigError, match=re.escape(named)),
+        open_session(settings_for("sd15", tmp_path, **changes)),
+    ):
+        pass

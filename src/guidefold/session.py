@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.config import check_same, dump_toml, load_settings
-from guidefold.errors import RunError
+from guidefold.errors import ConfigError, RunError
 from guidefold.objective import strength_of
 from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
 from guidefold.probe import Findings, probe
@@ -120,8 +120,29 @@ def _open(
     pipeline = open_pipeline(
         asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=device
     )
-    findings = probe(pipeline, asked.call, settings.adapter.g_ref, asked.negative_prompt)
+    guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
+    findings = probe(pipeline, asked.call, guidance, asked.negative_prompt)
+    _check_guidance(settings, findings)
     stored = run / "probe.json"
     if stored.exists():
         Findings.from_json(read_json(stored)).check_same_base(findings)
     return Session(run, settings, prompts, held_out, pipeline, findings)
+
+
+def _check_guidance(settings: Settings, findings: Findings) -> None:
+    """Strength measures from ``off`` to ``g_ref``: both must lie on the side where guidance is on.
+
+    Raises:
+        ConfigError: Names the setting and the value that switches guidance off.
+    """
+    off, low = findings.off, settings.record.guidance[0]
+    for name, value, fits in (
+        ("adapter.g_ref", settings.adapter.g_ref, settings.adapter.g_ref > off),
+        ("record.guidance", low, low >= off),
+    ):
+        if not fits:
+            raise ConfigError(
+                f"{name}: {value:g}, but {findings.guidance_argument} = {off:g} switches this "
+                "pipeline's guidance off",
+                f"Use a guidance scale above {off:g}.",
+            )
