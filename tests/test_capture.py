@@ -13,8 +13,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from listening import plain_run
 from zoo import ZOO
 
-from guidefold.capture import Listener, RandomStub, Step, denoisers_of, drive, follow
+from guidefold.capture import Listener, Step, denoisers_of, drive, follow
 from guidefold.errors import CaptureError, UnfoldableError
+from guidefold.stub import RandomStub
 
 SDE = "sde-dpmsolver++"
 SOLVERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {

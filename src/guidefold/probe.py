@@ -12,7 +12,6 @@ from torch import nn
 
 from guidefold.arguments import Layout, find_layout
 from guidefold.capture import (
-    RandomStub,
     Step,
     denoisers_of,
     drive,
@@ -27,6 +26,7 @@ from guidefold.errors import (
 )
 from guidefold.outputs import OutputMap, find_output_map, output_tensor
 from guidefold.pipelines import call_inputs, fingerprint, guidance_argument, modules
+from guidefold.stub import RandomStub
 
 STEPS = 2
 SEED = 0

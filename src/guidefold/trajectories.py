@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from guidefold.adapter import Adapter
 from guidefold.arguments import Tree, split, tree_map
-from guidefold.capture import RandomStub, Step, drive, follow
+from guidefold.capture import Step, drive, follow
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
 from guidefold.objective import strength_of
 from guidefold.outputs import find_output_map
@@ -23,6 +23,7 @@ from guidefold.randomness import generator
 from guidefold.runs import append_line, readable_size
 from guidefold.settings import Settings, StateSource
 from guidefold.shards import LINES, KeptState, read_round, write_trajectory
+from guidefold.stub import RandomStub
 
 
 def record_round(
