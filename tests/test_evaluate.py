@@ -130,7 +130,7 @@ def test_the_student_takes_half_the_passes_of_the_teacher(measured: Any) -> None
 def test_the_grid_shows_a_row_a_prompt(measured: Any) -> None:
     settings, _ = measured
     with Image.open(Path(settings.run) / "grid.png") as sheet:
-        assert sheet.size == (200 + 3 * 134, 30 + 1 * 134)
+        assert sheet.size == (200 + 3 * 134, 44 + 1 * 134)
 
 
 def by_hand(settings: Settings, stock: DiffusionPipeline) -> Callable[..., Heard]:
