@@ -63,6 +63,7 @@ def record_round(
                 raise Stopped(
                     stop.signal, f"Stopped: {len(done)} of {len(plans)} trajectories recorded."
                 )
+            before = len(done)
             for plan, states, last in recorder.record(source, batch):
                 if plan.index in done:
                     continue
@@ -72,7 +73,8 @@ def record_round(
                 append_line(folder / LINES, line)
                 lines.append(line)
                 done.add(plan.index)
-                progress.advance(note=readable_size(sum(x["size"] for x in lines)))
+            note = readable_size(sum(line["size"] for line in lines))
+            progress.advance(len(done) - before, note)
     return sum(line["size"] for line in lines)
 
 
