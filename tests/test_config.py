@@ -51,7 +51,13 @@ def test_a_preset_loads_and_comes_back_from_its_dump(name: str) -> None:
 
 def test_a_run_folder_is_named_in_place_of_its_file(toml: Path) -> None:
     toml.rename(toml.with_name("config.toml"))
-    assert load_settings(toml.parent) == settings(run="runs/a", pipeline={"source": "folder"})
+    assert load_settings(toml.parent).pipeline.source == "folder"
+
+
+def test_a_run_folder_that_was_moved_is_the_run_itself(toml: Path) -> None:
+    toml.rename(toml.with_name("config.toml"))
+    assert load_settings(toml.parent).run == str(toml.parent)
+    assert load_settings(toml.parent, ["run=runs/b"]).run == "runs/b"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,9 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_comes_back_from_its_dump(text: str, toml: Path) -> None:
-    before = settings(pipeline={"source": text, "call": {"prompt_2": text, text: [text]}})
+    before = settings(
+        pipeline={"source": text or "folder", "call": {"prompt_2": text, text: [text]}}
+    )
     toml.write_bytes(dump_toml(before).encode())
     assert load_settings(toml) == before
 

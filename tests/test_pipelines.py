@@ -304,3 +304,9 @@ def test_a_device_is_resolved_or_refused() -> None:
     for device in ("cuda:99", "nonsense"):
         with pytest.raises(GuidefoldError, match=f"'{device}' cannot be used here"):
             resolve_device(device)
+
+
+@pytest.mark.parametrize("name", ["prompt", "num_inference_steps", "guidance_scale"])
+def test_what_guidefold_sets_itself_cannot_be_set_in_the_call(built, name):
+    with pytest.raises(ConfigError, match=f"{name} cannot be set there"):
+        call_inputs(built("sd15"), ["a cat"], {name: 3})

@@ -206,3 +206,13 @@ def test_a_folder_without_a_run_and_a_run_without_an_adapter_are_refused(
         sample(begun("sd15"), PROMPTS[:1], tmp_path / "out", kinds=("student",))
     with pytest.raises(RunError, match="no run has begun here"):
         sample(settings_for("sd15", tmp_path / "other"), PROMPTS[:1], tmp_path / "out")
+
+
+def test_a_strength_that_is_no_number_is_refused_before_anything_is_drawn(begun, tmp_path):
+    with pytest.raises(InputError, match="strength: nan"):
+        sample(begun("sd15"), ["a red cat"], tmp_path / "out", strength=float("nan"))
+
+
+def test_a_folder_that_holds_no_adapter_is_refused_by_name(begun, tmp_path):
+    with pytest.raises(RunError, match=r"no adapter of Guidefold's"):
+        sample(begun("sd15"), ["a red cat"], tmp_path / "out", kinds=["student"], adapter=tmp_path)

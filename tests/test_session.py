@@ -103,9 +103,15 @@ def test_other_settings_are_found_before_a_pipeline_is_opened(
 
 def test_free_settings_may_change_and_are_kept(begun: Settings) -> None:
     other = with_(begun, distill={"steps": 9, "log_every": 3}, evaluate={"steps": 3})
-    with open_session(other):
+    with open_session(other, keep_settings=True):
         pass
     assert load_settings(begun.run) == other
+
+
+def test_measuring_and_drawing_with_other_settings_do_not_change_the_run(begun: Settings) -> None:
+    with open_session(with_(begun, evaluate={"guidance": 3.0})) as session:
+        assert session.guidance == 3.0
+    assert load_settings(begun.run) == begun
 
 
 def test_other_weights_are_refused_with_both_sides(begun: Settings) -> None:
@@ -190,4 +196,10 @@ def test_a_guidance_scale_where_guidance_is_off_is_refused_by_name(
         pytest.raises(ConfigError, match=re.escape(named)),
         open_session(settings_for("sd15", tmp_path, **changes)),
     ):
+        pass
+
+
+def test_a_measured_guidance_scale_where_guidance_is_off_is_refused(settings_for, tmp_path):
+    asked = settings_for("sd15", tmp_path, evaluate={"guidance": 1.0})
+    with pytest.raises(ConfigError, match=r"evaluate\.guidance: 1,"), open_session(asked):
         pass

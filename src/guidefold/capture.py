@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.arguments import Tree, tree_map
-from guidefold.errors import CaptureError, UnfoldableError
+from guidefold.errors import CaptureError, NonFiniteError, UnfoldableError
 from guidefold.outputs import rows_of
 from guidefold.randomness import generator
 
@@ -241,6 +241,11 @@ def follow(
         if index >= len(driven):
             raise CaptureError(
                 f"the pipeline takes more than the {len(driven)} steps it took before"
+            )
+        if not bool(state.isfinite().all()):
+            raise NonFiniteError(
+                f"step {index}: the pipeline's latents are not finite",
+                "Its weights are damaged, or overflow in this precision: try pipeline.dtype=fp32.",
             )
         if not torch.equal(state, driven[index].state):
             raise CaptureError(

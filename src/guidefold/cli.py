@@ -100,7 +100,7 @@ def probe(
     """Find out how a pipeline guides, and whether its guidance can be folded."""
     from guidefold.config import make_settings
 
-    values = {"run": "", "pipeline": {"source": pipeline}}
+    values = {"run": "unused", "pipeline": {"source": pipeline}}
     described = [] if config is None else [f"pipeline.config={config}"]
     settings = make_settings(values, [*described, *(overrides or [])], "guidefold probe")
     from guidefold import api
@@ -158,7 +158,9 @@ def sample(
         list[str] | None,
         typer.Option("--kind", "-k", help="Who draws; repeatable; all by default."),
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="Repeatable.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", "-s", min=0, help="Repeatable.")
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="Of the adapter; by default the one for g.")
     ] = None,

@@ -44,6 +44,8 @@ def load_settings(source: str | Path, overrides: list[str] | None = None) -> Set
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    if Path(source).is_dir():  # the folder that is named is the run, also after it was moved
+        values["run"] = str(source)
     return make_settings(values, overrides or [], str(path), text)
 
 

@@ -19,7 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from guidefold.adapter import Adapter
 from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
-from guidefold.errors import NonFiniteError, RunError
+from guidefold.errors import MismatchError, NonFiniteError, RunError
 from guidefold.objective import (
     learning_rate,
     loss_scale,
@@ -53,7 +53,7 @@ def record(settings: Settings) -> Path:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
         Stopped: On request; what was recorded stands.
     """
-    with stop_on_signals() as stop, open_session(settings) as session:
+    with stop_on_signals() as stop, open_session(settings, keep_settings=True) as session:
         for number, source in enumerate(settings.record.rounds):
             if source != "student":
                 _record(session, number, None, stop)
@@ -77,7 +77,9 @@ def distill(settings: Settings) -> Path:
     with (
         _accelerator(settings) as accelerator,
         stop_on_signals() as stop,
-        open_session(settings, accelerator.device, main=accelerator.is_main_process) as session,
+        open_session(
+            settings, accelerator.device, main=accelerator.is_main_process, keep_settings=True
+        ) as session,
     ):
         return Training(session, accelerator, stop).run()
 
@@ -151,6 +153,12 @@ class Training:
             return
         state = load_checkpoint(found[-1], self.adapter, self.optimizer)
         self.step = state["step"]
+        if self.step > self.settings.distill.steps:
+            raise MismatchError(
+                f"distill.steps: {self.settings.distill.steps} asked for, but {found[-1]} has "
+                f"{self.step} already",
+                "Ask for at least as many, or choose another folder with run=FOLDER.",
+            )
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.main:  # lines past the checkpoint will be written again

@@ -115,11 +115,17 @@ def open_adapter(session: Session, strength: float, folder: Path | None = None) 
         CorruptFileError: Its files are not the ones that were written.
         MismatchError: It was trained on another base.
     """
-    folder = session.run / "adapter" if folder is None else folder
-    restore_folder(folder)
-    if not folder.exists():
-        raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
-    check_folder(folder)
+    if folder is None:
+        folder = session.run / "adapter"
+        restore_folder(folder)
+        if not folder.exists():
+            raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
+    if not (folder / METADATA).exists():
+        raise RunError(
+            f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
+            "Name the folder that 'guidefold distill' or 'guidefold export' wrote.",
+        )
+    check_folder(folder, "Write it again with 'guidefold export RUN'.")
     about = read_json(folder / METADATA)
     trained_on = Findings.from_json(about["findings"])
     trained_on.check_same_base(session.findings)

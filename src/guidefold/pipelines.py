@@ -35,6 +35,16 @@ LOADING_ERRORS = (
     SafetensorError,
     SingleFileComponentError,
 )
+# Call arguments that Guidefold sets itself.
+OURS = {
+    "prompt",
+    "generator",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+}
 # A blank negative prompt is what pipelines with true CFG expect where the user has none.
 BLANK = " "
 
@@ -189,6 +199,12 @@ def call_inputs(
         ConfigError: An argument that the call does not take.
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
+    taken = sorted({*OURS, guidance_argument(pipeline)} & call.keys())
+    if taken:
+        raise ConfigError(
+            f"pipeline.call: {', '.join(taken)} cannot be set there",
+            "Guidefold sets it: see record.guidance, record.steps, evaluate and prompts.",
+        )
     inputs = {"prompt": prompts, **call}
     given = negative_prompt is not None or "negative_prompt" in call
     if not given and guidance_argument(pipeline) == "true_cfg_scale":

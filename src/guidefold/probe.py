@@ -190,7 +190,7 @@ def _try(
     """The first run; what the pipeline complains of is the user's to mend."""
     try:
         return drive(pipeline, inputs, [SEED], listened)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{type(pipeline).__name__} refuses the call: {error}",
             "Set its arguments under [pipeline.call].",

@@ -38,7 +38,7 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         RunError: Another process holds the folder.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    ensure_folder(run)
     with (run / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,6 +52,23 @@ def locked(run: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()}")
         file.flush()
         yield
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make a folder to write into.
+
+    Raises:
+        RunError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be made ({error.strerror})", "Choose another folder."
+        ) from error
+    if not writable:
+        raise RunError(f"{folder}: cannot be written to", "Choose another folder.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -222,20 +239,22 @@ def restore_folder(folder: Path) -> None:
         old.rename(folder)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, remedy: str = "") -> None:
     """Compare a folder with its manifest.
+
+    Args:
+        folder: The folder.
+        remedy: What to do where they differ; by default, to remove it.
 
     Raises:
         CorruptFileError: A file is missing, truncated or altered.
     """
+    remedy = remedy or f"Remove {folder} to go on from what stood before it."
     if not (folder / MANIFEST).exists():
-        raise CorruptFileError(f"{folder}: no {MANIFEST}", "Remove this folder.")
+        raise CorruptFileError(f"{folder}: no {MANIFEST}", remedy)
     for name, entry in read_json(folder / MANIFEST).items():
         if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
-            raise CorruptFileError(
-                f"{folder / MANIFEST}: damaged at '{name}'", "Remove this folder."
-            )
-        remedy = f"Remove {folder} to go on from what stood before it."
+            raise CorruptFileError(f"{folder / MANIFEST}: damaged at '{name}'", remedy)
         check_file(folder / name, entry["sha256"], entry["size"], remedy)
 
 

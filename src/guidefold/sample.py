@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from guidefold.pipelines import call_inputs
 from guidefold.probe import Findings
 from guidefold.progress import Task, task
 from guidefold.randomness import derive_seed
-from guidefold.runs import write_bytes
+from guidefold.runs import ensure_folder, write_bytes
 from guidefold.session import Session, open_session, require_run
 from guidefold.settings import KINDS, Kind, Settings
 
@@ -73,6 +74,9 @@ def sample(
         MismatchError: The adapter belongs to another base.
     """
     require_run(Path(settings.run))
+    ensure_folder(out)
+    if strength is not None and not math.isfinite(strength):
+        raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     texts, numbers = [p for p, _ in pairs], [s for _, s in pairs]
     drawn: dict[Kind, Drawn] = {}

@@ -69,7 +69,11 @@ class Session:
 
 @contextmanager
 def open_session(
-    settings: Settings, device: torch.device | None = None, *, main: bool = True
+    settings: Settings,
+    device: torch.device | None = None,
+    *,
+    main: bool = True,
+    keep_settings: bool = False,
 ) -> Iterator[Session]:
     """Hold a run folder, open its pipeline, and make sure that they belong together.
 
@@ -79,6 +83,8 @@ def open_session(
         settings: The run's.
         device: Where to; None takes ``pipeline.device``.
         main: Whether this process writes; other processes of one launch only read.
+        keep_settings: Whether the run goes on with these settings from now on. Measuring and
+            drawing do not decide that.
 
     Raises:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
@@ -98,7 +104,8 @@ def open_session(
         if stored.exists():
             check_same(load_settings(stored), settings, run)
         session = _open(run, settings, prompts, held_out, place)
-        write_text(stored, dump_toml(settings))
+        if keep_settings or not stored.exists():
+            write_text(stored, dump_toml(settings))
         write_json(run / "probe.json", session.findings.to_json())
         yield session
 
@@ -135,10 +142,11 @@ def _check_guidance(settings: Settings, findings: Findings) -> None:
     Raises:
         ConfigError: Names the setting and the value that switches guidance off.
     """
-    off, low = findings.off, settings.record.guidance[0]
+    off, low, measured = findings.off, settings.record.guidance[0], settings.evaluate.guidance
     for name, value, fits in (
         ("adapter.g_ref", settings.adapter.g_ref, settings.adapter.g_ref > off),
         ("record.guidance", low, low >= off),
+        ("evaluate.guidance", measured, measured is None or measured > off),
     ):
         if not fits:
             raise ConfigError(

@@ -35,7 +35,7 @@ class PipelineSettings(Section):
         call: Further arguments of the pipeline's call, such as ``height`` and ``width``.
     """
 
-    source: str
+    source: str = Field(min_length=1)
     config: str | None = None
     dtype: Precision = "fp32"
     device: str = "auto"
@@ -115,7 +115,7 @@ class AdapterSettings(Section):
     """
 
     targets: Preset = "all"
-    rank: Positive = 32
+    rank: int = Field(default=32, ge=1, le=1024)
     g_ref: float = 7.5
     dial: bool = True
 
@@ -199,7 +199,7 @@ class Settings(Section):
         threads: CPU threads; None leaves torch's choice.
     """
 
-    run: str
+    run: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     threads: Positive | None = None
     pipeline: PipelineSettings
