@@ -13,7 +13,7 @@ ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness prompts settings config progress runs pipelines arguments outputs
     stub capture probe adapter objective shards plans batches student trajectories checkpoints
-    session distill export sample gallery evaluate api demo cli __main__
+    session recording distill export sample gallery evaluate api demo cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``demo`` is a package with an order of its own."""
 

@@ -18,6 +18,7 @@ from guidefold.distill import Training
 from guidefold.errors import NonFiniteError, UnfoldableError
 from guidefold.export import export
 from guidefold.progress import Stopped
+from guidefold.recording import record
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings
 
@@ -225,7 +226,7 @@ def test_noise_rounds_are_recorded_of_the_teacher_without_the_adapter(
 ) -> None:
     tables: dict[str, Any] = {"record": {"rounds": ["teacher", "noise"]}, "distill": FOUR}
     apart = settings_for("sd15", tmp_path / "apart", **tables)
-    distill.record(apart)
+    record(apart)
     at_once = settings_for("sd15", tmp_path / "at-once", **tables)
     assert finish(apart) == finish(at_once)
     sums = [

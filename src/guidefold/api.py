@@ -10,13 +10,14 @@ results = api.evaluate(settings)
 
 from guidefold.capture import drive, follow
 from guidefold.config import load_settings
-from guidefold.distill import distill, record
+from guidefold.distill import distill
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
 from guidefold.export import export
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.prompts import load_prompts
+from guidefold.recording import record
 from guidefold.sample import sample
 from guidefold.settings import Settings
 

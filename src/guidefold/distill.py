@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
-from guidefold.adapter import Adapter
 from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
@@ -28,36 +27,15 @@ from guidefold.objective import (
     squared_error,
     strength_of,
 )
-from guidefold.plans import plan_round
 from guidefold.progress import Stop, Stopped, stop_on_signals, task
-from guidefold.runs import append_line, read_lines, sha256, write_text
+from guidefold.recording import fill_round, round_folder
+from guidefold.runs import append_line, read_lines, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 from guidefold.shards import StateRef, read_round, state_refs
 from guidefold.student import Student
-from guidefold.trajectories import Recorder, record_round
 
 LOG = "log.jsonl"
-
-
-def record(settings: Settings) -> Path:
-    """Record every round that needs no trained student.
-
-    Args:
-        settings: The run's.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: Wrong prompts, settings, pipeline or base; a folder in use.
-        Stopped: On request; what was recorded stands.
-    """
-    with stop_on_signals() as stop, open_session(settings, keep_settings=True) as session:
-        for number, source in enumerate(settings.record.rounds):
-            if source != "student":
-                _record(session, number, None, stop)
-    return Path(settings.run)
 
 
 def distill(settings: Settings) -> Path:
@@ -321,30 +299,15 @@ class Training:
 
     def _refs(self, number: int, split: Any) -> list[StateRef]:
         """The recorded states of every round up to one."""
-        folders = [_round_folder(self.session, k) for k in range(number + 1)]
+        folders = [round_folder(self.session.run, k) for k in range(number + 1)]
         return [ref for f in folders for ref in state_refs(f, read_round(f), split)]
 
     def _record_round(self, number: int) -> None:
         """Record a round in the main process; the others wait."""
         if self.main:
             adapter = self.adapter if self.settings.record.rounds[number] == "student" else None
-            _record(self.session, number, adapter, self.stop)
+            fill_round(self.session, number, adapter, self.stop)
         self.accelerator.wait_for_everyone()
-
-
-def _record(session: Session, number: int, adapter: Adapter | None, stop: Stop) -> None:
-    """Record what is missing of a round."""
-    settings, source = session.settings, session.settings.record.rounds[number]
-    recorder = Recorder(session.pipeline, session.findings, settings, adapter)
-    if source == "student":
-        # The student that visits is the one of the checkpoint that stands when its round begins.
-        recorder.adapter_hash = sha256(find_checkpoints(session.run)[-1] / "adapter.safetensors")
-    batches = plan_round(settings, session.prompts, session.held_out, number)
-    record_round(_round_folder(session, number), source, batches, recorder, stop)
-
-
-def _round_folder(session: Session, number: int) -> Path:
-    return session.run / "trajectories" / f"round-{number}"
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""Record a run's rounds: which are due, with whose student, into which folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from guidefold.adapter import Adapter
+from guidefold.checkpoints import find_checkpoints
+from guidefold.plans import plan_round
+from guidefold.progress import Stop, stop_on_signals
+from guidefold.runs import sha256
+from guidefold.session import Session, open_session
+from guidefold.settings import Settings
+from guidefold.trajectories import Recorder, record_round
+
+
+def record(settings: Settings) -> Path:
+    """Record every round that needs no trained student.
+
+    Args:
+        settings: The run's.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: Wrong prompts, settings, pipeline or base; a folder in use.
+        Stopped: On request; what was recorded stands.
+    """
+    with stop_on_signals() as stop, open_session(settings, keep_settings=True) as session:
+        for number, source in enumerate(settings.record.rounds):
+            if source != "student":
+                fill_round(session, number, None, stop)
+    return Path(settings.run)
+
+
+def fill_round(session: Session, number: int, adapter: Adapter | None, stop: Stop) -> None:
+    """Record what is missing of a round.
+
+    Args:
+        session: Run folder and pipeline.
+        number: The round.
+        adapter: The student's, where it visits the states.
+        stop: Asked between batches.
+
+    Raises:
+        MismatchError: The folder holds trajectories of another plan or another base.
+        Stopped: On request; what was recorded stands.
+    """
+    settings, source = session.settings, session.settings.record.rounds[number]
+    recorder = Recorder(session.pipeline, session.findings, settings, adapter)
+    if source == "student":
+        # The student that visits is the one of the checkpoint that stands when its round begins.
+        recorder.adapter_hash = sha256(find_checkpoints(session.run)[-1] / "adapter.safetensors")
+    batches = plan_round(settings, session.prompts, session.held_out, number)
+    record_round(round_folder(session.run, number), source, batches, recorder, stop)
+
+
+def round_folder(run: Path, number: int) -> Path:
+    """Where a round lies."""
+    return run / "trajectories" / f"round-{number}"
