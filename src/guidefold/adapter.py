@@ -277,7 +277,12 @@ def load_adapter(
         return
     module = getattr(pipeline, denoiser)
     PeftModel.from_pretrained(module, folder, adapter_name=NAME)  # wraps the layers in place
-    for layer in module.modules():
+    set_strength(module, strength)
+
+
+def set_strength(denoiser: nn.Module, strength: float) -> None:
+    """Turn the dial of a loaded adapter, as a client's strength slider does."""
+    for layer in denoiser.modules():
         if isinstance(layer, LoraLayer):
             layer.set_scale(NAME, strength)
 

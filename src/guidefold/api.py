@@ -18,6 +18,7 @@ from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.prompts import load_prompts
 from guidefold.recording import record
+from guidefold.report import report
 from guidefold.sample import sample
 from guidefold.settings import Settings
 
@@ -34,5 +35,6 @@ __all__ = [
     "open_pipeline",
     "probe",
     "record",
+    "report",
     "sample",
 ]

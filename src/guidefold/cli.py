@@ -20,7 +20,7 @@ from guidefold.progress import Stopped, console
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
-    from guidefold.evaluate import Judge
+    from guidefold.alignment import Judge
     from guidefold.probe import Findings
     from guidefold.settings import Settings
 
@@ -85,7 +85,7 @@ def demo(overrides: Overrides = None) -> None:
     """Fold the bundled teacher's guidance, from recording to pictures, in minutes on a CPU."""
     settings = _settings("demo", overrides)
     _teach(settings)
-    _report(_evaluate(settings), Path(settings.run))
+    _measure(settings)
 
 
 @app.command()
@@ -146,7 +146,15 @@ def export(run: Run) -> None:
 @app.command()
 def evaluate(run: Run, overrides: Overrides = None) -> None:
     """Measure teacher, unguided teacher and student on held-out prompts."""
-    _report(_evaluate(_settings(run, overrides)), run)
+    _measure(_settings(run, overrides))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's page, report.html: pictures, dial, curves, costs; works while it trains."""
+    from guidefold import api
+
+    console.print(f"Written: {api.report(_settings(run))}", markup=False)
 
 
 @app.command()
@@ -220,22 +228,25 @@ def _teach(settings: Settings) -> None:
         console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
 
 
-def _evaluate(settings: Settings) -> dict[str, Any]:
+def _measure(settings: Settings) -> None:
+    """Measure, write the page, print the table."""
     from guidefold import api
 
-    return api.evaluate(settings, _judge(settings))
+    results = api.evaluate(settings, _judge(settings))
+    _print_results(results, Path(settings.run), api.report(settings))
 
 
 def _judge(settings: Settings) -> Judge | None:
     """The bundled world can be judged; for other pipelines there is no judge."""
     if settings.pipeline.source != "bundled":
         return None
-    from guidefold.demo.judge import judge_pictures
+    from guidefold.alignment import Judge
+    from guidefold.demo.judge import category, judge_pictures
 
-    return judge_pictures
+    return Judge(judge_pictures, category)
 
 
-def _report(results: dict[str, Any], run: Path) -> None:
+def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:
     """The table that a measurement ends with."""
     table = Table(box=None, pad_edge=False)
     for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
@@ -256,7 +267,7 @@ def _report(results: dict[str, Any], run: Path) -> None:
         f"residual guidance: {residual['teacher_states']['mean']:.3f} at the teacher's states, "
         f"{residual['student_states']['mean']:.3f} at the student's (1 nothing folded, 0 all)\n"
         f"distance to the CFG picture: {results['relative_distance']:.3f} of the unguided one's\n"
-        f"{run / 'grid.png'}  {run / 'results.json'}",
+        f"\nThe page: {page}\n{run / 'grid.png'}  {run / 'results.json'}",
         markup=False,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from guidefold import dial
 from guidefold.adapter import adapter_off, fuse_adapter
+from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.capture import Step, drive, follow
 from guidefold.export import open_adapter
 from guidefold.gallery import Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.pipelines import call_inputs
 from guidefold.progress import Task, task
-from guidefold.runs import write_bytes, write_json
+from guidefold.runs import require_run, write_bytes, write_json
 from guidefold.sample import (
     Drawn,
     Picture,
@@ -28,11 +30,11 @@ from guidefold.sample import (
     picture_seeds,
     png,
 )
-from guidefold.session import Session, open_session, require_run
+from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings
 
 Errors = tuple[float, float, float]
-Judge = Callable[[Sequence[Picture], Sequence[str]], Sequence[bool]]
+INDEX = "index.json"
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers")
 
 
@@ -62,28 +64,86 @@ def measure(session: Session, judge: Judge | None = None) -> dict[str, Any]:
     """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
     asked = session.settings.evaluate
     prompts = [p.text for p in session.held_out[: asked.prompts]]
-    state_prompts = prompts[: asked.state_prompts]
+    seeds = picture_seeds(session.settings.seed, len(prompts))
+    rows = min(asked.dial_prompts, len(prompts))
     few = prompts[: max(asked.batch_size, asked.state_prompts)]
-    total = (len(KINDS) * len(prompts) + 6 * len(state_prompts) + len(few)) * asked.steps
-    with task("Measuring", total) as progress:
-        seeds = picture_seeds(session.settings.seed, len(prompts))
-        drawn: dict[Kind, Drawn] = {}
+    drawn: dict[Kind, Drawn] = {}
+    columns: dict[str, list[list[str]]] = {"teacher": [], "student": []}
+    with task("Measuring", _steps_in_all(session, len(prompts), rows, len(few))) as progress:
         gallery = Gallery(session)
         for kind in KINDS:  # the student last: it loads the adapter
             if kind == "student":
+                if rows:
+                    columns["teacher"] = dial.draw_teacher(
+                        gallery, prompts[:rows], seeds[:rows], progress
+                    )
                 open_adapter(session, session.strength)
             drawn[kind] = gallery.draw(kind, prompts, seeds, progress)
-        residual = _residual(session, state_prompts, progress)
+        if rows:
+            columns["student"] = dial.draw_student(gallery, prompts[:rows], seeds[:rows], progress)
+        residual = _residual(session, prompts[: asked.state_prompts], progress)
         fuse_adapter(session.denoiser)
-        fused = draw_session(session, few, seeds[: len(few)], False, progress)
-    results = _results(session, prompts, drawn, residual, judge)
+        off = session.findings.off
+        fused = draw_session(session, few, seeds[: len(few)], off, progress)
+    verdicts = _verdicts(prompts, drawn, judge)
+    results = _results(session, prompts, drawn, residual, verdicts, judge)
     results["student"]["denoiser_seconds_per_image_fused"] = fused.denoiser_seconds_per_image
+    write_json(gallery.folder / INDEX, _index(session, prompts, drawn, columns, verdicts, judge))
     write_json(session.run / "results.json", results)
-    rows = min(asked.grid_prompts, len(prompts))
+    _write_grid(session, prompts, drawn)
+    return results
+
+
+def _steps_in_all(session: Session, prompts: int, rows: int, fused: int) -> int:
+    """Denoising steps of a measurement, picture by picture."""
+    asked = session.settings.evaluate
+    states = 6 * min(asked.state_prompts, prompts)
+    drawn = len(KINDS) * prompts + 2 * rows * len(dial.STRENGTHS)
+    return (drawn + states + fused) * asked.steps
+
+
+def _verdicts(
+    prompts: list[str], drawn: dict[Kind, Drawn], judge: Judge | None
+) -> dict[Kind, list[bool]]:
+    """What the judge says of every picture; empty without a judge."""
+    if judge is None:
+        return {}
+    return {kind: list(judge.aligned(drawn[kind].pictures, prompts)) for kind in KINDS}
+
+
+def _write_grid(session: Session, prompts: list[str], drawn: dict[Kind, Drawn]) -> None:
+    rows = min(session.settings.evaluate.grid_prompts, len(prompts))
     triples = [[drawn[kind].pictures[k] for kind in KINDS] for k in range(rows)]
     headings = [heading(kind, drawn[kind]) for kind in KINDS]
     write_bytes(session.run / "grid.png", png(grid(triples, headings, prompts[:rows])))
-    return results
+
+
+def _index(
+    session: Session,
+    prompts: list[str],
+    drawn: dict[Kind, Drawn],
+    columns: dict[str, list[list[str]]],
+    verdicts: dict[Kind, list[bool]],
+    judge: Judge | None,
+) -> dict[str, Any]:
+    """Which kept picture shows what: prompt by prompt, and strength by strength."""
+    seeds = picture_seeds(session.settings.seed, len(prompts))
+    off, g_ref = session.findings.off, session.settings.adapter.g_ref
+    pictures = [
+        {
+            "prompt": prompt,
+            "seed": seeds[k],
+            "category": judge.category(prompt) if judge else None,
+            "files": {kind: drawn[kind].files[k] for kind in KINDS},
+            "aligned": {kind: given[k] for kind, given in verdicts.items()},
+        }
+        for k, prompt in enumerate(prompts)
+    ]
+    steps = [
+        {"strength": s, "guidance": dial.guidance_at(s, off, g_ref), "teacher": t, "student": own}
+        for s, t, own in zip(dial.STRENGTHS, columns["teacher"], columns["student"], strict=False)
+    ]
+    return {"pictures": pictures, "dial": steps}
 
 
 def relative_distance(drawn: dict[Kind, Drawn]) -> float:
@@ -152,16 +212,21 @@ def _results(
     prompts: list[str],
     drawn: dict[Kind, Drawn],
     residual: dict[str, Any],
+    verdicts: dict[Kind, list[bool]],
     judge: Judge | None,
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for kind in KINDS:
-        right = judge(drawn[kind].pictures, prompts) if judge is not None else None
         results[kind] = {
-            "alignment": None if right is None else sum(right) / len(right),
+            "alignment": share(verdicts[kind]) if verdicts else None,
             "passes_per_image": drawn[kind].passes_per_image,
             "denoiser_seconds_per_image": drawn[kind].denoiser_seconds_per_image,
         }
+    if verdicts and judge is not None:
+        bounds = ratio_interval(verdicts["student"], verdicts["teacher"])
+        results["student"]["alignment_over_teacher_95"] = bounds
+        results["categories"] = by_category(verdicts, [judge.category(p) for p in prompts])
+    weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
     return {
         **results,
         "residual_guidance": residual,
@@ -170,6 +235,10 @@ def _results(
         "strength": session.strength,
         "prompts": len(prompts),
         "steps": session.settings.evaluate.steps,
+        "adapter_bytes": sum(
+            path.stat().st_size for path in (session.run / "adapter").glob("*.safetensors")
+        ),
+        "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
         "versions": {name: version(name) for name in LIBRARIES},
         "machine": f"{platform.machine()}, device {session.pipeline.device}",
     }

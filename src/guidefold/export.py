@@ -27,11 +27,12 @@ from guidefold.runs import (
     check_folder,
     finished_folder,
     read_json,
+    require_run,
     restore_folder,
     write_json,
     write_tensors,
 )
-from guidefold.session import Session, open_session, require_run
+from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 from guidefold.shards import StateRef, read_round, state_refs
 from guidefold.student import Student

@@ -39,38 +39,48 @@ class Gallery:
         }
 
     def draw(
-        self, kind: Kind, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+        self,
+        kind: Kind,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        progress: Task,
+        *,
+        guidance: float | None = None,
+        strength: float | None = None,
     ) -> Drawn:
         """Pictures of one kind: those that stand already, and the rest drawn now.
 
         Args:
-            kind: Who draws; for the student its adapter is loaded.
+            kind: Who draws; for the student its adapter is loaded, at the given strength.
             prompts: One per picture.
             seeds: One per picture.
             progress: Told of every step.
+            guidance: The guidance scale; None takes the session's for this kind.
+            strength: The student's; None takes the session's.
         """
         asked = self.session.settings.evaluate
-        common = self._common(kind)
+        if guidance is None:
+            guidance = self.session.guidance_of(kind)
+        common = self._common(kind, guidance, strength)
         keys = [{**common, "prompt": p, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
         for first in range(0, len(keys), asked.batch_size):
             some = slice(first, first + asked.batch_size)
             if all(_name(key) in self.lines for key in keys[some]):
                 progress.advance(asked.steps * len(keys[some]))
                 continue
-            guided = kind == "teacher"
-            fresh = draw_session(self.session, prompts[some], seeds[some], guided, progress)
+            fresh = draw_session(self.session, prompts[some], seeds[some], guidance, progress)
             for k, key in enumerate(keys[some]):
-                self._keep(f"{kind}-{first + k:04d}.png", key, fresh, k)
+                self._keep(f"{_stem(common)}-{first + k:04d}.png", key, fresh, k)
         return self._gather([self.lines[_name(key)] for key in keys])
 
-    def _common(self, kind: Kind) -> dict[str, Any]:
+    def _common(self, kind: Kind, guidance: float, strength: float | None) -> dict[str, Any]:
         """What all pictures of a kind depend on, prompt and seed aside."""
         session = self.session
         settings = session.settings
         common = {
             "kind": kind,
             "pipeline": self._pipeline,
-            "guidance": session.guidance if kind == "teacher" else session.findings.off,
+            "guidance": guidance,
             "steps": settings.evaluate.steps,
             "call": settings.pipeline.call,
             "negative_prompt": settings.pipeline.negative_prompt,
@@ -78,7 +88,10 @@ class Gallery:
         if kind == "student":
             manifest = read_json(session.run / "adapter" / "MANIFEST.json")
             weights = {n: e["sha256"] for n, e in manifest.items() if n.endswith(".safetensors")}
-            common |= {"adapter": weights, "strength": session.strength}
+            common |= {
+                "adapter": weights,
+                "strength": session.strength if strength is None else strength,
+            }
         return common
 
     def _keep(self, file: str, key: dict[str, Any], drawn: Drawn, index: int) -> None:
@@ -96,6 +109,7 @@ class Gallery:
     def _gather(self, lines: Sequence[dict[str, Any]]) -> Drawn:
         return Drawn(
             pictures=[_read(self.folder / line["file"]) for line in lines],
+            files=[line["file"] for line in lines],
             passes_per_image=sum(line["passes"] for line in lines) / len(lines),
             denoiser_seconds_per_image=sum(line["seconds"] for line in lines) / len(lines),
         )
@@ -106,6 +120,13 @@ def _describe(pipeline: DiffusionPipeline) -> dict[str, str]:
     parts = {name: fingerprint(module) for name, module in modules(pipeline).items()}
     scheduler = json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str)
     return {**parts, "scheduler": f"{type(pipeline.scheduler).__name__} {scheduler}"}
+
+
+def _stem(common: dict[str, Any]) -> str:
+    """How the files of pictures with this much in common begin."""
+    parts = {"teacher": f"-g{common['guidance']:g}", "student": f"-s{common.get('strength', 0):g}"}
+    kind: Kind = common["kind"]
+    return kind + parts.get(kind, "")
 
 
 def _name(key: dict[str, Any]) -> str:

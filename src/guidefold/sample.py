@@ -21,8 +21,8 @@ from guidefold.pipelines import call_inputs
 from guidefold.probe import Findings
 from guidefold.progress import Task, task
 from guidefold.randomness import derive_seed
-from guidefold.runs import ensure_folder, write_bytes
-from guidefold.session import Session, open_session, require_run
+from guidefold.runs import ensure_folder, require_run, write_bytes
+from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings
 
 Picture = Image.Image
@@ -35,12 +35,14 @@ class Drawn:
     Attributes:
         pictures: One per prompt; of a video, its middle frame.
         frames: Of each video, its frames; empty for pictures.
+        files: Where a gallery keeps the pictures; empty where none does.
         passes_per_image: Samples through the denoiser.
         denoiser_seconds_per_image: Time inside the denoiser.
     """
 
     pictures: list[Picture] = field(default_factory=list)
     frames: list[list[Picture]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     passes_per_image: float = 0.0
     denoiser_seconds_per_image: float = 0.0
 
@@ -88,7 +90,8 @@ def sample(
                     open_adapter(
                         session, session.strength if strength is None else strength, adapter
                     )
-                drawn[kind] = draw_session(session, texts, numbers, kind == "teacher", progress)
+                guidance = session.guidance_of(kind)
+                drawn[kind] = draw_session(session, texts, numbers, guidance, progress)
     rows = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
     captions = [f"{prompt} (seed {seed})" for prompt, seed in pairs]
     sheet = out / "grid.png"
@@ -103,16 +106,28 @@ def heading(kind: Kind, drawn: Drawn) -> str:
 
 
 def draw_session(
-    session: Session, prompts: Sequence[str], seeds: Sequence[int], guided: bool, progress: Task
+    session: Session,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance: float,
+    progress: Task,
 ) -> Drawn:
-    """:func:`draw` with a session's pipeline and settings."""
+    """:func:`draw` with a session's pipeline and settings.
+
+    Args:
+        session: Whose pipeline, as it stands.
+        prompts: One per picture.
+        seeds: One per picture.
+        guidance: The guidance scale; the session's ``findings.off`` for one pass a step.
+        progress: Told of every step.
+    """
     settings = session.settings
     return draw(
         session.pipeline,
         session.findings,
         prompts,
         seeds,
-        guidance=session.guidance if guided else session.findings.off,
+        guidance=guidance,
         steps=settings.evaluate.steps,
         batch_size=settings.evaluate.batch_size,
         call=settings.pipeline.call,

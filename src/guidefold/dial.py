@@ -1,0 +1,68 @@
+"""The dial in pictures: the student at rising strengths, and the teacher at what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guidefold.adapter import set_strength
+from guidefold.gallery import Gallery
+from guidefold.progress import Task
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+
+
+def guidance_at(strength: float, off: float, g_ref: float) -> float:
+    """The guidance scale that a strength stands for: ``off + s (g_ref - off)``.
+
+    Args:
+        strength: The adapter's.
+        off: The guidance scale that switches guidance off.
+        g_ref: The guidance scale at strength 1.
+    """
+    return off + strength * (g_ref - off)
+
+
+def draw_teacher(
+    gallery: Gallery, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+) -> list[list[str]]:
+    """The teacher at the guidance scale of each strength; no adapter may be loaded.
+
+    Args:
+        gallery: Keeps the pictures.
+        prompts: One per row.
+        seeds: One per row.
+        progress: Told of every step.
+
+    Returns:
+        For each strength, the pictures' files.
+    """
+    session = gallery.session
+    off, g_ref = session.findings.off, session.settings.adapter.g_ref
+    columns = [gallery.draw("unguided", prompts, seeds, progress).files]
+    for strength in STRENGTHS[1:]:
+        scale = guidance_at(strength, off, g_ref)
+        columns.append(gallery.draw("teacher", prompts, seeds, progress, guidance=scale).files)
+    return columns
+
+
+def draw_student(
+    gallery: Gallery, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+) -> list[list[str]]:
+    """The student at each strength; its adapter is loaded, and left at the session's strength.
+
+    Args:
+        gallery: Keeps the pictures.
+        prompts: One per row.
+        seeds: One per row.
+        progress: Told of every step.
+
+    Returns:
+        For each strength, the pictures' files.
+    """
+    session = gallery.session
+    columns = []
+    for strength in STRENGTHS:
+        set_strength(session.denoiser, strength)
+        columns.append(gallery.draw("student", prompts, seeds, progress, strength=strength).files)
+    set_strength(session.denoiser, session.strength)
+    return columns

@@ -1,0 +1,334 @@
+"""A run as one page: a self-contained HTML file that needs no network and trusts no text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from guidefold.charts import Chart, bars, curves
+from guidefold.config import load_settings
+from guidefold.errors import CorruptFileError
+from guidefold.runs import read_json, read_lines, readable_size, require_run, write_text
+from guidefold.settings import KINDS, Settings
+
+PAGE = "report.html"
+NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
+SMALL, LARGEST = 128, 512
+"""Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
+FEW, MANY = 12, 30
+"""How many prompts are shown: of large pictures, of small ones."""
+
+
+def report(settings: Settings) -> Path:
+    """Write a run's page, from whatever the run has come to so far.
+
+    Args:
+        settings: The run's.
+
+    Returns:
+        ``RUN/report.html``.
+
+    Raises:
+        RunError: No run has begun there.
+        CorruptFileError: A file of the run is damaged, or a picture is missing.
+    """
+    run = Path(settings.run)
+    require_run(run)
+    path = run / PAGE
+    write_text(path, render(gather(run)))
+    return path
+
+
+def gather(run: Path) -> dict[str, Any]:
+    """Everything that a run's page shows.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        The template's variables; what is not there yet is None or empty.
+    """
+    settings = load_settings(run / "config.toml")
+    results = _optional(run / "results.json")
+    index = _optional(run / "evaluation" / "index.json")
+    log = read_lines(run / "log.jsonl")
+    return {
+        "name": run.resolve().name,
+        "state": _state(run, settings, log, results),
+        "headline": _headline(results) if results else [],
+        "rows": _rows(results) if results else [],
+        "results": results,
+        "pictures": _pictures(run, index) if index else [],
+        "categories": list((results or {}).get("categories", {})),
+        "prompts": len(index["pictures"]) if index else 0,
+        "dial": _dial(run, index) if index else [],
+        "off": (_optional(run / "probe.json") or {}).get("off"),
+        "previews": _previews(run),
+        "charts": _charts(log, results),
+        "costs": _costs(run, settings, log, results),
+        "adapter": _optional(run / "adapter" / "guidefold.json"),
+        "findings": _optional(run / "probe.json"),
+        "settings": (run / "config.toml").read_text(encoding="utf-8"),
+        "names": NAMES,
+        "kinds": KINDS,
+    }
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """The page as HTML; every value is escaped, and nothing runs but the page's own script.
+
+    Args:
+        page: What :func:`gather` returned.
+
+    Returns:
+        The document.
+    """
+    style, script = _resource("page.css"), _resource("page.js")
+    # The hashes admit these two and nothing else: no inline handler, no request to anywhere.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    environment = Environment(
+        autoescape=True,
+        loader=FunctionLoader(_resource),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        **page, policy=policy, style=Markup(style), script=Markup(script)
+    )
+
+
+def _state(run: Path, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any) -> str:
+    """How far the run has come, in words."""
+    if results:
+        return "measured"
+    step = max((line["step"] for line in log), default=0)
+    if step >= settings.distill.steps:
+        return "trained; 'guidefold evaluate' measures it"
+    if step:
+        return f"training: step {step} of {settings.distill.steps}"
+    recorded = len(_trajectories(run))
+    return f"recording: {recorded} trajectories so far" if recorded else "begun"
+
+
+def _headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Two or three figures that say what came out, each with its meaning."""
+    student, teacher = results["student"], results["teacher"]
+    figures = [
+        (
+            f"{student['passes_per_image']:g} passes",
+            f"a picture, where the guided teacher makes {teacher['passes_per_image']:g}",
+        )
+    ]
+    if teacher["alignment"]:
+        ratio = student["alignment"] / teacher["alignment"]
+        meaning = f"of the teacher's alignment, over {results['prompts']} paired prompts"
+        bounds = student.get("alignment_over_teacher_95")
+        if bounds:
+            meaning += f" (95 % interval {bounds[0]:.0%} to {bounds[1]:.0%})"
+        figures.append((f"{ratio:.1%}", meaning))
+    folded = 1 - results["residual_guidance"]["teacher_states"]["mean"]
+    figures.append((f"{folded:.0%}", "of the guidance signal folded, at the teacher's states"))
+    return figures
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """The table: kind, alignment, passes, denoiser seconds."""
+    rows = []
+    for kind in KINDS:
+        its = results[kind]
+        alignment = "-" if its["alignment"] is None else f"{its['alignment']:.3f}"
+        seconds = f"{its['denoiser_seconds_per_image']:.3f}"
+        rows.append([NAMES[kind], alignment, f"{its['passes_per_image']:g}", seconds])
+    student = results["student"]
+    fused = f"{student['denoiser_seconds_per_image_fused']:.3f}"
+    rows.append(["student, fused", "", f"{student['passes_per_image']:g}", fused])
+    return rows
+
+
+def _pictures(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first prompts, in the order in which they were measured: nobody chose them."""
+    shown: list[dict[str, Any]] = []
+    for entry in index["pictures"][:MANY]:
+        if len(shown) == FEW and not shown[0]["small"]:
+            break
+        pictures = {kind: _picture(run / "evaluation" / entry["files"][kind]) for kind in KINDS}
+        shown.append({**entry, "pictures": pictures, "small": pictures["teacher"]["small"]})
+    return shown
+
+
+def _dial(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every strength with its pictures."""
+    folder = run / "evaluation"
+    prompts = [entry["prompt"] for entry in index["pictures"]]
+    return [
+        {
+            "strength": step["strength"],
+            "guidance": step["guidance"],
+            "rows": [
+                {
+                    "prompt": prompt,
+                    "student": _picture(folder / own),
+                    "teacher": _picture(folder / its),
+                }
+                for prompt, own, its in zip(prompts, step["student"], step["teacher"], strict=False)
+            ],
+        }
+        for step in index["dial"]
+    ]
+
+
+def _previews(run: Path) -> dict[str, Any] | None:
+    """Pictures made while training."""
+    folder = run / "previews"
+    about = _optional(folder / "previews.json")
+    if about is None:
+        return None
+    numbers = range(len(about["prompts"]))
+    fixed = {
+        kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
+        for kind in ("teacher", "unguided")
+    }
+    student = [
+        [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers]
+        for step in about["steps"]
+    ]
+    return {**about, **fixed, "student": student}
+
+
+def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:
+    """Every chart that there are numbers for."""
+    charts = []
+    loss = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
+    held_out = [(x["step"], x["residual_guidance"]) for x in log if "residual_guidance" in x]
+    training = {"training loss": _smooth(loss), "residual guidance, held out": held_out}
+    training = {name: points for name, points in training.items() if points}
+    if training:
+        charts.append(curves("Training", training, "step", ""))
+    levels = _levels(log, results)
+    if levels:
+        title = "Residual guidance by noise level"
+        charts.append(curves(title, levels, "timestep", "residual", falling=True))
+    if results and results.get("categories"):
+        groups = {
+            name: {NAMES[kind]: shares[kind] for kind in KINDS}
+            for name, shares in results["categories"].items()
+        }
+        charts.append(bars("Alignment by category", groups, "aligned"))
+    return charts
+
+
+def _levels(log: Sequence[Mapping[str, Any]], results: Any) -> dict[str, list[tuple[float, float]]]:
+    """Residual guidance over timesteps: as measured, else as last validated."""
+    if results:
+        residual = results["residual_guidance"]
+        found = {
+            "at the teacher's states": residual["teacher_states"]["levels"],
+            "at the student's states": residual["student_states"]["levels"],
+        }
+    else:
+        validations = [line for line in log if "levels" in line]
+        if not validations:
+            return {}
+        found = {"held out, teacher's states": validations[-1]["levels"]}
+    return {
+        name: [((level["low"] + level["high"]) / 2, level["residual"]) for level in levels]
+        for name, levels in found.items()
+    }
+
+
+def _smooth(points: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[float, float]]:
+    """Means of neighbours, so that at most so many points are left."""
+    size = -(-len(points) // most) or 1
+    groups = [points[first : first + size] for first in range(0, len(points), size)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _costs(
+    run: Path, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any
+) -> list[tuple[str, str]]:
+    """What the run has cost so far: seconds, memory, bytes."""
+    costs = []
+    lines = _trajectories(run)
+    if lines:
+        size = readable_size(sum(line["size"] for line in lines))
+        costs.append(("trajectories", f"{len(lines)} recorded, {size} on disk"))
+    recording = sum(line.get("seconds", 0.0) for line in lines)
+    if recording:
+        costs.append(("recording", _duration(recording)))
+    training = [line for line in log if "training_seconds" in line]
+    if training:
+        steps, batch = training[-1]["step"], settings.distill.batch_size
+        spent = _duration(training[-1]["training_seconds"])
+        costs.append(("training", f"{spent} for {steps} steps of {batch} states"))
+    memory = [line["peak_memory"] for line in log if "peak_memory" in line]
+    if memory:
+        peak = max(memory, key=lambda entry: entry["bytes"])
+        where = {"resident": "resident, the whole process", "allocated": "allocated on the device"}
+        costs.append(("peak memory", f"{readable_size(peak['bytes'])} {where[peak['kind']]}"))
+    if results:
+        adapter, denoiser = results["adapter_bytes"], results["denoiser_bytes"]
+        part = f"{adapter / denoiser:.1%} of the denoiser's {readable_size(denoiser)}"
+        costs.append(("adapter", f"{readable_size(adapter)}, {part}"))
+        costs.append(("measured on", results["machine"]))
+    return costs
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for people: ``'48 s'``, ``'9 min 5 s'``, ``'2 h 3 min'``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    """A picture as a data URI, with its size in the page."""
+    if not path.exists():
+        raise CorruptFileError(
+            f"{path}: the picture is missing", "Draw it again with 'guidefold evaluate RUN'."
+        )
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    small = max(picture.size) <= SMALL
+    buffer = io.BytesIO()
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.thumbnail((LARGEST, LARGEST))
+        picture.save(buffer, "WEBP", quality=85)
+    kind = "png" if small else "webp"
+    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"source": source, "width": picture.width, "height": picture.height, "small": small}
+
+
+def _trajectories(run: Path) -> list[dict[str, Any]]:
+    manifests = sorted((run / "trajectories").glob("round-*/manifest.jsonl"))
+    return [line for manifest in manifests for line in read_lines(manifest)]
+
+
+def _optional(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
+
+
+def _resource(name: str) -> str:
+    return files("guidefold").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """What a content security policy calls a text by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
