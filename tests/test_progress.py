@@ -96,6 +96,24 @@ def test_work_done_before_does_not_count_as_speed(
     assert lines(capsys) == ["Recording 901/1000, 33:00 left"]
 
 
+def test_work_aside_is_shown_and_not_counted(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with task("Training", 10) as work:
+        clock.now += 10
+        work.advance(5)
+        aside = work.aside("previews", 40)
+        clock.now += 10
+        aside.advance(20)
+        aside.advance(20)
+        clock.now += 10
+        work.advance(5, "loss 0.5")
+    assert lines(capsys) == [
+        "Training 5/10, 0:20 left, previews 20/40",
+        "Training 10/10, took 0:30, loss 0.5",
+    ]
+
+
 def test_long_times_have_hours(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with task("Recording", 2) as work:
         clock.now += 3725

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from zoo import WARNINGS
 from guidefold import session as sessions
 from guidefold.config import load_settings
 from guidefold.errors import ConfigError, MismatchError, PromptError, RunError
-from guidefold.session import Session, open_session, require_run
+from guidefold.runs import require_run
+from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
@@ -151,6 +153,50 @@ def test_only_the_denoiser_stays_for_training(settings: Settings) -> None:
             n for n, c in session.pipeline.components.items() if isinstance(c, torch.nn.Module)
         }
     assert parts == {"unet"}
+
+
+class Part(torch.nn.Module):
+    """Knows where it is, and where it was."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device=device))
+        self.visited: list[str] = []
+
+    def to(self, device: torch.device | str) -> "Part":
+        self.visited.append(str(device))
+        return self
+
+
+@pytest.fixture
+def elsewhere() -> Session:
+    """A session whose denoiser is on an accelerator; ``meta`` stands for one."""
+    parts = {name: Part("meta") for name in ("unet", "vae", "text_encoder")}
+    pipeline = SimpleNamespace(components={**parts, "tokenizer": None}, **parts)
+    return Session(Path(), None, [], [], pipeline, SimpleNamespace(denoiser="unet"))
+
+
+def test_while_training_all_but_the_denoiser_wait_on_the_cpu(elsewhere: Session) -> None:
+    elsewhere.park()
+    assert elsewhere.denoiser.visited == []
+    assert elsewhere.pipeline.vae.visited == elsewhere.pipeline.text_encoder.visited == ["cpu"]
+
+
+def test_a_parked_pipeline_is_whole_for_a_while_and_goes_back_after_an_exception(
+    elsewhere: Session,
+) -> None:
+    elsewhere.park()
+    with pytest.raises(ZeroDivisionError), elsewhere.whole():
+        assert elsewhere.pipeline.vae.visited == ["cpu", "meta"]
+        raise ZeroDivisionError
+    assert elsewhere.pipeline.vae.visited == ["cpu", "meta", "cpu"]
+    assert elsewhere.denoiser.visited == []
+
+
+def test_a_pipeline_that_was_never_parked_is_not_moved(elsewhere: Session) -> None:
+    with elsewhere.whole():
+        pass
+    assert elsewhere.pipeline.vae.visited == []
 
 
 @pytest.mark.parametrize(

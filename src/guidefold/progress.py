@@ -21,6 +21,7 @@ from rich.progress import (
 
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to redraw
+SPEED_SECONDS = 300.0  # long enough for what happens now and then to count in the time left
 
 
 class Stop:
@@ -86,12 +87,28 @@ class Task:
             self._last = time.monotonic()
             console.print(self._line(note))
 
+    def aside(self, title: str, total: int) -> Task:
+        """Work between two counts: shown as a note beside this task, and not counted."""
+        return _Aside(self, title, total)
+
     def _line(self, note: str) -> str:
         elapsed = time.monotonic() - self._start
         rate = (self._done - self._first) / elapsed if elapsed else 0.0
         left = (self._total - self._done) / rate if rate else 0.0
         ending = f"took {_clock(elapsed)}" if self._done >= self._total else f"{_clock(left)} left"
         return f"{self._title} {self._done}/{self._total}, {ending}{', ' if note else ''}{note}"
+
+
+class _Aside(Task):
+    """Work within a task, which shows it."""
+
+    def __init__(self, outer: Task, title: str, total: int) -> None:
+        super().__init__(title, total, 0, None)
+        self._outer = outer
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._done += count
+        self._outer.advance(0, f"{self._title} {self._done}/{self._total}{note and ', '}{note}")
 
 
 @contextmanager
@@ -115,7 +132,7 @@ def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
         yield Task(title, total, done, bar)
 
 

@@ -12,13 +12,13 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.config import check_same, dump_toml, load_settings
-from guidefold.errors import ConfigError, RunError
+from guidefold.errors import ConfigError
 from guidefold.objective import strength_of
 from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
 from guidefold.probe import Findings, probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
-from guidefold.settings import Settings
+from guidefold.settings import Kind, Settings
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Session:
         held_out: For measuring.
         pipeline: The teacher's pipeline, nothing attached.
         findings: What the probe found.
+        parked: Whether all but the denoiser wait on the CPU.
     """
 
     run: Path
@@ -40,6 +41,7 @@ class Session:
     held_out: list[Prompt]
     pipeline: DiffusionPipeline
     findings: Findings
+    parked: bool = False
 
     @property
     def denoiser(self) -> nn.Module:
@@ -49,15 +51,43 @@ class Session:
 
     def keep_denoiser_only(self) -> None:
         """Let go of encoders and autoencoder: training on recorded states needs none of them."""
-        for name in modules(self.pipeline):
-            if name != self.findings.denoiser:
-                setattr(self.pipeline, name, None)
+        for name in self._others():
+            setattr(self.pipeline, name, None)
+
+    def park(self) -> None:
+        """Let encoders and autoencoder wait on the CPU: training needs the denoiser alone."""
+        self._move_others("cpu")
+        self.parked = True
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The whole pipeline where its denoiser is, for a while: to record, or to draw."""
+        if not self.parked:
+            yield
+            return
+        self._move_others(next(self.denoiser.parameters()).device)
+        try:
+            yield
+        finally:
+            self._move_others("cpu")
+
+    def _others(self) -> dict[str, nn.Module]:
+        found = modules(self.pipeline)
+        return {name: module for name, module in found.items() if name != self.findings.denoiser}
+
+    def _move_others(self, device: torch.device | str) -> None:
+        for module in self._others().values():
+            module.to(device)
 
     @property
     def guidance(self) -> float:
         """The guidance scale that pictures are measured at."""
         chosen = self.settings.evaluate.guidance
         return self.settings.adapter.g_ref if chosen is None else chosen
+
+    def guidance_of(self, kind: Kind) -> float:
+        """The guidance scale that a kind of picture is drawn at."""
+        return self.guidance if kind == "teacher" else self.findings.off
 
     @property
     def strength(self) -> float:
@@ -108,16 +138,6 @@ def open_session(
             write_text(stored, dump_toml(settings))
         write_json(run / "probe.json", session.findings.to_json())
         yield session
-
-
-def require_run(run: Path) -> None:
-    """Refuse to read from a folder that no run has begun in.
-
-    Raises:
-        RunError: It has no config.toml.
-    """
-    if not (run / "config.toml").exists():
-        raise RunError(f"{run}: no run has begun here", "Begin one with 'guidefold distill'.")
 
 
 def _open(

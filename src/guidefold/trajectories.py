@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,15 @@ def record_round(
                 raise Stopped(
                     stop.signal, f"Stopped: {len(done)} of {len(plans)} trajectories recorded."
                 )
-            before = len(done)
-            for plan, states, last in recorder.record(source, batch):
+            before, start = len(done), time.perf_counter()
+            recorded = recorder.record(source, batch)
+            seconds = round((time.perf_counter() - start) / len(batch), 4)
+            for plan, states, last in recorded:
                 if plan.index in done:
                     continue
                 path = folder / f"{plan.split}-{plan.index:06d}.safetensors"
                 entry = write_trajectory(path, states, last, recorder.dtype)
-                line = _line(plan, entry, recorder.stamp(source))
+                line = {**_line(plan, entry, recorder.stamp(source)), "seconds": seconds}
                 append_line(folder / LINES, line)
                 lines.append(line)
                 done.add(plan.index)
