@@ -226,6 +226,9 @@ FREE_VALUES = {
     "distill.validate_every": 7,
     "distill.checkpoint_every": 7,
     "distill.keep_checkpoints": 7,
+    "distill.preview_prompts": 7,
+    "distill.preview_every": 7,
+    "distill.trackers": ["tensorboard"],
 }
 
 

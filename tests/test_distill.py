@@ -3,87 +3,28 @@
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training import FOUR, Outcome, finish, interrupted, outcome
 from zoo import WARNINGS
 
 from guidefold import checkpoints, distill, trajectories
 from guidefold.batches import Batch
-from guidefold.checkpoints import find_checkpoints
 from guidefold.distill import Training
 from guidefold.errors import NonFiniteError, UnfoldableError
 from guidefold.export import export
 from guidefold.progress import Stopped
 from guidefold.recording import record
-from guidefold.runs import read_lines, read_tensors
+from guidefold.runs import read_lines
 from guidefold.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
 Make = Callable[..., Settings]
-FOUR: dict[str, Any] = {"steps": 4, "warmup": 2, "weight_decay": 0.1, "checkpoint_every": 100}
 ROUNDS = {"rounds": ["teacher", "student"]}
-
-
-@dataclass
-class Outcome:
-    """What a run came to: its log without times, its adapter, its optimizer's moments."""
-
-    log: list[dict[str, Any]]
-    tensors: dict[str, torch.Tensor]
-
-    __hash__ = None
-
-    def __eq__(self, other: object) -> bool:
-        assert isinstance(other, Outcome)
-        same = self.tensors.keys() == other.tensors.keys() and self.log == other.log
-        return same and all(torch.equal(t, other.tensors[n]) for n, t in self.tensors.items())
-
-    @property
-    def losses(self) -> list[float]:
-        return [line["loss"] for line in self.log if "loss" in line]
-
-
-def outcome(run: Path) -> Outcome:
-    last = find_checkpoints(run)[-1]
-    log = [
-        {k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run / "log.jsonl")
-    ]
-    files = ("adapter.safetensors", "optimizer.safetensors")
-    return Outcome(log, {n: t for file in files for n, t in read_tensors(last / file).items()})
-
-
-def finish(settings: Settings) -> Outcome:
-    last = distill.distill(settings)
-    assert last.name == f"step-{settings.distill.steps:07d}"
-    return outcome(Path(settings.run))
-
-
-def stop_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Send this process a real SIGTERM as a step ends."""
-    real = Training.train_step
-
-    def train_step(self: Training) -> dict[str, Any]:
-        line = real(self)
-        if line["step"] == step:
-            signal.raise_signal(signal.SIGTERM)
-        return line
-
-    patch.setattr(Training, "train_step", train_step)
-
-
-def interrupted(settings: Settings, step: int) -> None:
-    """Run until a step and leave, with a checkpoint saved there."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at_step(patch, step)
-        with pytest.raises(Stopped) as caught:
-            distill.distill(settings)
-    assert caught.value.exit_code == 143
-    assert find_checkpoints(Path(settings.run))[-1].name == f"step-{step:07d}"
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -297,3 +238,45 @@ def test_a_run_goes_on_from_before_the_loss_that_was_not_finite(
         poison(patch, 3, float("nan"))
         distill.distill(settings)
     assert finish(settings) == straight["plain"]
+
+
+# Measured along the way.
+
+
+def test_a_validation_tells_seconds_of_training_so_far_also_after_a_stop(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill={**FOUR, "validate_every": 1})
+    interrupted(settings, 2)
+    finish(settings)
+    lines = read_lines(Path(settings.run) / "log.jsonl")
+    spent = 0.0
+    for step, told in zip(lines[::2], lines[1::2], strict=True):
+        spent += step["seconds"]
+        assert told["training_seconds"] == pytest.approx(spent, abs=1e-3)
+        assert told["peak_memory"]["kind"] == "resident"
+        assert told["peak_memory"]["bytes"] > 2**27
+
+
+@pytest.mark.parametrize(("previews", "rounds"), [(0, ["teacher"]), (1, ROUNDS["rounds"])])
+def test_while_training_encoders_are_gone_or_parked(
+    settings_for: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    previews: int,
+    rounds: list[str],
+) -> None:
+    found: list[tuple[bool, bool]] = []
+    real = Training.train_step
+
+    def train_step(self: Training) -> dict[str, Any]:
+        found.append((self.session.parked, self.session.pipeline.vae is None))
+        return real(self)
+
+    monkeypatch.setattr(Training, "train_step", train_step)
+    tables: dict[str, Any] = {
+        "distill": {"preview_prompts": previews},
+        "record": {"rounds": rounds},
+    }
+    finish(settings_for("sd15", tmp_path, **tables))
+    assert found == [(bool(previews), not previews)] * 2

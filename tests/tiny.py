@@ -62,6 +62,7 @@ def make_settings(
             "log_every": 1,
             "validate_every": 2,
             "checkpoint_every": 2,
+            "preview_prompts": 1,
         },
         "evaluate": {"prompts": 2, "steps": 2, "state_prompts": 1, "grid_prompts": 1},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ FREE = {
     "distill.validate_every",
     "distill.checkpoint_every",
     "distill.keep_checkpoints",
+    "distill.preview_prompts",
+    "distill.preview_every",
+    "distill.trackers",
 }
 
 
@@ -115,7 +119,7 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
     Raises:
         MismatchError: Names each field with both values.
     """
-    before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
+    before, now = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
     # With several rounds, the number of steps decides which student visits the states.
     fixed = {"distill.steps"} if len(stored.record.rounds) > 1 else set()
     differing = [
@@ -132,6 +136,17 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
             "Choose another folder with run=FOLDER, or go on with the settings of this one: "
             f"name {run} itself as the configuration.",
         )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
@@ -198,13 +213,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

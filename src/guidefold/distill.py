@@ -7,18 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 
 from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
+from guidefold.memory import peak_memory
 from guidefold.objective import (
     learning_rate,
     loss_scale,
@@ -27,13 +25,15 @@ from guidefold.objective import (
     squared_error,
     strength_of,
 )
-from guidefold.progress import Stop, Stopped, stop_on_signals, task
+from guidefold.previews import Previews
+from guidefold.progress import Stop, Stopped, Task, stop_on_signals, task
 from guidefold.recording import fill_round, round_folder
 from guidefold.runs import append_line, read_lines, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 from guidefold.shards import StateRef, read_round, state_refs
 from guidefold.student import Student
+from guidefold.tracking import open_accelerator, track, track_picture, tracking
 
 LOG = "log.jsonl"
 
@@ -53,7 +53,7 @@ def distill(settings: Settings) -> Path:
         Stopped: On request; a checkpoint was saved.
     """
     with (
-        _accelerator(settings) as accelerator,
+        open_accelerator(settings) as accelerator,
         stop_on_signals() as stop,
         open_session(
             settings, accelerator.device, main=accelerator.is_main_process, keep_settings=True
@@ -82,14 +82,25 @@ class Training:
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.step = 0
+        self.training_seconds = 0.0
 
     def run(self) -> Path:
         """Train every stretch: each round is recorded, then trained on with those before it."""
-        sources, steps = self.settings.record.rounds, self.settings.distill.steps
-        for number, source in enumerate(sources):
-            if source != "student":  # while encoders are at hand and nothing is attached
+        for number, source in enumerate(self.settings.record.rounds):
+            if source != "student":  # while nothing is attached
                 self._record_round(number)
         self._prepare()
+        if self.step < self.settings.distill.steps:
+            with tracking(self.accelerator, self.settings, self.step):
+                self._train()
+        return find_checkpoints(self.session.run)[-1]
+
+    def _train(self) -> None:
+        """Train every stretch from the current step on."""
+        sources, steps = self.settings.record.rounds, self.settings.distill.steps
+        if self.main and self.previews.missing(self.step):
+            with task("Drawing previews", self.previews.work()) as progress:
+                self._preview(progress)
         for number, source in enumerate(sources):
             start, end = (steps * (number + k) // len(sources) for k in (0, 1))
             if self.step >= end:
@@ -98,28 +109,31 @@ class Training:
             if source == "student" and self.step == start:
                 self._record_round(number)
             self._train_stretch(number, end)
-        return find_checkpoints(self.session.run)[-1]
 
     def _prepare(self) -> None:
         """Attach the adapter, load the last checkpoint, wrap for several processes."""
         refs = self._refs(0, "training")
         if not refs:
             raise RunError(f"{self.session.run}: no training states are recorded")
-        if "student" not in self.settings.record.rounds:
+        asked = self.settings
+        if self.main and (asked.distill.preview_prompts or "student" in asked.record.rounds):
+            self.session.park()
+        else:
             self.session.keep_denoiser_only()
         denoiser = self.session.denoiser.to(self.device)
-        seed = self.settings.seed
-        self.student = Student(denoiser, self.findings, self.settings.adapter, seed, refs)
+        self.student = Student(denoiser, self.findings, asked.adapter, asked.seed, refs)
         self.student.autocast = self.accelerator.autocast
         self.adapter = self.student.adapter
-        if self.settings.distill.gradient_checkpointing:
+        if asked.distill.gradient_checkpointing:
             self.student.enable_checkpointing()
         if self.accelerator.num_processes > 1:
             self.student.model = self.accelerator.prepare_model(denoiser)
         self.parameters = list(self.adapter.named_parameters().values())
-        decay = self.settings.distill.weight_decay
+        decay = asked.distill.weight_decay
         self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=decay)
         self._resume()
+        if self.main:
+            self.previews = Previews(self.session, self.adapter)
 
     def _resume(self) -> None:
         found = find_checkpoints(self.session.run)
@@ -131,6 +145,7 @@ class Training:
             return
         state = load_checkpoint(found[-1], self.adapter, self.optimizer)
         self.step = state["step"]
+        self.training_seconds = state.get("training_seconds", 0.0)
         if self.step > self.settings.distill.steps:
             raise MismatchError(
                 f"distill.steps: {self.settings.distill.steps} asked for, but {found[-1]} has "
@@ -159,7 +174,7 @@ class Training:
                 self._checked_stop()
                 line = self.train_step()
                 if self.main:
-                    self._write_down(line, self.step == end)
+                    self._write_down(line, self.step == end, progress)
                 progress.advance(note="" if line["loss"] is None else f"loss {line['loss']:.3f}")
 
     def train_step(self) -> dict[str, Any]:
@@ -191,12 +206,14 @@ class Training:
                 "or set pipeline.dtype=fp32 if the teacher overflows.",
             )
         self.step += 1
+        seconds = time.perf_counter() - start
+        self.training_seconds += seconds
         return {
             "step": self.step,
             "loss": loss_now if applied else None,  # None: skipped, fp16 overflowed
             "gradient_norm": norm if applied else None,
             "learning_rate": rate,
-            "seconds": round(time.perf_counter() - start, 4),
+            "seconds": round(seconds, 4),
         }
 
     def validate(self) -> dict[str, Any]:
@@ -208,17 +225,30 @@ class Training:
             "step": self.step,
             "residual_guidance": mean_residual(levels),
             "levels": [asdict(level) for level in levels],
+            "training_seconds": round(self.training_seconds, 3),
+            "peak_memory": peak_memory(self.device),
         }
 
-    def _write_down(self, line: dict[str, Any], last: bool) -> None:
-        """Log, validate and save, each in its turn."""
-        asked, log = self.settings.distill, self.session.run / LOG
+    def _write_down(self, line: dict[str, Any], last: bool, progress: Task) -> None:
+        """Log, validate, draw and save, each in its turn."""
+        asked = self.settings.distill
         if self.step % asked.log_every == 0 or last:
-            append_line(log, line)
+            self._log(line)
         if self.step % asked.validate_every == 0 or last:
-            append_line(log, self.validate())
+            self._log(self.validate())
+        if self.previews.due(self.step):  # before saving: a checkpoint's previews stand
+            self._preview(progress.aside("previews", self.previews.work()))
         if self.step % asked.checkpoint_every == 0 or last:
             self._save()
+
+    def _log(self, line: dict[str, Any]) -> None:
+        append_line(self.session.run / LOG, line)
+        track(self.accelerator, line)
+
+    def _preview(self, progress: Task) -> None:
+        picture = self.previews.draw(self.step, progress)
+        if picture is not None:
+            track_picture(self.accelerator, picture, self.step)
 
     def _set_learning_rate(self) -> float:
         asked = self.settings.distill
@@ -293,7 +323,10 @@ class Training:
             self.step,
             self.adapter,
             self.optimizer,
-            state={"scaler": scaler.state_dict() if scaler is not None else None},
+            state={
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "training_seconds": self.training_seconds,
+            },
             keep=self.settings.distill.keep_checkpoints,
         )
 
@@ -306,19 +339,6 @@ class Training:
         """Record a round in the main process; the others wait."""
         if self.main:
             adapter = self.adapter if self.settings.record.rounds[number] == "student" else None
-            fill_round(self.session, number, adapter, self.stop)
+            with self.session.whole():
+                fill_round(self.session, number, adapter, self.stop)
         self.accelerator.wait_for_everyone()
-
-
-@contextmanager
-def _accelerator(settings: Settings) -> Iterator[Accelerator]:
-    """An accelerator of our own, and nothing left of it afterwards."""
-    waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # recording may take hours
-    try:
-        yield Accelerator(
-            mixed_precision=settings.distill.mixed_precision,
-            cpu=settings.pipeline.device == "cpu" or not torch.accelerator.is_available(),
-            kwargs_handlers=[waits],
-        )
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=False)

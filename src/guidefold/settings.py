@@ -141,6 +141,10 @@ class DistillSettings(Section):
         validate_every: Steps between validations on held-out prompts.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many checkpoints stay on the disk.
+        preview_prompts: Held-out prompts that are drawn while training, as ``evaluate`` says; 0 draws
+            none.
+        preview_every: Steps between previews; the first and the last step are always drawn.
+        trackers: Experiment trackers that accelerate knows, such as ``tensorboard`` or ``wandb``.
     """
 
     steps: Positive = 2000
@@ -160,6 +164,9 @@ class DistillSettings(Section):
     validate_every: Positive = 250
     checkpoint_every: Positive = 250
     keep_checkpoints: Positive = 2
+    preview_prompts: int = Field(default=2, ge=0)
+    preview_every: Positive = 500
+    trackers: list[str] = Field(default=[])
 
     @model_validator(mode="after")
     def _divisible(self) -> DistillSettings:
@@ -180,6 +187,7 @@ class EvaluateSettings(Section):
         batch_size: Prompts per pipeline call.
         state_prompts: Held-out prompts whose trajectories measure residual guidance.
         grid_prompts: Rows of the picture grid.
+        dial_prompts: Held-out prompts that are drawn at every strength, to show the dial.
     """
 
     prompts: Positive = 64
@@ -188,6 +196,7 @@ class EvaluateSettings(Section):
     batch_size: Positive = 1
     state_prompts: Positive = 16
     grid_prompts: Positive = 8
+    dial_prompts: int = Field(default=4, ge=0)
 
 
 class Settings(Section):

@@ -1,0 +1,37 @@
+"""How much memory a process has needed so far."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+USAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+
+
+def peak_memory(device: torch.device) -> dict[str, str | int]:
+    """The most memory that this process has held since it began, all its work together.
+
+    Args:
+        device: Where the denoiser runs.
+
+    Returns:
+        ``{"kind": "allocated", "bytes": ...}``: torch's tensors on an accelerator that counts them;
+        else ``{"kind": "resident", "bytes": ...}``: the process's main memory, libraries included.
+    """
+    measure = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    if measure is not None:
+        return {"kind": "allocated", "bytes": int(measure(device))}
+    return {"kind": "resident", "bytes": _peak_resident_bytes()}
+
+
+def _peak_resident_bytes() -> int:
+    """The high-water mark; on Linux the process's own, since getrusage's includes its parent's."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    if found is not None:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * USAGE_UNIT

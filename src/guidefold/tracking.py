@@ -1,0 +1,116 @@
+"""The accelerator of a run, and the experiment trackers that hear how it goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
+from PIL.Image import Image
+
+from guidefold.config import flatten
+from guidefold.errors import ConfigError
+from guidefold.settings import Settings
+
+PROJECT = "guidefold"
+CURVES = ("loss", "gradient_norm", "learning_rate", "residual_guidance")
+# Trackers that take pictures as rows of an array, with the arguments that they need for it.
+PICTURES: dict[str, dict[str, str]] = {
+    "tensorboard": {"dataformats": "NHWC"},
+    "wandb": {},
+    "swanlab": {},
+}
+
+
+@contextmanager
+def open_accelerator(settings: Settings) -> Iterator[Accelerator]:
+    """An accelerator of our own, and nothing left of it afterwards.
+
+    Raises:
+        ConfigError: A tracker is unknown, or not installed.
+    """
+    names = settings.distill.trackers
+    check_trackers(names)
+    waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # recording may take hours
+    try:
+        yield Accelerator(
+            mixed_precision=settings.distill.mixed_precision,
+            cpu=settings.pipeline.device == "cpu" or not torch.accelerator.is_available(),
+            log_with=names or None,
+            project_dir=Path(settings.run) / "trackers",
+            kwargs_handlers=[waits],
+        )
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=False)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that could not be told anything.
+
+    Args:
+        names: As accelerate names them.
+
+    Raises:
+        ConfigError: One is unknown, or its package is not installed.
+    """
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(
+                f"distill.trackers: '{name}' is no tracker that accelerate knows",
+                f"It knows: {', '.join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))}.",
+            )
+        if name not in list(map(str, get_available_trackers())):
+            extra = "'guidefold[tensorboard]'" if name == "tensorboard" else name
+            raise ConfigError(
+                f"distill.trackers: '{name}' is not installed",
+                f"Install it with pip install {extra}, or leave it out.",
+            )
+
+
+@contextmanager
+def tracking(accelerator: Accelerator, settings: Settings, step: int) -> Iterator[None]:
+    """Keep the run's trackers open; closed whether training ends, stops or fails.
+
+    Args:
+        accelerator: From :func:`open_accelerator`.
+        settings: What the trackers show as the run's configuration.
+        step: Steps done before; a curve goes on from there.
+    """
+    # What a crashed process told of later steps will be told again.
+    later = {"tensorboard": {"purge_step": step + 1}} if step else {}
+    accelerator.init_trackers(PROJECT, _plain(settings), later)
+    try:
+        yield
+    finally:
+        # Not end_training: it also ends the process group, which a second run here would need.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def track(accelerator: Accelerator, line: Mapping[str, Any]) -> None:
+    """Tell the trackers the figures of a log line; a figure that is None is left out."""
+    known = {name: line[name] for name in CURVES if line.get(name) is not None}
+    accelerator.log(known, step=line["step"])
+
+
+def track_picture(accelerator: Accelerator, picture: Image, step: int) -> None:
+    """Show a picture to the trackers that can show one."""
+    pixels = np.asarray(picture.convert("RGB"))[None]  # (1, height, width, 3)
+    for tracker in accelerator.trackers:
+        if tracker.name in PICTURES:
+            tracker.log_images({"previews": pixels}, step=step, **PICTURES[tracker.name])
+
+
+def _plain(settings: Settings) -> dict[str, bool | int | float | str]:
+    """Settings by dotted name, lists as text: trackers take plain values only."""
+    values = flatten(settings.model_dump(mode="json", exclude_none=True))
+    return {n: json.dumps(v) if isinstance(v, list) else v for n, v in values.items()}

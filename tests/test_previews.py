@@ -1,0 +1,222 @@
+"""Pictures while training: of what they say they are of, and without a trace in the training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training import FOUR, Outcome, finish, interrupted
+from zoo import WARNINGS
+
+from guidefold import previews, sample
+from guidefold.export import export, open_adapter
+from guidefold.previews import Previews
+from guidefold.progress import task
+from guidefold.sample import draw_session
+from guidefold.session import Session, open_session
+from guidefold.settings import KINDS, Settings
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+
+Make = Callable[..., Settings]
+DRAWN = {**FOUR, "preview_prompts": 2, "preview_every": 3}
+STEPS = [0, 3, 4]
+
+
+def folder_of(settings: Settings) -> Path:
+    return Path(settings.run) / "previews"
+
+
+def files(settings: Settings) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder_of(settings).iterdir()}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"), dtype=int)
+
+
+@pytest.fixture(scope="module")
+def run(settings_for: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Outcome]:
+    """A run with previews that never stopped."""
+    settings = settings_for("sd15", tmp_path_factory.mktemp("previews"), distill=DRAWN)
+    return settings, finish(settings)
+
+
+def test_every_picture_lies_in_its_place(run: tuple[Settings, Outcome]) -> None:
+    expected = {"previews.json", *(f"step-{step:06d}.png" for step in STEPS)}
+    expected |= {f"{kind}-{k}.png" for kind in ("teacher", "unguided") for k in (0, 1)}
+    expected |= {f"student-{k}-step-{step:06d}.png" for step in STEPS for k in (0, 1)}
+    assert files(run[0]).keys() == expected
+
+
+def test_the_index_names_what_was_drawn(run: tuple[Settings, Outcome]) -> None:
+    settings, _ = run
+    index = json.loads(files(settings)["previews.json"])
+    with open_session(settings) as session:
+        assert index == {
+            "prompts": [prompt.text for prompt in session.held_out[:2]],
+            "seeds": sample.picture_seeds(settings.seed, 2),
+            "guidance": 5.0,
+            "strength": 1.0,
+            "denoising_steps": 2,
+            "steps": STEPS,
+        }
+
+
+def test_before_its_first_step_the_student_draws_as_the_unguided_teacher(
+    run: tuple[Settings, Outcome],
+) -> None:
+    folder = folder_of(run[0])
+    for k in (0, 1):
+        unguided = pixels(folder / f"unguided-{k}.png")
+        assert (pixels(folder / f"student-{k}-step-000000.png") == unguided).all()
+        assert (pixels(folder / f"student-{k}-step-000004.png") != unguided).any()
+
+
+def drawn_anew(session: Session, guidance: float) -> list[np.ndarray]:
+    index = json.loads(files(session.settings)["previews.json"])
+    with task("Drawing", 4) as progress:
+        found = draw_session(session, index["prompts"], index["seeds"], guidance, progress)
+    return [np.asarray(picture, dtype=int) for picture in found.pictures]
+
+
+def test_the_pictures_are_those_of_the_stock_pipeline_and_of_the_written_adapter(
+    run: tuple[Settings, Outcome],
+) -> None:
+    settings, _ = run
+    folder = folder_of(settings)
+    export(settings)
+    with open_session(settings) as session:
+        for kind, guidance in (("teacher", 5.0), ("unguided", 1.0)):
+            for k, picture in enumerate(drawn_anew(session, guidance)):
+                assert (pixels(folder / f"{kind}-{k}.png") == picture).all()
+        open_adapter(session, 1.0)
+        for k, picture in enumerate(drawn_anew(session, 1.0)):
+            found = pixels(folder / f"student-{k}-step-000004.png")
+            assert np.abs(found - picture).max() <= 1
+
+
+def test_the_sheet_shows_the_kinds_from_left_to_right(run: tuple[Settings, Outcome]) -> None:
+    folder = folder_of(run[0])
+    sheet = pixels(folder / "step-000004.png")
+    names = ("teacher-1", "unguided-1", "student-1-step-000004")
+    size = 128  # small pictures are enlarged to this
+    for column, name in enumerate(names):
+        x = 200 + column * (size + 6)
+        shown = sheet[44 + size + 6 :][:size, x : x + size]
+        small = pixels(folder / f"{name}.png")
+        assert (shown[:: size // len(small), :: size // len(small)] == small).all()
+
+
+@pytest.mark.parametrize("rounds", [["teacher"], ["teacher", "student"]])
+def test_training_with_previews_equals_training_without_bit_for_bit(
+    run: tuple[Settings, Outcome], settings_for: Make, tmp_path: Path, rounds: list[str]
+) -> None:
+    def train(name: str, prompts: int) -> Outcome:
+        asked = {**DRAWN, "preview_prompts": prompts}
+        tables: dict[str, Any] = {"distill": asked, "record": {"rounds": rounds}}
+        return finish(settings_for("sd15", tmp_path / name, **tables))
+
+    without = train("without", 0)
+    assert not (tmp_path / "without" / "run" / "previews").exists()
+    assert without == (train("with", 2) if len(rounds) > 1 else run[1])
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_that_stopped_has_the_pictures_of_one_that_never_did(
+    run: tuple[Settings, Outcome], settings_for: Make, tmp_path: Path, step: int
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    interrupted(settings, step)
+    assert finish(settings) == run[1]
+    assert files(settings) == files(run[0])
+
+
+@pytest.fixture
+def guidances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The guidance scale of every drawing."""
+    heard: list[float] = []
+
+    def listening(session: Any, prompts: Any, seeds: Any, guidance: float, progress: Any) -> Any:
+        heard.append(guidance)
+        return draw_session(session, prompts, seeds, guidance, progress)
+
+    monkeypatch.setattr(previews, "draw_session", listening)
+    return heard
+
+
+def test_a_resumed_run_draws_its_teacher_no_second_time(
+    settings_for: Make, tmp_path: Path, guidances: list[float]
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    interrupted(settings, 1)
+    assert guidances == [5.0, 1.0, 1.0]
+    finish(settings)
+    assert guidances == [5.0, 1.0, 1.0, 1.0, 1.0]
+    finish(settings)
+    assert len(guidances) == 5
+
+
+def test_pictures_that_were_lost_are_drawn_again_before_training_goes_on(
+    run: tuple[Settings, Outcome], settings_for: Make, tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    interrupted(settings, 3)
+    index = folder_of(settings) / "previews.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "steps": [0]}))
+    for path in [folder_of(settings) / "teacher-0.png", *folder_of(settings).glob("*3.png")]:
+        path.unlink()
+    finish(settings)
+    assert files(settings) == files(run[0])
+
+
+def test_at_another_guidance_scale_every_picture_is_drawn_anew(
+    settings_for: Make, tmp_path: Path, guidances: list[float]
+) -> None:
+    interrupted(settings_for("sd15", tmp_path, distill=DRAWN), 1)
+    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate={"guidance": 4.0})
+    finish(settings)
+    assert guidances == [5.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0]
+    index = json.loads(files(settings)["previews.json"])
+    assert (index["guidance"], index["strength"], index["steps"]) == (4.0, 0.75, [3, 4])
+
+
+def test_a_pipeline_that_makes_no_pictures_is_trained_without(
+    run: tuple[Settings, Outcome],
+    settings_for: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = sample.run
+
+    def of_sounds(*arguments: Any, output_type: str) -> Any:
+        return (torch.zeros(len(real(*arguments, output_type=output_type)[0]), 2, 100),)
+
+    monkeypatch.setattr(sample, "run", of_sounds)
+    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    assert finish(settings) == run[1]
+    said = [line for line in capsys.readouterr().out.splitlines() if "previews" in line]
+    assert said[-1:] == ["No previews: the pipeline returned Tensor, neither pictures nor videos"]
+    assert sum("No previews" in line for line in said) == 1
+    assert not folder_of(settings).exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "every", "expected"),
+    [(2, 4, [0, 4, 8, 10]), (1, 5, [0, 5, 10]), (1, 100, [0, 10]), (0, 1, [])],
+)
+def test_the_first_and_the_last_step_are_always_due(
+    settings_for: Make, tmp_path: Path, prompts: int, every: int, expected: list[int]
+) -> None:
+    asked = {"steps": 10, "preview_prompts": prompts, "preview_every": every}
+    settings = settings_for("sd15", tmp_path, distill=asked)
+    with open_session(settings) as session:
+        drawing = Previews(session, None)
+        assert [step for step in range(11) if drawing.due(step)] == expected
+        assert drawing.work() == len(KINDS) * prompts * 2

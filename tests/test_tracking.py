@@ -1,0 +1,154 @@
+"""Trackers hear every line once, in its place, whether a run ends, stops or fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training import FOUR, finish, interrupted
+from zoo import WARNINGS
+
+from guidefold import distill, tracking
+from guidefold.errors import ConfigError, NonFiniteError
+from guidefold.runs import read_lines
+from guidefold.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+
+Make = Callable[..., Settings]
+TRACKED = {**FOUR, "trackers": ["tensorboard"], "validate_every": 2, "preview_every": 2}
+Points = list[tuple[int, float]]
+
+
+def events(settings: Settings) -> EventAccumulator:
+    folder = Path(settings.run) / "trackers" / "guidefold"
+    read = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    return read.Reload()
+
+
+def curves(settings: Settings) -> dict[str, Points]:
+    """What tensorboard shows: of each curve, steps and values."""
+    read = events(settings)
+    return {n: [(e.step, e.value) for e in read.Scalars(n)] for n in read.Tags()["scalars"]}
+
+
+def logged(settings: Settings) -> dict[str, Points]:
+    lines = read_lines(Path(settings.run) / "log.jsonl")
+    return {
+        name: [(line["step"], line[name]) for line in lines if name in line]
+        for name in ("loss", "gradient_norm", "learning_rate", "residual_guidance")
+    }
+
+
+def same(found: dict[str, Points], expected: dict[str, Points]) -> bool:
+    """Equal in tensorboard's single precision."""
+    return found.keys() == expected.keys() and all(
+        [step for step, _ in found[name]] == [step for step, _ in points]
+        and [v for _, v in found[name]] == pytest.approx([v for _, v in points], rel=1e-6)
+        for name, points in expected.items()
+    )
+
+
+@pytest.fixture
+def settings(settings_for: Make, tmp_path: Path) -> Settings:
+    return settings_for("sd15", tmp_path, distill=TRACKED)
+
+
+def test_tensorboard_shows_what_the_log_holds(settings: Settings) -> None:
+    finish(settings)
+    assert [step for step, _ in curves(settings)["residual_guidance"]] == [2, 4]
+    assert [step for step, _ in curves(settings)["loss"]] == [1, 2, 3, 4]
+    assert same(curves(settings), logged(settings))
+
+
+def test_tensorboard_shows_the_previews(settings: Settings) -> None:
+    finish(settings)
+    shown = events(settings).Images("previews")
+    assert [event.step for event in shown] == [0, 2, 4]
+    with Image.open(Path(settings.run) / "previews" / "step-000004.png") as sheet:
+        assert (shown[-1].width, shown[-1].height) == sheet.size
+
+
+def test_a_resumed_run_goes_on_with_its_curves(settings: Settings) -> None:
+    interrupted(settings, 3)
+    assert [step for step, _ in curves(settings)["loss"]] == [1, 2, 3]
+    finish(settings)
+    assert same(curves(settings), logged(settings))
+
+
+def test_what_a_crashed_run_told_of_steps_that_were_lost_is_told_anew(
+    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill={**TRACKED, "checkpoint_every": 2})
+    write_down = distill.Training._write_down
+
+    def crash(self: distill.Training, *arguments: Any) -> None:
+        write_down(self, *arguments)
+        if self.step == 3:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(distill.Training, "_write_down", crash)
+        distill.distill(settings)
+    assert [step for step, _ in curves(settings)["loss"]] == [1, 2, 3]
+    finish(settings)
+    assert same(curves(settings), logged(settings))
+
+
+def test_trackers_are_closed_when_training_fails(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    tracker = tracking.LOGGER_TYPE_TO_CLASS["tensorboard"]
+    monkeypatch.setattr(tracker, "finish", lambda self: closed.append(self.name))
+
+    def fail(_self: distill.Training) -> None:
+        raise NonFiniteError("a loss")
+
+    monkeypatch.setattr(distill.Training, "train_step", fail)
+    with pytest.raises(NonFiniteError):
+        distill.distill(settings)
+    assert closed == ["tensorboard"]
+
+
+def test_without_trackers_nothing_is_written_for_them(settings_for: Make, tmp_path: Path) -> None:
+    settings = settings_for("sd15", tmp_path)
+    finish(settings)
+    assert not (Path(settings.run) / "trackers").exists()
+
+
+def test_a_finished_run_tells_its_trackers_nothing_more(settings: Settings) -> None:
+    finish(settings)
+    folder = Path(settings.run) / "trackers"
+    before = sorted(folder.rglob("*"))
+    finish(settings)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "remedy"),
+    [
+        ("paper", "'paper' is no tracker that accelerate knows", "tensorboard, "),
+        ("all", "'all' is no tracker that accelerate knows", "wandb"),
+        ("tensorboard", "'tensorboard' is not installed", "pip install 'guidefold[tensorboard]'"),
+        ("wandb", "'wandb' is not installed", "pip install wandb"),
+    ],
+)
+def test_a_tracker_that_cannot_hear_is_refused_before_anything_is_loaded(
+    settings_for: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    said: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    monkeypatch.setattr(distill, "open_session", lambda *_, **__: pytest.fail("opened"))
+    settings = settings_for("sd15", tmp_path, distill={"trackers": [name]})
+    with pytest.raises(ConfigError) as caught:
+        distill.distill(settings)
+    assert caught.value.message == f"distill.trackers: {said}"
+    assert remedy in caught.value.remedy
+    assert not Path(settings.run).exists()
