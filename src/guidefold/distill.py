@@ -128,6 +128,8 @@ class Training:
             self.student.enable_checkpointing()
         if self.accelerator.num_processes > 1:
             self.student.model = self.accelerator.prepare_model(denoiser)
+            # Autocast stays with the student's calls: the pipeline's own go in its precision.
+            vars(denoiser).pop("forward", None)
         self.parameters = list(self.adapter.named_parameters().values())
         decay = asked.distill.weight_decay
         self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=decay)
