@@ -26,7 +26,17 @@ from guidefold.settings import Settings
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
 Make = Callable[..., Settings]
-COMMANDS = ("demo", "probe", "record", "distill", "export", "evaluate", "sample", "config")
+COMMANDS = (
+    "demo",
+    "probe",
+    "record",
+    "distill",
+    "export",
+    "evaluate",
+    "report",
+    "sample",
+    "config",
+)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -47,6 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def command(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["guidefold", *map(str, arguments)])
+        capsys.readouterr()  # what fixtures printed is not the command's
         with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
@@ -143,6 +154,7 @@ MISTAKES: dict[str, str] = {
     "refuses the call": "distill {config} pipeline.call.height=17",
     "where guidance is off": "distill {config} record.guidance=[1,1]",
     "no config.toml in this folder": "export {here}",
+    "Name a run's folder.": "report {here}",
     "--kind painter: no such kind": "sample {here} -p cat -k painter",
     "config: no such file": "config config",
 }

@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from listening import Heard, run_by_hand
 from PIL import Image
 from zoo import ZOO
 
+from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.distill import distill
 from guidefold.errors import RunError
 from guidefold.evaluate import _errors, evaluate, relative_distance
 from guidefold.export import export
+from guidefold.progress import task
 from guidefold.prompts import load_prompts, split_prompts
+from guidefold.runs import read_lines
 from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings
 
@@ -30,20 +35,41 @@ KEYS = {
     "strength",
     "prompts",
     "steps",
+    "categories",
+    "adapter_bytes",
+    "denoiser_bytes",
     "versions",
     "machine",
 }
+VERDICTS = {
+    "teacher": [True, True, True],
+    "unguided": [False, False, False],
+    "student": [True, False, True],
+}
+
+ASKED = {"prompts": 3, "dial_prompts": 2}
+
+
+def judge() -> Judge:
+    """Gives the verdicts above, kind by kind; tells categories by the prompt's second word."""
+    verdicts = iter(VERDICTS.values())
+
+    def aligned(pictures: Any, prompts: Any) -> list[bool]:
+        assert len(pictures) == len(prompts) == 3
+        return next(verdicts)
+
+    return Judge(aligned, category=lambda prompt: prompt.split()[1])
 
 
 @pytest.fixture(scope="module")
 def measured(settings_for: Any, tmp_path_factory: Any) -> tuple[Settings, dict[str, Any]]:
     """A trained, exported and measured run, measured away from the reference guidance."""
-    settings = settings_for("sd15", tmp_path_factory.mktemp("measured"))
+    settings = settings_for("sd15", tmp_path_factory.mktemp("measured"), evaluate=ASKED)
     distill(settings)
     export(settings)
     asked = settings.evaluate.model_copy(update={"guidance": 3.0})
     settings = settings.model_copy(update={"evaluate": asked})
-    return settings, evaluate(settings, judge=lambda pictures, prompts: [True, False])
+    return settings, evaluate(settings, judge())
 
 
 @pytest.fixture
@@ -99,20 +125,104 @@ def test_results_have_the_documented_keys_and_stand_on_the_disk(measured: Any) -
     settings, results = measured
     assert json.loads((Path(settings.run) / "results.json").read_text()) == results
     assert results.keys() == KEYS
-    for kind in KINDS:
-        assert results[kind].keys() - {"denoiser_seconds_per_image_fused"} == {
-            "alignment",
-            "passes_per_image",
-            "denoiser_seconds_per_image",
-        }
-        assert results[kind]["alignment"] == 0.5
+    common = {"alignment", "passes_per_image", "denoiser_seconds_per_image"}
+    extra = {"alignment_over_teacher_95", "denoiser_seconds_per_image_fused"}
+    assert [results[kind].keys() for kind in KINDS] == [common, common, common | extra]
     assert results["residual_guidance"].keys() == {"teacher_states", "student_states"}
     for found in results["residual_guidance"].values():
         assert found["mean"] == pytest.approx(sum(x["residual"] for x in found["levels"]) / 2)
         assert found["levels"][0].keys() == {"low", "high", "residual", "states"}
     assert results["versions"].keys() >= {"guidefold", "torch", "diffusers", "peft"}
     assert results["student"]["denoiser_seconds_per_image_fused"] > 0
-    assert (results["prompts"], results["steps"]) == (2, 2)
+    assert (results["prompts"], results["steps"]) == (3, 2)
+
+
+def test_alignment_is_each_kinds_share_of_the_judges_verdicts(measured: Any) -> None:
+    _, results = measured
+    assert [results[kind]["alignment"] for kind in KINDS] == [1, 0, 2 / 3]
+    low, high = results["student"]["alignment_over_teacher_95"]
+    assert low < 2 / 3 < high == 1  # against a teacher that is always right
+    prompts = held_out(measured[0])
+    assert {n: c["prompts"] for n, c in results["categories"].items()} == Counter(
+        prompt.split()[1] for prompt in prompts
+    )
+    first = results["categories"][prompts[0].split()[1]]
+    assert (first["teacher"], first["unguided"]) == (1, 0)
+
+
+def test_bytes_are_those_of_the_adapters_file_and_of_the_denoiser_without_it(
+    measured: Any, saved: Any
+) -> None:
+    settings, results = measured
+    file = Path(settings.run) / "adapter" / "pytorch_lora_weights.safetensors"
+    assert results["adapter_bytes"] == file.stat().st_size
+    stock = DiffusionPipeline.from_pretrained(saved("sd15"), local_files_only=True)
+    assert results["denoiser_bytes"] == stock.unet.get_memory_footprint()
+
+
+# The index of pictures
+
+
+def test_the_index_says_of_each_prompt_which_pictures_show_it(measured: Any) -> None:
+    settings, _ = measured
+    folder = Path(settings.run) / "evaluation"
+    index = json.loads((folder / "index.json").read_text())
+    assert [entry["prompt"] for entry in index["pictures"]] == held_out(settings)
+    assert [entry["seed"] for entry in index["pictures"]] == picture_seeds(settings.seed, 3)
+    of = {line["file"]: line["of"] for line in read_lines(folder / "pictures.jsonl")}
+    for k, entry in enumerate(index["pictures"]):
+        assert entry["category"] == entry["prompt"].split()[1]
+        assert entry["aligned"] == {kind: VERDICTS[kind][k] for kind in KINDS}
+        for kind, guidance in zip(KINDS, (3.0, 1.0, 1.0), strict=True):
+            about = of[entry["files"][kind]]
+            expected = (kind, entry["prompt"], entry["seed"], guidance)
+            assert tuple(about[key] for key in ("kind", "prompt", "seed", "guidance")) == expected
+        assert of[entry["files"]["student"]]["strength"] == 0.5
+
+
+def test_the_index_pairs_every_strength_with_the_guidance_it_stands_for(measured: Any) -> None:
+    folder = Path(measured[0].run) / "evaluation"
+    index = json.loads((folder / "index.json").read_text())
+    of = {line["file"]: line["of"] for line in read_lines(folder / "pictures.jsonl")}
+    found = [(step["strength"], step["guidance"]) for step in index["dial"]]
+    assert found == [(0, 1), (0.25, 2), (0.5, 3), (0.75, 4), (1, 5), (1.25, 6)]
+    for step in index["dial"]:
+        assert [of[file]["strength"] for file in step["student"]] == [step["strength"]] * 2
+        assert [of[file]["guidance"] for file in step["teacher"]] == [step["guidance"]] * 2
+        for place, entry in enumerate(index["pictures"][:2]):
+            for who in ("student", "teacher"):
+                assert of[step[who][place]]["prompt"] == entry["prompt"]
+
+
+def test_without_a_judge_and_without_a_dial_the_index_leaves_them_out(untrained: Settings) -> None:
+    asked = untrained.evaluate.model_copy(update={"dial_prompts": 0})
+    results = evaluate(untrained.model_copy(update={"evaluate": asked}))
+    index = json.loads((Path(untrained.run) / "evaluation" / "index.json").read_text())
+    assert index["dial"] == []
+    assert {(e["category"], *e["aligned"]) for e in index["pictures"]} == {(None,)}
+    assert "categories" not in results
+    assert "alignment_over_teacher_95" not in results["student"]
+
+
+def test_progress_counts_every_step_of_a_measurement(
+    untrained: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    @contextmanager
+    def watched(title: str, total: int) -> Iterator[Any]:
+        with task(title, total) as progress:
+            yield progress
+            seen.append((progress._done, total))
+
+    monkeypatch.setattr("guidefold.evaluate.task", watched)
+    shutil.rmtree(Path(untrained.run) / "evaluation")
+    evaluate(untrained)
+    # three kinds of 3 pictures, 2 rows of 6 strengths twice, 6 runs over states, 1 fused
+    assert seen == [(80, 80)]
+
+
+# Against the stock pipeline
 
 
 def test_strength_follows_the_guidance_that_is_measured(measured: Any) -> None:
@@ -133,13 +243,17 @@ def test_the_grid_shows_a_row_a_prompt(measured: Any) -> None:
         assert sheet.size == (200 + 3 * 134, 44 + 1 * 134)
 
 
+def held_out(settings: Settings) -> list[str]:
+    _, kept = split_prompts(load_prompts(settings.prompts.path), 0.3)
+    return [prompt.text for prompt in kept[:3]]
+
+
 def by_hand(settings: Settings, stock: DiffusionPipeline) -> Callable[..., Heard]:
     """Runs on the first held-out prompt, in a stock pipeline."""
-    _, held_out = split_prompts(load_prompts(settings.prompts.path), 0.3)
     (seed,) = picture_seeds(settings.seed, 1)
 
     def go(guidance: float, states: Any = ()) -> Heard:
-        inputs = {"prompt": [held_out[0].text], "num_inference_steps": 2, **ZOO["sd15"].call}
+        inputs = {"prompt": held_out(settings)[:1], "num_inference_steps": 2, **ZOO["sd15"].call}
         return run_by_hand(stock, inputs | {"guidance_scale": guidance}, seed, states)
 
     return go

@@ -12,7 +12,7 @@ from zoo import WARNINGS
 from guidefold.gallery import Gallery
 from guidefold.progress import task
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
+from guidefold.settings import Kind, Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 PROMPTS, SEEDS = ["a red cat", "a blue dog", "an old house"], [1, 2, 3]
@@ -24,7 +24,9 @@ def session(settings_for: Callable[..., Settings], tmp_path: Path) -> Any:
         yield opened
 
 
-def drawn(session: Session, prompts: list[str] = PROMPTS) -> tuple[np.ndarray, int]:
+def drawn(
+    session: Session, prompts: list[str] = PROMPTS, kind: Kind = "unguided", **options: float
+) -> tuple[np.ndarray, int]:
     """The pictures of a fresh gallery, and how many denoiser calls they cost."""
     calls = 0
     hook = session.denoiser.register_forward_pre_hook(lambda *_: count())
@@ -35,10 +37,11 @@ def drawn(session: Session, prompts: list[str] = PROMPTS) -> tuple[np.ndarray, i
 
     try:
         with task("Drawing", 1) as progress:
-            gallery = Gallery(session).draw("unguided", prompts, SEEDS[: len(prompts)], progress)
+            seeds = SEEDS[: len(prompts)]
+            found = Gallery(session).draw(kind, prompts, seeds, progress, **options)
     finally:
         hook.remove()
-    return np.stack([np.asarray(picture) for picture in gallery.pictures]), calls
+    return np.stack([np.asarray(picture) for picture in found.pictures]), calls
 
 
 def test_pictures_that_stand_cost_nothing_and_are_the_same(session: Session):
@@ -71,3 +74,32 @@ def test_a_changed_autoencoder_makes_every_picture_anew(session: Session):
     again, calls = drawn(session)
     assert calls > 0
     assert not np.array_equal(first, again)
+
+
+def test_guidance_scales_lie_side_by_side_under_names_that_tell_them_apart(session: Session):
+    low, _ = drawn(session, PROMPTS[:1], "teacher", guidance=2.5)
+    high, _ = drawn(session, PROMPTS[:1], "teacher")  # at the session's own, 5
+    again, calls = drawn(session, PROMPTS[:1], "teacher", guidance=2.5)
+    assert calls == 0
+    assert np.array_equal(low, again)
+    assert not np.array_equal(low, high)
+    names = {path.name for path in (session.run / "evaluation").glob("*.png")}
+    assert names == {"teacher-g2.5-0000.png", "teacher-g5-0000.png"}
+
+
+def test_what_pictures_cost_is_remembered_with_them(session: Session):
+    with task("Drawing", 1) as progress:
+        first, again = (
+            Gallery(session).draw(kind, PROMPTS, SEEDS, progress) for kind in ["teacher"] * 2
+        )
+    assert first.passes_per_image == again.passes_per_image == 2 * session.settings.evaluate.steps
+    assert first.denoiser_seconds_per_image == again.denoiser_seconds_per_image > 0
+    assert first.files == again.files == [f"teacher-g5-{k:04d}.png" for k in range(3)]
+
+
+def test_another_number_of_steps_makes_pictures_anew(session: Session):
+    drawn(session)
+    asked = session.settings.evaluate.model_copy(update={"steps": 3})
+    session.settings = session.settings.model_copy(update={"evaluate": asked})
+    _, calls = drawn(session)
+    assert calls == 2 * 3  # two batches

@@ -182,7 +182,7 @@ def test_progress_counts_every_step_of_every_picture(begun: Any, batch_size: int
         open_session(settings.model_copy(update={"evaluate": asked})) as session,
         task("Drawing", 100) as progress,
     ):
-        draw_session(session, PROMPTS[:3], SEEDS[:3], True, progress)
+        draw_session(session, PROMPTS[:3], SEEDS[:3], 5.0, progress)
         assert progress._done == 3 * session.settings.evaluate.steps
 
 
@@ -193,8 +193,9 @@ def test_the_teacher_draws_at_the_guidance_that_is_measured(begun: Any, drawer: 
         open_session(settings.model_copy(update={"evaluate": asked})) as session,
         task("Drawing", 4) as progress,
     ):
-        for guided, guidance in ((True, 3.0), (False, 1.0)):
-            drawn = draw_session(session, PROMPTS[:1], SEEDS[:1], guided, progress)
+        for kind, guidance in (("teacher", 3.0), ("unguided", 1.0), ("student", 1.0)):
+            assert session.guidance_of(kind) == guidance
+            drawn = draw_session(session, PROMPTS[:1], SEEDS[:1], guidance, progress)
             expected = drawer("sd15", PROMPTS[:1], SEEDS[:1], guidance=guidance)
             assert_same_pictures(drawn.pictures, expected.pictures)
 

@@ -34,8 +34,10 @@ def draw_teacher(
         progress: Told of every step.
 
     Returns:
-        For each strength, the pictures' files.
+        For each strength, the pictures' files; nothing without prompts.
     """
+    if not prompts:
+        return []
     session = gallery.session
     off, g_ref = session.findings.off, session.settings.adapter.g_ref
     columns = [gallery.draw("unguided", prompts, seeds, progress).files]
@@ -57,8 +59,10 @@ def draw_student(
         progress: Told of every step.
 
     Returns:
-        For each strength, the pictures' files.
+        For each strength, the pictures' files; nothing without prompts.
     """
+    if not prompts:
+        return []
     session = gallery.session
     columns = []
     for strength in STRENGTHS:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,33 @@ from guidefold.settings import KINDS, Kind, Settings
 
 Errors = tuple[float, float, float]
 INDEX = "index.json"
+RUNS_PER_PROMPT = 6  # of the pipeline, to measure residual guidance
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was drawn and what was seen in it.
+
+    Attributes:
+        prompts: Held-out prompts.
+        seeds: One per prompt.
+        drawn: Each kind's pictures, one per prompt.
+        dial: For teacher and student, the pictures' files of each strength; empty without a dial.
+        residual: Residual guidance at the teacher's states and at the student's.
+        fused_seconds: Time inside the denoiser of a picture, the adapter fused.
+        verdicts: For each kind, whether a picture shows its prompt; empty without a judge.
+        categories: One per prompt; None without a judge.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    drawn: dict[Kind, Drawn]
+    dial: dict[Kind, list[list[str]]]
+    residual: dict[str, Any]
+    fused_seconds: float
+    verdicts: dict[Kind, list[bool]]
+    categories: list[str | None]
 
 
 def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
@@ -62,119 +88,74 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
 
 def measure(session: Session, judge: Judge | None = None) -> dict[str, Any]:
     """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
-    asked = session.settings.evaluate
-    prompts = [p.text for p in session.held_out[: asked.prompts]]
-    seeds = picture_seeds(session.settings.seed, len(prompts))
-    rows = min(asked.dial_prompts, len(prompts))
-    few = prompts[: max(asked.batch_size, asked.state_prompts)]
-    drawn: dict[Kind, Drawn] = {}
-    columns: dict[str, list[list[str]]] = {"teacher": [], "student": []}
-    with task("Measuring", _steps_in_all(session, len(prompts), rows, len(few))) as progress:
-        gallery = Gallery(session)
-        for kind in KINDS:  # the student last: it loads the adapter
-            if kind == "student":
-                if rows:
-                    columns["teacher"] = dial.draw_teacher(
-                        gallery, prompts[:rows], seeds[:rows], progress
-                    )
-                open_adapter(session, session.strength)
-            drawn[kind] = gallery.draw(kind, prompts, seeds, progress)
-        if rows:
-            columns["student"] = dial.draw_student(gallery, prompts[:rows], seeds[:rows], progress)
-        residual = _residual(session, prompts[: asked.state_prompts], progress)
-        fuse_adapter(session.denoiser)
-        off = session.findings.off
-        fused = draw_session(session, few, seeds[: len(few)], off, progress)
-    verdicts = _verdicts(prompts, drawn, judge)
-    results = _results(session, prompts, drawn, residual, verdicts, judge)
-    results["student"]["denoiser_seconds_per_image_fused"] = fused.denoiser_seconds_per_image
-    write_json(gallery.folder / INDEX, _index(session, prompts, drawn, columns, verdicts, judge))
+    measured = _look(session, judge)
+    results = _results(session, measured)
+    write_json(session.run / "evaluation" / INDEX, _index(session, measured))
     write_json(session.run / "results.json", results)
-    _write_grid(session, prompts, drawn)
+    write_bytes(session.run / "grid.png", png(_sheet(session, measured)))
     return results
 
 
-def _steps_in_all(session: Session, prompts: int, rows: int, fused: int) -> int:
-    """Denoising steps of a measurement, picture by picture."""
+def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
+    """``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels: 0 is the CFG picture."""
+    student, unguided = (
+        sum(map(_distance, drawn[kind].pictures, drawn["teacher"].pictures))
+        for kind in ("student", "unguided")
+    )
+    return student / max(unguided, 1e-12)
+
+
+def _look(session: Session, judge: Judge | None) -> Measured:
+    """Draw every picture, judge it, and measure residual guidance."""
     asked = session.settings.evaluate
-    states = 6 * min(asked.state_prompts, prompts)
-    drawn = len(KINDS) * prompts + 2 * rows * len(dial.STRENGTHS)
-    return (drawn + states + fused) * asked.steps
+    prompts = [p.text for p in session.held_out[: asked.prompts]]
+    seeds = picture_seeds(session.settings.seed, len(prompts))
+    turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
+    few = prompts[: max(asked.batch_size, asked.state_prompts)]
+    strengths, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
+    pictures = len(KINDS) * len(prompts) + 2 * len(turned) * len(dial.STRENGTHS) + len(few)
+    runs = RUNS_PER_PROMPT * len(stated)
+    with task("Measuring", (pictures + runs) * asked.steps) as progress:
+        gallery = Gallery(session)
+        drawn["teacher"] = gallery.draw("teacher", prompts, seeds, progress)
+        drawn["unguided"] = gallery.draw("unguided", prompts, seeds, progress)
+        strengths["teacher"] = dial.draw_teacher(gallery, turned, seeds[: len(turned)], progress)
+        open_adapter(session, session.strength)
+        drawn["student"] = gallery.draw("student", prompts, seeds, progress)
+        strengths["student"] = dial.draw_student(gallery, turned, seeds[: len(turned)], progress)
+        residual = _residual(session, stated, seeds, progress)
+        fuse_adapter(session.denoiser)
+        fused = draw_session(session, few, seeds[: len(few)], session.findings.off, progress)
+    return Measured(
+        prompts=prompts,
+        seeds=seeds,
+        drawn=drawn,
+        dial=strengths,
+        residual=residual,
+        fused_seconds=fused.denoiser_seconds_per_image,
+        verdicts=_verdicts(prompts, drawn, judge),
+        categories=[judge.category(prompt) if judge else None for prompt in prompts],
+    )
 
 
 def _verdicts(
-    prompts: list[str], drawn: dict[Kind, Drawn], judge: Judge | None
+    prompts: Sequence[str], drawn: Mapping[Kind, Drawn], judge: Judge | None
 ) -> dict[Kind, list[bool]]:
-    """What the judge says of every picture; empty without a judge."""
+    """What the judge says of every picture."""
     if judge is None:
         return {}
     return {kind: list(judge.aligned(drawn[kind].pictures, prompts)) for kind in KINDS}
 
 
-def _write_grid(session: Session, prompts: list[str], drawn: dict[Kind, Drawn]) -> None:
-    rows = min(session.settings.evaluate.grid_prompts, len(prompts))
-    triples = [[drawn[kind].pictures[k] for kind in KINDS] for k in range(rows)]
-    headings = [heading(kind, drawn[kind]) for kind in KINDS]
-    write_bytes(session.run / "grid.png", png(grid(triples, headings, prompts[:rows])))
-
-
-def _index(
-    session: Session,
-    prompts: list[str],
-    drawn: dict[Kind, Drawn],
-    columns: dict[str, list[list[str]]],
-    verdicts: dict[Kind, list[bool]],
-    judge: Judge | None,
+def _residual(
+    session: Session, prompts: Sequence[str], seeds: Sequence[int], progress: Task
 ) -> dict[str, Any]:
-    """Which kept picture shows what: prompt by prompt, and strength by strength."""
-    seeds = picture_seeds(session.settings.seed, len(prompts))
-    off, g_ref = session.findings.off, session.settings.adapter.g_ref
-    pictures = [
-        {
-            "prompt": prompt,
-            "seed": seeds[k],
-            "category": judge.category(prompt) if judge else None,
-            "files": {kind: drawn[kind].files[k] for kind in KINDS},
-            "aligned": {kind: given[k] for kind, given in verdicts.items()},
-        }
-        for k, prompt in enumerate(prompts)
-    ]
-    steps = [
-        {"strength": s, "guidance": dial.guidance_at(s, off, g_ref), "teacher": t, "student": own}
-        for s, t, own in zip(dial.STRENGTHS, columns["teacher"], columns["student"], strict=False)
-    ]
-    return {"pictures": pictures, "dial": steps}
-
-
-def relative_distance(drawn: dict[Kind, Drawn]) -> float:
-    """``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels: 0 is the CFG picture."""
-    pixels = {kind: _pixels(drawn[kind].pictures) for kind in KINDS}
-    student = np.square(pixels["student"] - pixels["teacher"]).mean()
-    unguided = np.square(pixels["unguided"] - pixels["teacher"]).mean()
-    return float(student / max(unguided, 1e-12))
-
-
-def _residual(session: Session, prompts: Sequence[str], progress: Task) -> dict[str, Any]:
     """Residual guidance at the teacher's states and at the student's, adapter loaded."""
-    settings, findings = session.settings, session.findings
-    listened = {findings.denoiser: session.denoiser}
-    argument = findings.guidance_argument
     rows: dict[str, list[Errors]] = {"teacher_states": [], "student_states": []}
-    for prompt, seed in zip(prompts, picture_seeds(settings.seed, len(prompts)), strict=True):
-        call, negative = settings.pipeline.call, settings.pipeline.negative_prompt
-        inputs = call_inputs(session.pipeline, [prompt], call, negative)
-        off = {**inputs, argument: findings.off, "num_inference_steps": settings.evaluate.steps}
-        on = {**off, argument: session.guidance}
-        run = (session.pipeline, [seed], listened)
-        with adapter_off(session.denoiser):
-            target = _go(run, on, None, progress)
-            unguided = _go(run, off, target, progress)
-        rows["teacher_states"] += _errors(_go(run, off, target, progress), unguided, target)
-        student = _go(run, off, None, progress)
-        with adapter_off(session.denoiser):
-            target = _go(run, on, student, progress)
-            unguided = _go(run, off, student, progress)
-        rows["student_states"] += _errors(student, unguided, target)
+    for prompt, seed in zip(prompts, seeds, strict=False):
+        at_teachers, at_students = _along(session, prompt, seed, progress)
+        rows["teacher_states"] += at_teachers
+        rows["student_states"] += at_students
     found = {}
     for name, errors in rows.items():
         timesteps, student_errors, unguided_errors = zip(*errors, strict=True)
@@ -183,14 +164,30 @@ def _residual(session: Session, prompts: Sequence[str], progress: Task) -> dict[
     return found
 
 
-def _go(
-    run: tuple[Any, list[int], Any], inputs: dict[str, Any], states: Any, progress: Task
-) -> list[Step]:
-    """Drive, or follow given states."""
-    pipeline, seeds, listened = run
-    if states is None:
-        return drive(pipeline, inputs, seeds, listened, on_step=progress.advance)
-    return follow(pipeline, inputs, seeds, listened, states, on_step=progress.advance)
+def _along(
+    session: Session, prompt: str, seed: int, progress: Task
+) -> tuple[list[Errors], list[Errors]]:
+    """Errors at the states that the teacher visits, and at those that the student visits."""
+    asked, findings, pipeline = session.settings.pipeline, session.findings, session.pipeline
+    inputs = call_inputs(pipeline, [prompt], asked.call, asked.negative_prompt)
+    inputs["num_inference_steps"] = session.settings.evaluate.steps
+    off = {**inputs, findings.guidance_argument: findings.off}
+    on = {**inputs, findings.guidance_argument: session.guidance}
+    listened = {findings.denoiser: session.denoiser}
+
+    def go(inputs: dict[str, Any], states: Sequence[Step] | None = None) -> list[Step]:
+        if states is None:
+            return drive(pipeline, inputs, [seed], listened, on_step=progress.advance)
+        return follow(pipeline, inputs, [seed], listened, states, on_step=progress.advance)
+
+    with adapter_off(session.denoiser):
+        target = go(on)
+        unguided = go(off, target)
+    at_teachers = _errors(go(off, target), unguided, target)
+    student = go(off)
+    with adapter_off(session.denoiser):
+        target, unguided = go(on, student), go(off, student)
+    return at_teachers, _errors(student, unguided, target)
 
 
 def _errors(
@@ -207,42 +204,70 @@ def _errors(
     ]
 
 
-def _results(
-    session: Session,
-    prompts: list[str],
-    drawn: dict[Kind, Drawn],
-    residual: dict[str, Any],
-    verdicts: dict[Kind, list[bool]],
-    judge: Judge | None,
-) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for kind in KINDS:
-        results[kind] = {
+def _results(session: Session, measured: Measured) -> dict[str, Any]:
+    """What ``results.json`` holds."""
+    drawn, verdicts = measured.drawn, measured.verdicts
+    kinds: dict[str, dict[str, Any]] = {
+        kind: {
             "alignment": share(verdicts[kind]) if verdicts else None,
             "passes_per_image": drawn[kind].passes_per_image,
             "denoiser_seconds_per_image": drawn[kind].denoiser_seconds_per_image,
         }
-    if verdicts and judge is not None:
+        for kind in KINDS
+    }
+    kinds["student"]["denoiser_seconds_per_image_fused"] = measured.fused_seconds
+    judged: dict[str, Any] = {}
+    if verdicts:
         bounds = ratio_interval(verdicts["student"], verdicts["teacher"])
-        results["student"]["alignment_over_teacher_95"] = bounds
-        results["categories"] = by_category(verdicts, [judge.category(p) for p in prompts])
+        kinds["student"]["alignment_over_teacher_95"] = bounds and list(bounds)
+        judged["categories"] = by_category(verdicts, [str(name) for name in measured.categories])
     weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
+    adapter = (session.run / "adapter").glob("*.safetensors")
     return {
-        **results,
-        "residual_guidance": residual,
+        **kinds,
+        **judged,
+        "residual_guidance": measured.residual,
         "relative_distance": relative_distance(drawn),
         "guidance": session.guidance,
         "strength": session.strength,
-        "prompts": len(prompts),
+        "prompts": len(measured.prompts),
         "steps": session.settings.evaluate.steps,
-        "adapter_bytes": sum(
-            path.stat().st_size for path in (session.run / "adapter").glob("*.safetensors")
-        ),
+        "adapter_bytes": sum(path.stat().st_size for path in adapter),
         "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
         "versions": {name: version(name) for name in LIBRARIES},
         "machine": f"{platform.machine()}, device {session.pipeline.device}",
     }
 
 
-def _pixels(pictures: Sequence[Picture]) -> np.ndarray:
-    return np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in pictures])
+def _index(session: Session, measured: Measured) -> dict[str, Any]:
+    """Which kept picture shows what: prompt by prompt, and strength by strength."""
+    off, g_ref = session.findings.off, session.settings.adapter.g_ref
+    pictures = [
+        {
+            "prompt": prompt,
+            "seed": measured.seeds[k],
+            "category": measured.categories[k],
+            "files": {kind: measured.drawn[kind].files[k] for kind in KINDS},
+            "aligned": {kind: given[k] for kind, given in measured.verdicts.items()},
+        }
+        for k, prompt in enumerate(measured.prompts)
+    ]
+    teacher, student = measured.dial["teacher"], measured.dial["student"]
+    steps = [
+        {"strength": s, "guidance": dial.guidance_at(s, off, g_ref), "teacher": t, "student": own}
+        for s, t, own in zip(dial.STRENGTHS, teacher, student, strict=False)
+    ]
+    return {"pictures": pictures, "dial": steps}
+
+
+def _sheet(session: Session, measured: Measured) -> Picture:
+    """The first prompts' pictures, a column per kind."""
+    prompts = measured.prompts[: session.settings.evaluate.grid_prompts]
+    rows = [[measured.drawn[kind].pictures[k] for kind in KINDS] for k in range(len(prompts))]
+    return grid(rows, [heading(kind, measured.drawn[kind]) for kind in KINDS], prompts)
+
+
+def _distance(one: Picture, two: Picture) -> float:
+    """Mean squared difference of two pictures' pixels, 0..1."""
+    first, second = (np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in (one, two))
+    return float(np.square(first - second).mean())

@@ -1,0 +1,155 @@
+"""The dial's pictures: what they are equal to, what they cost, and what they leave behind."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from zoo import WARNINGS
+
+from guidefold import dial
+from guidefold.distill import distill
+from guidefold.export import export, open_adapter
+from guidefold.gallery import Gallery
+from guidefold.progress import task
+from guidefold.sample import draw_session
+from guidefold.session import Session, open_session
+from guidefold.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+
+PROMPTS, SEEDS = ["a red cat", "a blue dog"], [1, 2]
+SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # off is 1, g_ref is 5
+
+
+@pytest.fixture(scope="module")
+def exported(
+    settings_for: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    settings = settings_for("sd15", tmp_path_factory.mktemp("dial"))
+    distill(settings)
+    export(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def session(exported: Settings) -> Iterator[Session]:
+    with open_session(exported) as opened:
+        yield opened
+
+
+class Columns:
+    """Both sides of the dial, and what was drawn of each."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.calls = session, 0
+        with task("Drawing", 1) as progress:
+            gallery = Gallery(session)
+            self.unguided = gallery.draw("unguided", PROMPTS, SEEDS, progress).files
+            self.guided = gallery.draw("teacher", PROMPTS, SEEDS, progress).files
+            self.teacher = dial.draw_teacher(gallery, PROMPTS, SEEDS, progress)
+            self.by_hand = {
+                scale: draw_session(session, PROMPTS, SEEDS, scale, progress).pictures
+                for scale in SCALES
+            }
+            open_adapter(session, session.strength)
+            self.main = gallery.draw("student", PROMPTS, SEEDS, progress).files
+            count = session.denoiser.register_forward_pre_hook(self._count)
+            self.student = dial.draw_student(gallery, PROMPTS, SEEDS, progress)
+            count.remove()
+            self.after = draw_session(session, PROMPTS, SEEDS, 1.0, progress).pictures
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+    def about(self, file: str) -> dict[str, object]:
+        lines = (self.session.run / "evaluation" / "pictures.jsonl").read_text().splitlines()
+        return next(line["of"] for line in map(json.loads, lines) if line["file"] == file)
+
+    def pixels(self, files: list[str]) -> np.ndarray:
+        return stacked([Image.open(self.session.run / "evaluation" / file) for file in files])
+
+
+def stacked(pictures: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture, dtype=int) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def columns(session: Session) -> Columns:
+    return Columns(session)
+
+
+@pytest.mark.parametrize(
+    ("strength", "off", "g_ref", "scale"),
+    [(0, 1, 7.5, 1), (1, 1, 7.5, 7.5), (0.5, 1, 5, 3), (1.25, 1, 5, 6), (0.5, 0, 4, 2)],
+)
+def test_a_strength_stands_for_a_point_between_off_and_the_reference(
+    strength: float, off: float, g_ref: float, scale: float
+) -> None:
+    assert dial.guidance_at(strength, off, g_ref) == scale
+
+
+def test_at_strength_0_the_student_draws_the_unguided_pictures(columns: Columns) -> None:
+    untouched = columns.pixels(columns.student[0])
+    assert np.array_equal(untouched, columns.pixels(columns.unguided))
+    assert not np.array_equal(untouched, columns.pixels(columns.student[1]))
+
+
+def test_at_strength_1_both_sides_are_the_measured_pictures_and_cost_nothing(
+    columns: Columns,
+) -> None:
+    assert columns.student[4] == columns.main
+    assert columns.teacher[4] == columns.guided
+    others = len(dial.STRENGTHS) - 1
+    steps = columns.session.settings.evaluate.steps
+    assert columns.calls == others * len(PROMPTS) * steps
+
+
+def test_the_teachers_side_is_the_teacher_at_the_guidance_of_each_strength(
+    columns: Columns,
+) -> None:
+    assert columns.teacher[0] == columns.unguided
+    for files, scale in zip(columns.teacher, SCALES, strict=True):
+        assert np.array_equal(columns.pixels(files), stacked(columns.by_hand[scale]))
+
+
+def test_every_strength_draws_other_pictures_kept_under_it(columns: Columns) -> None:
+    drawn = [columns.pixels(files).tobytes() for files in columns.student]
+    assert len(set(drawn)) == len(dial.STRENGTHS)
+    for strength, files in zip(dial.STRENGTHS, columns.student, strict=True):
+        assert [columns.about(file)["strength"] for file in files] == [strength] * 2
+        assert [columns.about(file)["prompt"] for file in files] == PROMPTS
+
+
+def test_the_adapter_is_left_at_the_strength_it_had(columns: Columns) -> None:
+    assert np.array_equal(stacked(columns.after), columns.pixels(columns.main))
+
+
+def test_without_prompts_nothing_is_drawn(session: Session) -> None:
+    with task("Drawing", 1) as progress:
+        gallery = Gallery(session)
+        assert dial.draw_teacher(gallery, [], [], progress) == []
+        assert dial.draw_student(gallery, [], [], progress) == []
+
+
+def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_path: Path) -> None:
+    run = shutil.copytree(exported.run, tmp_path / "run")
+    settings = exported.model_copy(update={"run": str(run)})
+    with open_session(settings) as session, task("Drawing", 1) as progress:
+        open_adapter(session, session.strength)
+        first = Gallery(session).draw("student", PROMPTS, SEEDS, progress)
+        manifest = session.run / "adapter" / "MANIFEST.json"
+        entries = json.loads(manifest.read_text())
+        for name in entries:
+            entries[name]["sha256"] = "0" * 64
+        manifest.write_text(json.dumps(entries))
+        with torch.no_grad():
+            for name, weight in session.denoiser.named_parameters():
+                if "lora_B" in name:
+                    weight.mul_(20)
+        again = Gallery(session).draw("student", PROMPTS, SEEDS, progress)
+    assert not np.array_equal(stacked(first.pictures), stacked(again.pictures))
