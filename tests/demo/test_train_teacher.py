@@ -146,7 +146,8 @@ def test_the_rate_rises_and_falls_to_zero(tmp_path):
     stage = Stage("line", tmp_path, {}, lambda step: torch.zeros(()), 1000, 1.0, 0.9, {})
     rates = [stage.rate(step) for step in range(1000)]
     assert rates[0] == pytest.approx(0.05)
-    assert rates[100] == rates[600] == 1.0
+    assert rates[100] == rates[300] == 1.0
+    assert rates[650] == pytest.approx(0.5)
     assert 0 < rates[-1] < 0.01
 
 

@@ -65,9 +65,9 @@ class Stage:
         }
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: up over the first 2 %, level, down over the last 35 %."""
+        """The learning rate of a step: up over the first 2 %, level, down over the last 70 %."""
         rising = (step + 1) / max(1.0, 0.02 * self.steps)
-        falling = (self.steps - step) / max(1.0, 0.35 * self.steps)
+        falling = (self.steps - step) / max(1.0, 0.7 * self.steps)
         return self.peak_rate * min(1.0, rising, falling)
 
 

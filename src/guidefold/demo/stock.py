@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guidefold.demo.checkpoints import read_state, write_state
 from guidefold.demo.stage import step_seed
-from guidefold.demo.world import draw_pictures, draw_seen_facts, spoil
+from guidefold.demo.world import draw_labels, draw_pictures, draw_seen_facts, spoil
 
 _AT_ONCE = 256
 
@@ -24,11 +24,13 @@ class Stock:
         latents: Means of the autoencoder's latents, scaled to unit spread, bfloat16,
             `(pictures, 4, 16, 16)`.
         captions: Indices into `all_facts()`, int64, `(pictures,)`; some are partly wrong.
+        labels: What the pictures show, as `draw_labels` says it, uint8, `(pictures, 2, 16, 16)`.
         scaling_factor: What the latents were multiplied with.
     """
 
     latents: Tensor
     captions: Tensor
+    labels: Tensor
     scaling_factor: float
 
 
@@ -46,13 +48,14 @@ def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int)
         The stock, on the autoencoder's device.
     """
     device = next(autoencoder.parameters()).device
-    latents, captions = [], []
+    latents, captions, labels = [], [], []
     for number in range(0, count, _AT_ONCE):
         generator = torch.Generator().manual_seed(step_seed(seed, number))
         ids = draw_seen_facts(min(_AT_ONCE, count - number), generator)
         pictures = 2 * draw_pictures(ids, step_seed(seed + 1, number), device) - 1
         with torch.autocast(device.type, dtype=torch.bfloat16):
             latents.append(autoencoder.encode(pictures).latent_dist.mean.float())
+        labels.append(draw_labels(ids, step_seed(seed + 1, number)).to(torch.uint8))
         spoiled = torch.rand(len(ids), generator=generator) < spoiled_share
         said = ids.clone()
         said[spoiled] = spoil(ids[spoiled], generator)
@@ -60,7 +63,10 @@ def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int)
     every = torch.cat(latents)
     scaling_factor = 1 / float(every.std())
     return Stock(
-        (every * scaling_factor).bfloat16(), torch.cat(captions).to(device), scaling_factor
+        (every * scaling_factor).bfloat16(),
+        torch.cat(captions).to(device),
+        torch.cat(labels).to(device),
+        scaling_factor,
     )
 
 
@@ -84,9 +90,12 @@ def kept_stock(
     state = read_state(folder)
     if state is not None and state[1]["recipe"] == recipe:
         tensors, facts = state
-        latents, captions = tensors["latents"].to(device), tensors["captions"].to(device)
-        return Stock(latents, captions, facts["scaling_factor"])
+        return Stock(
+            **{name: tensor.to(device) for name, tensor in tensors.items()},
+            scaling_factor=facts["scaling_factor"],
+        )
     stock = make_stock(autoencoder, count=count, spoiled_share=spoiled_share, seed=seed)
     facts = {"recipe": recipe, "scaling_factor": stock.scaling_factor}
-    write_state(folder, {"latents": stock.latents, "captions": stock.captions}, facts)
+    tensors = {"latents": stock.latents, "captions": stock.captions, "labels": stock.labels}
+    write_state(folder, tensors, facts)
     return stock

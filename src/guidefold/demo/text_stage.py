@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidefold.demo.captions import all_facts
+from guidefold.demo.captions import RELATIONS, all_facts
 from guidefold.demo.stage import Stage, step_seed
 from guidefold.demo.world import draw_seen_facts, fact_table
 
@@ -30,6 +30,59 @@ def caption_tokens(tokenizer: Any) -> Tensor:
     """
     captions = [*(facts.caption for facts in all_facts()), ""]
     return torch.as_tensor(tokenizer(captions, padding="max_length").input_ids)
+
+
+def answers() -> Tensor:
+    """Every question about a caption, answered: its facts, and what lies on which side.
+
+    The side follows from the relation and from the order of the things. But the denoiser draws
+    places, not orders, and took very long to find that out by itself.
+
+    Returns:
+        int64, `(facts, questions)`, in the order of `all_facts()`; 0 where there is nothing to say.
+    """
+    table = fact_table()
+    first, second, relation = table[:, 2:4], table[:, 5:7], table[:, 8:9]
+    sides = []
+    for here, opposite in (("above", "below"), ("to the left of", "to the right of")):
+        forward, backward = RELATIONS.index(here), RELATIONS.index(opposite)
+        straight, turned = relation == forward, relation == backward
+        nothing = torch.full_like(first, -1)
+        sides.append(torch.where(straight, first, torch.where(turned, second, nothing)))
+        sides.append(torch.where(straight, second, torch.where(turned, first, nothing)))
+    return torch.cat([table, *sides], dim=1) + 1
+
+
+class Reader(nn.Module):
+    """Reads every answer off a caption's last token by one linear layer; thrown away afterwards.
+
+    Args:
+        width: Of the text encoder.
+    """
+
+    answers: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("answers", answers(), persistent=False)
+        self.choices = [int(column.max()) + 1 for column in self.answers.T]
+        self.layer = nn.Linear(width, sum(self.choices))
+
+    def forward(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Cross entropy of what is read.
+
+        Args:
+            hidden: The text encoder's last states, `(batch, tokens, width)`.
+            ids: What the captions say, indices into `all_facts()`, int64, `(batch,)`.
+
+        Returns:
+            The sum over questions of the mean over captions, a scalar.
+        """
+        parts = self.layer(hidden[:, -1]).float().split(self.choices, dim=1)
+        right = self.answers[ids].T
+        return torch.stack(
+            [F.cross_entropy(part, answer) for part, answer in zip(parts, right, strict=True)]
+        ).sum()
 
 
 def text_stage(
@@ -57,21 +110,14 @@ def text_stage(
         The stage.
     """
     device = next(text_encoder.parameters()).device
-    answers = (fact_table() + 1).to(device)  # -1, nothing to say, is an answer too
-    choices = [int(column.max()) + 1 for column in answers.T]
-    reader = nn.Linear(text_encoder.config.hidden_size, sum(choices)).to(device)
+    reader = Reader(text_encoder.config.hidden_size).to(device)
     tokens = tokens.to(device)
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step_seed(seed, step))
         ids = draw_seen_facts(batch, generator).to(device)
-        said = text_encoder(tokens[ids]).last_hidden_state[:, -1]
-        parts = reader(said).split(choices, dim=1)
-        wrong = [
-            F.cross_entropy(part, answer)
-            for part, answer in zip(parts, answers[ids].T, strict=True)
-        ]
-        return torch.stack(wrong).sum()
+        wrong: Tensor = reader(text_encoder(tokens[ids]).last_hidden_state, ids)
+        return wrong
 
     modules: dict[str, nn.Module] = {"text_encoder": text_encoder, "reader": reader}
     recipe = {"seed": seed, "batch": batch, "rate": rate}

@@ -76,7 +76,7 @@ class Recipe:
     denoiser: StagePlan = StagePlan(steps=17000, batch=32, rate=1e-3)
     hard_share: float = 0.5
     stock: int = 50_000
-    spoiled_share: float = 0.2
+    spoiled_share: float = 0.1
 
 
 TINY_RECIPE = Recipe(

@@ -7,7 +7,7 @@ quarter. All chance comes from one seed, drawn on the CPU, so that every device 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +30,9 @@ CENTRE = (PICTURE_SIZE - 1) / 2
 SIZE_LIMIT = 10.5
 """The radius, in pixels, that divides small things from large ones."""
 
+CELLS = 16
+"""Cells along each side in which `draw_labels` names what a picture shows: one for each latent."""
+
 _MOST_THINGS = 4
 _DRAWS = 6  # per thing: radius, turn, two for its place, its quarter, its tint
 _COLUMNS = (
@@ -38,6 +41,15 @@ _COLUMNS = (
 )
 _SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)
 _TURNS = {"circle": 0.0, "square": 0.12, "triangle": 0.15, "star": 0.2, "heart": 0.15, "cross": 0.1}
+# what training draws of each category: more of those that were learned last
+_SHARES = {
+    "single object": 0.07,
+    "two objects": 0.08,
+    "counting": 0.1,
+    "colours": 0.3,
+    "position": 0.28,
+    "attribute binding": 0.17,
+}
 # (category, size) -> smallest and largest radius in pixels; pairs and counted things have less room
 _RADII = {
     ("single object", ""): (9.5, 16.0),
@@ -86,7 +98,7 @@ def seen_ids() -> tuple[Tensor, ...]:
 
 
 def draw_seen_facts(count: int, generator: torch.Generator) -> Tensor:
-    """Facts for training: the category first, evenly, then one of its seen facts.
+    """Facts for training: the category first, by `_SHARES`, then one of its seen facts.
 
     Args:
         count: How many.
@@ -95,7 +107,8 @@ def draw_seen_facts(count: int, generator: torch.Generator) -> Tensor:
     Returns:
         Indices into `all_facts()`, int64, `(count,)`.
     """
-    category = torch.randint(len(CATEGORIES), (count,), generator=generator)
+    shares = torch.tensor([_SHARES[name] for name in CATEGORIES])
+    category = torch.multinomial(shares, count, replacement=True, generator=generator)
     chance = torch.rand(count, generator=generator)
     picked = torch.empty(count, dtype=torch.long)
     for number, ids in enumerate(seen_ids()):
@@ -198,6 +211,34 @@ def _paint(rows: Tensor, draws: Tensor, tints: Tensor) -> tuple[Tensor, Tensor]:
     return things.clamp(0, 1), behind.clamp(0, 1)
 
 
+def _covered(layout: _Layout, axis: Tensor) -> Iterator[tuple[int, tuple[Tensor, Tensor], Tensor]]:
+    """Shape by shape: its number, the picture and thing of each that has it, and what it covers.
+
+    Args:
+        layout: Where things lie.
+        axis: Where to look, in pixels, along both axes; on the device to draw on.
+
+    Yields:
+        The number among `SHAPES`; two int64 `(found,)`; coverage 0..1, `(found, points, points)`.
+    """
+    for number, name in enumerate(_SHAPE_NAMES):
+        picture, thing = (layout.present & (layout.shape == number)).nonzero(as_tuple=True)
+        found = (picture, thing)
+        x, y, radius, turn = (
+            part[found].to(axis.device)[:, None, None]
+            for part in (layout.x, layout.y, layout.radius, layout.turn)
+        )
+        yield number, found, coverage(name, axis - x, axis[:, None] - y, radius, turn)
+
+
+def _draw_chance(ids: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of facts, and everything that is left to chance."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = fact_table()[ids.cpu()]
+    draws = torch.rand(len(rows), _MOST_THINGS, _DRAWS, generator=generator)
+    return rows, draws, torch.rand(len(rows), 4, generator=generator)
+
+
 def draw_pictures(ids: Tensor, seed: int, device: str | torch.device = "cpu") -> Tensor:
     """Draw one picture for each of the facts.
 
@@ -209,25 +250,38 @@ def draw_pictures(ids: Tensor, seed: int, device: str | torch.device = "cpu") ->
     Returns:
         float32, `(batch, 3, 64, 64)`, in 0..1.
     """
-    generator = torch.Generator().manual_seed(seed)
-    rows = fact_table()[ids.cpu()]
-    draws = torch.rand(len(rows), _MOST_THINGS, _DRAWS, generator=generator)
-    tints = torch.rand(len(rows), 4, generator=generator)
-    layout = _lay_out(rows, draws)
+    rows, draws, tints = _draw_chance(ids, seed)
     colours, behind = (part.to(device) for part in _paint(rows, draws, tints))
     pictures = behind[:, :, None, None].expand(-1, -1, PICTURE_SIZE, PICTURE_SIZE).clone()
     axis = torch.arange(PICTURE_SIZE, dtype=torch.float32, device=device)
-    for number, name in enumerate(_SHAPE_NAMES):
-        picture, thing = (layout.present & (layout.shape == number)).nonzero(as_tuple=True)
-        x, y, radius, turn = (
-            part[picture, thing].to(device)[:, None, None]
-            for part in (layout.x, layout.y, layout.radius, layout.turn)
-        )
-        covered = coverage(name, axis - x, axis[:, None] - y, radius, turn)
-        picture, thing = picture.to(device), thing.to(device)
+    for _, found, covered in _covered(_lay_out(rows, draws), axis):
+        picture, thing = (part.to(device) for part in found)
         step = colours[picture, thing] - behind[picture]
         pictures.index_add_(0, picture, covered[:, None] * step[:, :, None, None])
     return pictures.clamp_(0, 1)
+
+
+def draw_labels(ids: Tensor, seed: int) -> Tensor:
+    """What `draw_pictures` draws of the same facts and seed, cell by cell, in numbers.
+
+    Args:
+        ids: Indices into `all_facts()`, int64, `(batch,)`.
+        seed: As for `draw_pictures`.
+
+    Returns:
+        int64, `(batch, 2, CELLS, CELLS)`: the shape at the middle of each cell, 0 for none, and
+        its colour or the background's, 0 for plain light.
+    """
+    rows, draws, _ = _draw_chance(ids, seed)
+    named = _things_of(rows, 3)
+    labels = torch.zeros(len(rows), 2, CELLS, CELLS, dtype=torch.long)
+    labels[:, 1] = (rows[:, 9] + 1)[:, None, None]
+    axis = (torch.arange(CELLS) + 0.5) * (PICTURE_SIZE / CELLS) - 0.5
+    for number, (picture, thing), covered in _covered(_lay_out(rows, draws), axis):
+        which, row, column = (covered > 0.5).nonzero(as_tuple=True)
+        labels[picture[which], 0, row, column] = number + 1
+        labels[picture[which], 1, row, column] = named[picture, thing][which] + 1
+    return labels
 
 
 def ids_of(facts: Sequence[Facts]) -> Tensor:
