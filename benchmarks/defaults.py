@@ -1,0 +1,318 @@
+"""Which settings fold guidance best? Runs on the bundled teacher, several seeds of each case.
+
+    python benchmarks/defaults.py --out FOLDER                 # every case that is still missing
+    python benchmarks/defaults.py --out FOLDER --part 1/2      # every second one, beside 2/2
+    python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
+
+Each finished case is a JSON file under FOLDER/cases, so a stopped run goes on. Recordings and the
+teacher's pictures are shared between the cases that have them in common.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SEEDS = (0, 1, 2)
+COMMON = (
+    "threads=1",
+    "record.trajectories=640",
+    "distill.steps=500",
+    "distill.validate_every=500",
+    "distill.checkpoint_every=500",
+    "distill.preview_prompts=0",
+    "evaluate.prompts=256",
+    "evaluate.state_prompts=8",
+    "evaluate.dial_prompts=0",
+)
+"""On top of the demo's preset: half its size."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting to try.
+
+    Attributes:
+        group: What it is compared with.
+        name: Its name in the table.
+        overrides: What it changes.
+        guidance: At which guidance scales it is measured beside the preset's own.
+    """
+
+    group: str
+    name: str
+    overrides: tuple[str, ...] = ()
+    guidance: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """A file name."""
+        return f"{self.group}-{self.name}".replace(" ", "_").replace("/", "_")
+
+
+def _vary(group: str, setting: str, values: Sequence[object]) -> list[Case]:
+    return [Case(group, f"{v}".strip('"'), (f"{setting}={v}",)) for v in values]
+
+
+STATES = "states, at equal denoiser passes"
+DIAL = "dial against fixed guidance"
+ELSEWHERE = (2.0, 6.5)
+CASES = [
+    # passes of one trajectory of 20 steps: teacher 40, noise 80 (the picture first), student 60
+    Case(STATES, "teacher", ("record.trajectories=640",)),
+    Case(STATES, "noise", ('record.rounds=["noise"]', "record.trajectories=320")),
+    Case(
+        STATES,
+        "teacher, student",
+        ('record.rounds=["teacher", "student"]', "record.trajectories=256"),
+    ),
+    Case(
+        STATES, "teacher, noise", ('record.rounds=["teacher", "noise"]', "record.trajectories=213")
+    ),
+    Case(
+        STATES,
+        "teacher, noise, student",
+        ('record.rounds=["teacher", "noise", "student"]', "record.trajectories=142"),
+    ),
+    *_vary("loss", "distill.loss", ("normalised", "plain")),
+    *_vary("layers", "adapter.targets", ("attention", "linear", "all")),
+    *_vary("rank", "adapter.rank", (4, 8, 16, 64)),
+    *_vary("learning rate", "distill.learning_rate", (5e-4, 1e-3, 2e-3, 4e-3)),
+    *_vary("trajectories", "record.trajectories", (160, 320, 640, 1280)),
+    *_vary(
+        "states kept of each of 640 trajectories", "record.states_per_trajectory", (1, 2, 4, 10, 20)
+    ),
+    *_vary("strength floor", "distill.strength_floor", (0.05, 0.2, 0.5)),
+    *_vary("range of guidance", "record.guidance", ("[1.0, 5.0]", "[1.5, 7.0]", "[3.0, 5.0]")),
+    Case(DIAL, "dial", (), ELSEWHERE),
+    Case(DIAL, "fixed g = 4", ("adapter.dial=false", "record.guidance=[4.0, 4.0]"), ELSEWHERE),
+    Case(DIAL, "any g, strength 1", ("adapter.dial=false",), ELSEWHERE),
+]
+
+
+class Passes:
+    """Counts samples through a denoiser while it listens."""
+
+    count = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to every denoiser of the process; a stubbed one never gets so far."""
+        from diffusers.models.embeddings import TimestepEmbedding
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        def heard(module: Any, inputs: Any) -> None:
+            if isinstance(module, TimestepEmbedding):
+                self.count += len(inputs[0])
+
+        hook = register_module_forward_pre_hook(heard)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def run_case(case: Case, seed: int, out: Path) -> dict[str, Any]:
+    """Record, train and measure one case.
+
+    Args:
+        case: The case.
+        seed: Decides recording, adapter, batches and pictures.
+        out: Where runs are kept.
+
+    Returns:
+        The line of the table.
+    """
+    from guidefold import api
+    from guidefold.alignment import Judge
+    from guidefold.demo.judge import category, judge_pictures
+
+    run = out / "runs" / f"{case.key}-{seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    overrides = [*COMMON, *case.overrides, f"seed={seed}", f"run={run}"]
+    settings = api.load_settings("demo", overrides)
+    recorded = _recordings(settings, out)
+    _link(recorded / "trajectories", run / "trajectories")
+    passes, began = Passes(), time.perf_counter()
+    with passes.listening():
+        api.distill(settings)
+    seconds = time.perf_counter() - began
+    api.export(settings)
+    judge = Judge(judge_pictures, category)
+    pictures = out / "pictures" / str(seed)
+    if pictures.exists():
+        _link(pictures, run / "evaluation")
+    results = api.evaluate(settings, judge)
+    _keep_teacher(run / "evaluation", pictures)
+    elsewhere = {}
+    for scale in case.guidance:
+        asked = [*overrides, f"evaluate.guidance={scale}"]
+        elsewhere[f"{scale:g}"] = _line(api.evaluate(api.load_settings("demo", asked), judge))
+    recording = json.loads((recorded / "passes.json").read_text(encoding="utf-8"))
+    shutil.rmtree(run)
+    return {
+        "group": case.group,
+        "name": case.name,
+        "seed": seed,
+        "passes": recording + passes.count,
+        "training_seconds": seconds,
+        **_line(results),
+        "elsewhere": elsewhere,
+    }
+
+
+def _line(results: dict[str, Any]) -> dict[str, float]:
+    """What of a measurement is kept."""
+    residual = results["residual_guidance"]
+    return {
+        "alignment": results["student"]["alignment"],
+        "teacher": results["teacher"]["alignment"],
+        "unguided": results["unguided"]["alignment"],
+        "distance": results["relative_distance"],
+        "residual_teacher": residual["teacher_states"]["mean"],
+        "residual_student": residual["student_states"]["mean"],
+    }
+
+
+def _recordings(settings: Any, out: Path) -> Path:
+    """The rounds that need no student, recorded once for all cases that share them."""
+    from guidefold import api
+
+    shared = [settings.seed, settings.prompts.model_dump(), settings.record.model_dump()]
+    name = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+    folder = out / "recordings" / name
+    if not (folder / "passes.json").exists():
+        passes = Passes()
+        with passes.listening():
+            api.record(settings.model_copy(update={"run": str(folder)}))
+        (folder / "passes.json").write_text(str(passes.count), encoding="utf-8")
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """A copy that takes no room; lists that grow are copied for good."""
+
+    def place(old: str, new: str) -> None:
+        if old.endswith(".jsonl"):
+            shutil.copy2(old, new)
+        else:
+            os.link(old, new)
+
+    shutil.copytree(source, target, copy_function=place)
+
+
+def _keep_teacher(evaluation: Path, pictures: Path) -> None:
+    """Keep what does not depend on the case: pictures of teacher and unguided teacher."""
+    if pictures.exists():
+        return
+    fresh = pictures.with_name(f"{pictures.name}.{os.getpid()}")
+    fresh.mkdir(parents=True)
+    lines = (evaluation / "pictures.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["of"]["kind"] != "student"]
+    (fresh / "pictures.jsonl").write_text("".join(f"{x}\n" for x in kept), encoding="utf-8")
+    for line in kept:
+        name = json.loads(line)["file"]
+        os.link(evaluation / name, fresh / name)
+    if pictures.exists():  # the other part was faster
+        shutil.rmtree(fresh)
+    else:
+        fresh.rename(pictures)
+
+
+def run_missing(out: Path, seeds: Sequence[int], part: tuple[int, int], only: str) -> None:
+    """Run every case that has no file yet, seed by seed."""
+    wanted = [(case, seed) for seed in seeds for case in CASES if only in case.key]
+    for number, (case, seed) in enumerate(wanted):
+        path = out / "cases" / f"{case.key}-{seed}.json"
+        if path.exists() or number % part[1] != part[0] - 1:
+            continue
+        line = run_case(case, seed, out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(line, indent=1), encoding="utf-8")
+        print(f"{case.group}: {case.name}, seed {seed}: {json.dumps(line)}", flush=True)
+
+
+def write_table(out: Path, target: Path, command: str) -> None:
+    """Write what stands: ``target.md`` for people, ``target.json`` for programs."""
+    lines = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((out / "cases").glob("*"))]
+    target.with_suffix(".json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    text = [INTRODUCTION.format(command=command)]
+    for group in dict.fromkeys(case.group for case in CASES):
+        names = [case.name for case in CASES if case.group == group]
+        rows = {n: [x for x in lines if (x["group"], x["name"]) == (group, n)] for n in names}
+        if any(rows.values()):
+            text += [f"\n## {group[0].upper()}{group[1:]}\n", *_table(rows)]
+    target.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+INTRODUCTION = """# The default settings, and what else was tried
+
+Every row is the mean over seeds, with the standard deviation between them. Alignment is the
+share of 256 held-out prompts that the student draws right, divided by the CFG teacher's on the
+same prompts and seeds. Distance is the student's mean squared distance from the CFG pictures,
+divided by the unguided teacher's. Residual guidance is measured at the teacher's and at the
+student's own states: 1 nothing folded, 0 all. Passes are samples through the denoiser, counted,
+for recording, training and validation together.
+
+```
+{command}
+```"""
+
+COLUMNS = (
+    ("alignment / teacher's", lambda x: x["alignment"] / x["teacher"]),
+    ("distance", lambda x: x["distance"]),
+    ("residual, teacher's states", lambda x: x["residual_teacher"]),
+    ("residual, student's states", lambda x: x["residual_student"]),
+)
+
+
+def _table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    names = [name for name, _ in COLUMNS]
+    elsewhere = sorted(
+        {g for lines in rows.values() for x in lines for g in x["elsewhere"]}, key=float
+    )
+    names += [f"residual at g = {g}" for g in elsewhere]
+    text = [f"| | seeds | passes | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for name, lines in rows.items():
+        if not lines:
+            continue
+        cells = [_cell([value(x) for x in lines]) for _, value in COLUMNS]
+        cells += [_cell([x["elsewhere"][g]["residual_teacher"] for x in lines]) for g in elsewhere]
+        passes = statistics.mean(x["passes"] for x in lines)
+        text.append(f"| {name} | {len(lines)} | {passes / 1000:.1f} k | {' | '.join(cells)} |")
+    return text
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def main() -> None:
+    """Run what is missing, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="where cases are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--part", default="1/1", help="which part of the cases, as in 1/2")
+    parser.add_argument("--only", default="", help="cases whose key holds this")
+    parser.add_argument("--table", type=Path, help="write TABLE.md and TABLE.json instead")
+    given = parser.parse_args()
+    if given.table:
+        write_table(given.out, given.table, "python benchmarks/defaults.py --out FOLDER")
+        return
+    number, count = (int(x) for x in given.part.split("/"))
+    run_missing(given.out, given.seeds, (number, count), given.only)
+
+
+if __name__ == "__main__":
+    main()
