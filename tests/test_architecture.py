@@ -13,8 +13,8 @@ ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness prompts settings config progress runs memory pipelines arguments
     outputs stub capture probe adapter objective alignment shards plans batches student trajectories
-    checkpoints session recording export sample previews tracking distill gallery dial evaluate
-    charts report api demo cli __main__
+    checkpoints session recording export sample previews tracking updates distill gallery dial
+    evaluate charts report api demo cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``demo`` is a package with an order of its own."""
 

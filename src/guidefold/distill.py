@@ -18,7 +18,6 @@ from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkp
 from guidefold.errors import MismatchError, NonFiniteError, RunError
 from guidefold.memory import peak_memory
 from guidefold.objective import (
-    learning_rate,
     loss_scale,
     mean_residual,
     residual_by_level,
@@ -34,6 +33,7 @@ from guidefold.settings import Settings
 from guidefold.shards import StateRef, read_round, state_refs
 from guidefold.student import Student
 from guidefold.tracking import open_accelerator, track, track_picture, tracking
+from guidefold.updates import Updates
 
 LOG = "log.jsonl"
 
@@ -130,9 +130,8 @@ class Training:
             self.student.model = self.accelerator.prepare_model(denoiser)
             # Autocast stays with the student's calls: the pipeline's own go in its precision.
             vars(denoiser).pop("forward", None)
-        self.parameters = list(self.adapter.named_parameters().values())
-        decay = asked.distill.weight_decay
-        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=decay)
+        parameters = list(self.adapter.named_parameters().values())
+        self.updates = Updates(parameters, asked.distill, self.accelerator.scaler)
         self._resume()
         if self.main:
             self.previews = Previews(self.session, self.adapter)
@@ -145,7 +144,7 @@ class Training:
                 log.unlink(missing_ok=True)
                 self._save()
             return
-        state = load_checkpoint(found[-1], self.adapter, self.optimizer)
+        state = load_checkpoint(found[-1], self.adapter, self.updates.optimizer)
         self.step = state["step"]
         self.training_seconds = state.get("training_seconds", 0.0)
         if self.step > self.settings.distill.steps:
@@ -154,8 +153,7 @@ class Training:
                 f"{self.step} already",
                 "Ask for at least as many, or choose another folder with run=FOLDER.",
             )
-        if self.accelerator.scaler is not None and state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.updates.restore(state.get("scaler"))
         if self.main:  # lines past the checkpoint will be written again
             kept = [line for line in read_lines(log) if line["step"] <= self.step]
             write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
@@ -189,7 +187,7 @@ class Training:
             NonFiniteError: Loss or gradient is not finite; the step is not applied.
         """
         start, batch_size = time.perf_counter(), self.settings.distill.batch_size
-        self.optimizer.zero_grad()
+        self.updates.optimizer.zero_grad()
         pieces, total = self._pieces(), torch.zeros((), device=self.device)
         for number, batch in enumerate(pieces, 1):
             strengths = self.student.strengths(batch.guidance)
@@ -198,10 +196,9 @@ class Training:
                 loss = (errors / self._scales(batch)).sum() / batch_size
                 self.accelerator.backward(loss)
             total += loss.detach()
-        rate = self._set_learning_rate()
-        norm, applied = self._update()
+        rate, norm, applied = self.updates.apply(self.step)
         loss_now = float(self.accelerator.reduce(total, "mean"))
-        if not applied and self.accelerator.scaler is None:
+        if not applied and self.updates.scaler is None:
             raise NonFiniteError(
                 f"step {self.step}: loss {loss_now:g}, gradient norm {norm:g}",
                 "Nothing was applied and the last checkpoint stands. Lower distill.learning_rate, "
@@ -252,29 +249,6 @@ class Training:
         if picture is not None:
             track_picture(self.accelerator, picture, self.step)
 
-    def _set_learning_rate(self) -> float:
-        asked = self.settings.distill
-        rate = learning_rate(
-            self.step, asked.steps, asked.learning_rate, asked.warmup, asked.schedule
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
-    def _update(self) -> tuple[float, bool]:
-        """Clip and apply; returns the gradient's norm and whether the step was applied."""
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.distill.max_grad_norm)
-        finite = bool(norm.isfinite())
-        if scaler is not None:
-            scaler.step(self.optimizer)
-            scaler.update()
-        elif finite:
-            self.optimizer.step()
-        return float(norm), finite
-
     def _pieces(self) -> list[Batch]:
         """This process's share of the step's states, cut for accumulation, as calls."""
         asked, world = self.settings.distill, self.accelerator.num_processes
@@ -319,16 +293,12 @@ class Training:
             raise Stopped(int(asked), f"Stopped: a checkpoint of step {self.step} is saved.")
 
     def _save(self) -> None:
-        scaler = self.accelerator.scaler
         save_checkpoint(
             self.session.run,
             self.step,
             self.adapter,
-            self.optimizer,
-            state={
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "training_seconds": self.training_seconds,
-            },
+            self.updates.optimizer,
+            state={"scaler": self.updates.state(), "training_seconds": self.training_seconds},
             keep=self.settings.distill.keep_checkpoints,
         )
 

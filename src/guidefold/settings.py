@@ -141,8 +141,8 @@ class DistillSettings(Section):
         validate_every: Steps between validations on held-out prompts.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many checkpoints stay on the disk.
-        preview_prompts: Held-out prompts that are drawn while training, as ``evaluate`` says; 0 draws
-            none.
+        preview_prompts: Held-out prompts that are drawn while training, as ``evaluate`` says; 0
+            draws none.
         preview_every: Steps between previews; the first and the last step are always drawn.
         trackers: Experiment trackers that accelerate knows, such as ``tensorboard`` or ``wandb``.
     """

@@ -86,7 +86,7 @@ def tracking(accelerator: Accelerator, settings: Settings, step: int) -> Iterato
         step: Steps done before; a curve goes on from there.
     """
     # What a crashed process told of later steps will be told again.
-    later = {"tensorboard": {"purge_step": step + 1}} if step else {}
+    later = {"tensorboard": {"purge_step": step + 1}}
     accelerator.init_trackers(PROJECT, _plain(settings), later)
     try:
         yield
