@@ -131,3 +131,14 @@ def test_a_terminal_gets_a_bar(
     out = capsys.readouterr().out
     assert "2/2" in out
     assert "loss 0.4" in out
+
+
+def test_on_a_terminal_work_aside_is_a_note_beside_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress.console, "_force_terminal", True)
+    with task("Training", 2) as work:
+        work.advance(note="loss 0.5")
+        work.aside("previews", 40).advance(20)
+    (last,) = [line for line in capsys.readouterr().out.splitlines() if "previews 20/40" in line]
+    assert "1/2" in last

@@ -71,6 +71,13 @@ def test_tensorboard_shows_the_previews(settings: Settings) -> None:
         assert (shown[-1].width, shown[-1].height) == sheet.size
 
 
+def test_trackers_are_told_the_settings_by_dotted_name(settings: Settings) -> None:
+    finish(settings)
+    (told,) = (Path(settings.run) / "trackers").rglob("hparams.yml")
+    lines = told.read_text(encoding="utf-8").splitlines()
+    assert {"distill.steps: 4", "record.guidance: '[3.0, 6.0]'", "adapter.dial: true"} < {*lines}
+
+
 def test_a_resumed_run_goes_on_with_its_curves(settings: Settings) -> None:
     interrupted(settings, 3)
     assert [step for step, _ in curves(settings)["loss"]] == [1, 2, 3]
