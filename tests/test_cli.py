@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import begun
 from zoo import UNFOLDABLE, WARNINGS
 
 import guidefold
@@ -128,6 +129,16 @@ def test_probe_prints_json_and_nothing_else(run: Guidefold, config: Path) -> Non
     assert answer.code == 0
     found = Findings.from_json(json.loads(answer.out))
     assert (found.denoiser, found.guidance_argument, found.off) == ("unet", "guidance_scale", 1.0)
+
+
+def test_report_writes_the_page_of_an_unfinished_run_and_says_where(
+    run: Guidefold, tmp_path: Path
+) -> None:
+    folder = begun(tmp_path / "run")
+    answer = run("report", folder)
+    assert answer.code == 0
+    assert "".join(answer.out.split()) == f"Written:{folder}/report.html"
+    assert "<title>run – Guidefold</title>" in (folder / "report.html").read_text("utf-8")
 
 
 def test_probe_says_what_is_saved(run: Guidefold, config: Path) -> None:

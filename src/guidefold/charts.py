@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,7 @@ MARKERS = ("o", "s", "^")
 STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "guidefold",  # the same chart is the same file
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -100,7 +102,7 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]], y_label: str) ->
             ]
             heights = [group[name] for group in groups.values()]
             axes.bar(places, heights, width * 0.92, color=colour, label=name)
-        labels = [name.replace(" ", "\n") for name in groups]
+        labels = [fill(name, 10, max_lines=3, placeholder="…") for name in groups]
         axes.set_xticks(range(len(groups)), labels, fontsize=8)
         axes.grid(visible=False, axis="x")
 
@@ -129,7 +131,7 @@ def _svg(draw: Callable[[Any, Sequence[str]], None], labels: tuple[str, str], th
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: Any = {**STYLE, **dict.fromkeys(inked, ink), "grid.color": ink}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(4.8, 3.0), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
         axes = figure.subplots()
         draw(axes, COLOURS[theme])
         axes.set_xlabel(labels[0])

@@ -21,7 +21,13 @@ from guidefold.runs import read_json, read_lines, readable_size, require_run, wr
 from guidefold.settings import KINDS, Settings
 
 PAGE = "report.html"
+AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
 NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
+RESULTS = (
+    *KINDS,
+    *("residual_guidance", "relative_distance", "guidance", "strength", "prompts", "steps"),
+    *("adapter_bytes", "denoiser_bytes", "versions", "machine"),
+)
 SMALL, LARGEST = 128, 512
 """Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
 FEW, MANY = 12, 30
@@ -58,9 +64,11 @@ def gather(run: Path) -> dict[str, Any]:
         The template's variables; what is not there yet is None or empty.
     """
     settings = load_settings(run / "config.toml")
-    results = _optional(run / "results.json")
-    index = _optional(run / "evaluation" / "index.json")
+    results = _optional(run / "results.json", RESULTS)
+    index = _optional(run / "evaluation" / "index.json", ("pictures", "dial"))
+    findings = _optional(run / "probe.json")
     log = read_lines(run / "log.jsonl")
+    dial = _dial(run, index) if index else []
     return {
         "name": run.resolve().name,
         "state": _state(run, settings, log, results),
@@ -70,13 +78,14 @@ def gather(run: Path) -> dict[str, Any]:
         "pictures": _pictures(run, index) if index else [],
         "categories": list((results or {}).get("categories", {})),
         "prompts": len(index["pictures"]) if index else 0,
-        "dial": _dial(run, index) if index else [],
-        "off": (_optional(run / "probe.json") or {}).get("off"),
+        "dial": dial,
+        "dial_start": max((k for k, step in enumerate(dial) if step["strength"] <= 1), default=0),
+        "dial_trained": settings.adapter.dial,
         "previews": _previews(run),
         "charts": _charts(log, results),
         "costs": _costs(run, settings, log, results),
         "adapter": _optional(run / "adapter" / "guidefold.json"),
-        "findings": _optional(run / "probe.json"),
+        "findings": findings,
         "settings": (run / "config.toml").read_text(encoding="utf-8"),
         "names": NAMES,
         "kinds": KINDS,
@@ -137,7 +146,7 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         meaning = f"of the teacher's alignment, over {results['prompts']} paired prompts"
         bounds = student.get("alignment_over_teacher_95")
         if bounds:
-            meaning += f" (95 % interval {bounds[0]:.0%} to {bounds[1]:.0%})"
+            meaning += f" (95% interval {bounds[0]:.0%} to {bounds[1]:.0%})"
         figures.append((f"{ratio:.1%}", meaning))
     folded = 1 - results["residual_guidance"]["teacher_states"]["mean"]
     figures.append((f"{folded:.0%}", "of the guidance signal folded, at the teacher's states"))
@@ -177,6 +186,7 @@ def _dial(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "strength": step["strength"],
             "guidance": step["guidance"],
+            "teacher": NAMES["teacher" if step["strength"] else "unguided"],
             "rows": [
                 {
                     "prompt": prompt,
@@ -193,8 +203,8 @@ def _dial(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _previews(run: Path) -> dict[str, Any] | None:
     """Pictures made while training."""
     folder = run / "previews"
-    about = _optional(folder / "previews.json")
-    if about is None:
+    about = _optional(folder / "previews.json", ("prompts", "steps"))
+    if about is None or not about["steps"]:
         return None
     numbers = range(len(about["prompts"]))
     fixed = {
@@ -216,11 +226,11 @@ def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:
     training = {"training loss": _smooth(loss), "residual guidance, held out": held_out}
     training = {name: points for name, points in training.items() if points}
     if training:
-        charts.append(curves("Training", training, "step", ""))
+        charts.append(curves("Training", training, "step", "loss"))
     levels = _levels(log, results)
     if levels:
         title = "Residual guidance by noise level"
-        charts.append(curves(title, levels, "timestep", "residual", falling=True))
+        charts.append(curves(title, levels, "timestep", "residual guidance", falling=True))
     if results and results.get("categories"):
         groups = {
             name: {NAMES[kind]: shares[kind] for kind in KINDS}
@@ -298,12 +308,12 @@ def _duration(seconds: float) -> str:
 
 def _picture(path: Path) -> dict[str, Any]:
     """A picture as a data URI, with its size in the page."""
-    if not path.exists():
-        raise CorruptFileError(
-            f"{path}: the picture is missing", "Draw it again with 'guidefold evaluate RUN'."
-        )
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG
+        what = "damaged" if path.exists() else "missing"
+        raise CorruptFileError(f"{path}: the picture is {what}", AGAIN) from error
     small = max(picture.size) <= SMALL
     buffer = io.BytesIO()
     if small:
@@ -321,8 +331,15 @@ def _trajectories(run: Path) -> list[dict[str, Any]]:
     return [line for manifest in manifests for line in read_lines(manifest)]
 
 
-def _optional(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+def _optional(path: Path, keys: Sequence[str] = ()) -> Any:
+    """A file's JSON, None where there is no file; it must have these keys."""
+    if not path.exists():
+        return None
+    value = read_json(path)
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise CorruptFileError(f"{path}: '{missing[0]}' is not in it", AGAIN)
+    return value
 
 
 def _resource(name: str) -> str:

@@ -1,7 +1,10 @@
 "use strict";
-// Without this script the page still shows every prompt; only wiping and the sliders need it.
+// Without this script every picture is shown; only wiping, filtering and sliding need it.
 
-const cards = [...document.querySelectorAll(".card")];
+for (const part of document.querySelectorAll("[data-needs-script]")) part.hidden = false;
+
+const cards = [...document.querySelectorAll("#cards .card")];
+let against = ""; // what is wiped over the student, in words
 
 function wipe(card, percent) {
   const stack = card.querySelector(".stack");
@@ -9,59 +12,64 @@ function wipe(card, percent) {
   stack.style.setProperty("--seen", percent > 0 ? 1 : 0);
   const slider = card.querySelector(".wipe");
   slider.value = percent;
-  slider.setAttribute("aria-valuetext", `${percent} % wiped`);
+  slider.setAttribute("aria-valuetext", `${percent}% ${against}`);
 }
 
-function compareWith(kind) {
+function compareWith(choice) {
+  against = choice.parentElement.textContent.trim();
   for (const card of cards) {
-    const source = card.querySelector(`[data-kind="${kind}"] img`);
-    const over = card.querySelector(".over");
-    over.src = source.src;
+    card.querySelector(".over").src = card.querySelector(`[data-kind="${choice.value}"] img`).src;
+    wipe(card, Number(card.querySelector(".wipe").value));
   }
 }
 
+function filterBy(choice) {
+  const [name] = choice.split("=", 1);
+  const wanted = choice.slice(name.length + 1);
+  for (const card of cards) card.hidden = name !== "" && card.dataset[name] !== wanted;
+  document.getElementById("none").hidden = cards.some((card) => !card.hidden);
+}
+
 for (const card of cards) {
-  const below = card.querySelector(".stack img");
+  const stack = card.querySelector(".stack");
+  const below = stack.querySelector("img");
+  below.draggable = false;
   const over = below.cloneNode();
   over.classList.add("over");
-  over.alt = ""; // the same pictures stand beside it, with their texts
+  over.alt = ""; // the same picture stands beside it, with its text
   below.after(over);
   const slider = card.querySelector(".wipe");
-  slider.hidden = false;
   slider.addEventListener("input", () => wipe(card, Number(slider.value)));
+  const drag = (event) => {
+    if (!event.buttons) return;
+    const { left, width } = stack.getBoundingClientRect();
+    const share = Math.min(1, Math.max(0, (event.clientX - left) / width));
+    wipe(card, Math.round(100 * share));
+  };
+  stack.addEventListener("pointerdown", (event) => {
+    stack.setPointerCapture(event.pointerId); // the drag goes on beyond the picture's edge
+    drag(event);
+  });
+  stack.addEventListener("pointermove", drag);
 }
 
 if (cards.length) {
-  const controls = document.getElementById("controls");
-  controls.hidden = false;
-  for (const choice of controls.querySelectorAll('input[name="against"]')) {
-    choice.addEventListener("change", () => compareWith(choice.value));
-    if (choice.checked) compareWith(choice.value); // browsers keep a choice over a reload
+  for (const choice of document.querySelectorAll('input[name="against"]')) {
+    choice.addEventListener("change", () => compareWith(choice));
+    if (choice.checked) compareWith(choice); // browsers keep a choice over a reload
   }
   const every = document.getElementById("all");
   every.addEventListener("input", () => cards.forEach((card) => wipe(card, Number(every.value))));
   const filter = document.getElementById("filter");
-  const show = () => {
-    for (const card of cards) {
-      const { category, wrong, differs } = card.dataset;
-      card.hidden = !{ "": true, "?wrong": wrong === "true", "?differs": differs === "true" }[filter.value]
-        && category !== filter.value;
-    }
-    document.getElementById("none").hidden = cards.some((card) => !card.hidden);
-  };
-  filter.addEventListener("change", show);
-  show();
+  filter.addEventListener("change", () => filterBy(filter.value));
+  filterBy(filter.value);
 }
 
 for (const slider of document.querySelectorAll("[data-slides]")) {
-  const name = slider.dataset.slides;
-  const slides = [...document.querySelectorAll(`.slide[data-of="${name}"]`)];
-  const output = document.getElementById(`${name}-now`);
+  const slides = [...document.querySelectorAll(`.slide[data-of="${slider.dataset.slides}"]`)];
   const turn = () => {
     slides.forEach((slide, number) => { slide.hidden = number !== Number(slider.value); });
-    const says = slides[Number(slider.value)].dataset.says;
-    output.textContent = says;
-    slider.setAttribute("aria-valuetext", says);
+    slider.setAttribute("aria-valuetext", slides[slider.value].querySelector("h3").textContent);
   };
   slider.addEventListener("input", turn);
   turn();
