@@ -17,8 +17,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ class Case:
         name: Its name in the table.
         overrides: What it changes.
         guidance: At which guidance scales it is measured beside the preset's own.
+        variant: A context manager of ``variants`` to train and measure within.
     """
 
     group: str
     name: str
     overrides: tuple[str, ...] = ()
     guidance: tuple[float, ...] = ()
+    variant: str = ""
 
     @property
     def key(self) -> str:
@@ -67,6 +69,11 @@ def _vary(group: str, setting: str, values: Sequence[object]) -> list[Case]:
 STATES = "states, at equal denoiser passes"
 DIAL = "dial against fixed guidance"
 ELSEWHERE = (2.0, 6.5)
+WEIGHTS, BIAS = (
+    "a LoRA against a full copy of the weights, at g = 4",
+    "a constant per output channel",
+)
+FIXED = ("adapter.dial=false", "record.guidance=[4.0, 4.0]")
 CASES = [
     # passes of one trajectory of 20 steps: teacher 40, noise 80 (the picture first), student 60
     Case(STATES, "teacher", ("record.trajectories=640",)),
@@ -97,6 +104,20 @@ CASES = [
     Case(DIAL, "dial", (), ELSEWHERE),
     Case(DIAL, "fixed g = 4", ("adapter.dial=false", "record.guidance=[4.0, 4.0]"), ELSEWHERE),
     Case(DIAL, "any g, strength 1", ("adapter.dial=false",), ELSEWHERE),
+    Case(WEIGHTS, "LoRA, rank 8", FIXED),
+    Case(WEIGHTS, "LoRA, rank 64", (*FIXED, "adapter.rank=64")),
+    *[
+        Case(
+            WEIGHTS,
+            f"all weights, rate {r}",
+            (*FIXED, f"distill.learning_rate={r}"),
+            (),
+            "whole_copy",
+        )
+        for r in (2e-4, 5e-4, 1e-3)
+    ],
+    Case(BIAS, "LoRA"),
+    Case(BIAS, "LoRA and a constant", (), (), "output_bias"),
 ]
 
 
@@ -133,9 +154,9 @@ def run_case(case: Case, seed: int, out: Path) -> dict[str, Any]:
     Returns:
         The line of the table.
     """
+    import variants
+
     from guidefold import api
-    from guidefold.alignment import Judge
-    from guidefold.demo.judge import category, judge_pictures
 
     run = out / "runs" / f"{case.key}-{seed}"
     shutil.rmtree(run, ignore_errors=True)
@@ -144,31 +165,52 @@ def run_case(case: Case, seed: int, out: Path) -> dict[str, Any]:
     recorded = _recordings(settings, out)
     _link(recorded / "trajectories", run / "trajectories")
     passes, began = Passes(), time.perf_counter()
-    with passes.listening():
-        api.distill(settings)
-    seconds = time.perf_counter() - began
-    api.export(settings)
-    judge = Judge(judge_pictures, category)
-    pictures = out / "pictures" / str(seed)
-    if pictures.exists():
-        _link(pictures, run / "evaluation")
-    results = api.evaluate(settings, judge)
-    _keep_teacher(run / "evaluation", pictures)
-    elsewhere = {}
-    for scale in case.guidance:
-        asked = [*overrides, f"evaluate.guidance={scale}"]
-        elsewhere[f"{scale:g}"] = _line(api.evaluate(api.load_settings("demo", asked), judge))
+    with getattr(variants, case.variant)() if case.variant else nullcontext():
+        with passes.listening():
+            api.distill(settings)
+        seconds = time.perf_counter() - began
+        measured = {} if case.group == BIAS else _measure(case, settings, out, overrides)
     recording = json.loads((recorded / "passes.json").read_text(encoding="utf-8"))
-    shutil.rmtree(run)
-    return {
+    line = {
         "group": case.group,
         "name": case.name,
         "seed": seed,
         "passes": recording + passes.count,
         "training_seconds": seconds,
-        **_line(results),
-        "elsewhere": elsewhere,
+        **_validated(run),
+        **measured,
     }
+    shutil.rmtree(run)
+    return line
+
+
+def _measure(case: Case, settings: Any, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Pictures and residual guidance; the teacher's pictures are shared."""
+    from guidefold import api
+    from guidefold.alignment import Judge
+    from guidefold.demo.judge import category, judge_pictures
+
+    if not case.variant:
+        api.export(settings)
+    judge = Judge(judge_pictures, category)
+    evaluation = Path(settings.run) / "evaluation"
+    pictures = out / "pictures" / str(settings.seed)
+    if pictures.exists():
+        _link(pictures, evaluation)
+    line: dict[str, Any] = _line(api.evaluate(settings, judge))
+    _keep_teacher(evaluation, pictures)
+    line["elsewhere"] = {}
+    for scale in case.guidance:
+        asked = api.load_settings("demo", [*overrides, f"evaluate.guidance={scale}"])
+        line["elsewhere"][f"{scale:g}"] = _line(api.evaluate(asked, judge))
+    return line
+
+
+def _validated(run: Path) -> dict[str, float]:
+    """Residual guidance on held-out prompts, as the last validation found it."""
+    lines = [json.loads(x) for x in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if "levels" in line][-1]
+    return {"held_out": last["residual_guidance"], "noisiest": last["levels"][-1]["residual"]}
 
 
 def _line(results: dict[str, Any]) -> dict[str, float]:
@@ -262,7 +304,8 @@ share of 256 held-out prompts that the student draws right, divided by the CFG t
 same prompts and seeds. Distance is the student's mean squared distance from the CFG pictures,
 divided by the unguided teacher's. Residual guidance is measured at the teacher's and at the
 student's own states: 1 nothing folded, 0 all. Passes are samples through the denoiser, counted,
-for recording, training and validation together.
+for recording, training and validation together. The last table is measured on recorded held-out
+states alone.
 
 ```
 {command}
@@ -274,23 +317,29 @@ COLUMNS = (
     ("residual, teacher's states", lambda x: x["residual_teacher"]),
     ("residual, student's states", lambda x: x["residual_student"]),
 )
+VALIDATED = (
+    ("residual, held-out states", lambda x: x["held_out"]),
+    ("residual, the noisiest fifth", lambda x: x["noisiest"]),
+)
 
 
 def _table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    names = [name for name, _ in COLUMNS]
-    elsewhere = sorted(
-        {g for lines in rows.values() for x in lines for g in x["elsewhere"]}, key=float
-    )
-    names += [f"residual at g = {g}" for g in elsewhere]
-    text = [f"| | seeds | passes | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
-    for name, lines in rows.items():
-        if not lines:
-            continue
-        cells = [_cell([value(x) for x in lines]) for _, value in COLUMNS]
-        cells += [_cell([x["elsewhere"][g]["residual_teacher"] for x in lines]) for g in elsewhere]
-        passes = statistics.mean(x["passes"] for x in lines)
-        text.append(f"| {name} | {len(lines)} | {passes / 1000:.1f} k | {' | '.join(cells)} |")
+    lines = [line for found in rows.values() for line in found]
+    columns = list(COLUMNS if "alignment" in lines[0] else VALIDATED)
+    for g in sorted({g for line in lines for g in line.get("elsewhere", {})}, key=float):
+        columns.append((f"residual at g = {g}", _at(g)))
+    names = " | ".join(name for name, _ in columns)
+    text = [f"| | seeds | passes | {names} |", "|---" * (len(columns) + 3) + "|"]
+    for name, found in rows.items():
+        if found:
+            cells = " | ".join(_cell([value(x) for x in found]) for _, value in columns)
+            passes = statistics.mean(x["passes"] for x in found)
+            text.append(f"| {name} | {len(found)} | {passes / 1000:.1f} k | {cells} |")
     return text
+
+
+def _at(guidance: str) -> Callable[[dict[str, Any]], float]:
+    return lambda line: float(line["elsewhere"][guidance]["residual_teacher"])
 
 
 def _cell(values: Sequence[float]) -> str:
