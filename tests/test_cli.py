@@ -138,7 +138,7 @@ def test_report_writes_the_page_of_an_unfinished_run_and_says_where(
     answer = run("report", folder)
     assert answer.code == 0
     assert "".join(answer.out.split()) == f"Written:{folder}/report.html"
-    assert "<title>run – Guidefold</title>" in (folder / "report.html").read_text("utf-8")
+    assert "<h1>run</h1>" in (folder / "report.html").read_text("utf-8")
 
 
 def test_probe_says_what_is_saved(run: Guidefold, config: Path) -> None:
