@@ -4,6 +4,8 @@ import re
 import runpy
 from pathlib import Path
 
+from test_architecture import ORDER
+
 from guidefold.config import load_settings, presets
 
 ROOT = Path(__file__).parent.parent
@@ -28,3 +30,10 @@ def test_every_function_that_the_method_names_exists():
     for module, name in named:
         source = (ROOT / "src" / "guidefold" / f"{module}.py").read_text(encoding="utf-8")
         assert re.search(rf"^(def|class) {name}\b", source, re.M), f"{module}.{name}"
+
+
+def test_the_map_in_the_readme_is_in_the_order_of_import():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^  (\w+)(?:\.py|/) ", text, re.MULTILINE)
+    modules = [name for name in ORDER if not name.startswith("__")]
+    assert [name for name in shown if name in modules] == modules
