@@ -58,7 +58,7 @@ def trained(run: Path, steps: int = 40) -> Path:
         line: dict[str, Any] = {"step": step, "loss": 1 - step / 100}
         append_line(run / "log.jsonl", line)
         if step % 20 == 0:
-            line = {"step": step, "residual_guidance": 1 - step / 80, "levels": levels(0.25)}
+            line = {"step": step, "residual_guidance": 1 - step / 80, "levels": levels(step / 160)}
             line |= {"training_seconds": 3 * step, "peak_memory": memory}
             append_line(run / "log.jsonl", line)
     return run

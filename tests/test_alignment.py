@@ -52,6 +52,11 @@ def test_a_teacher_that_is_never_right_gives_no_ratio() -> None:
     assert ratio_interval(*pairs(both=0, student=5, teacher=0, neither=5)) is None
 
 
+def test_a_teacher_that_is_hardly_ever_right_gives_no_ratio_either() -> None:
+    """A third of all resamples lack the one pair that has a ratio."""
+    assert ratio_interval(*pairs(both=1, student=2, teacher=0, neither=7)) is None
+
+
 def exact_quantiles(student: list[bool], teacher: list[bool]) -> tuple[Fraction, Fraction]:
     """The bootstrap's quantiles, over every resample that there is."""
     rows = list(zip(student, teacher, strict=True))

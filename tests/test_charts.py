@@ -10,7 +10,7 @@ from guidefold.charts import COLOURS, INKS, Chart, bars, curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 LINES = {"loss": [(10, 1.0), (20, 0.5), (30, 0.25)], "held out": [(10, 0.75), (30, 0.5)]}
-GROUPS = {"two objects": {"teacher": 1.0, "student": 0.75}, "$_{": {"teacher": 0.5, "student": 0}}
+GROUPS = {"two objects": {"teacher": 1.0, "student": 0.75}, "$_{$": {"teacher": 0.5, "student": 0}}
 
 
 def line_chart(**options: bool) -> Chart:
@@ -54,7 +54,7 @@ def test_a_chart_is_a_drawing_that_refers_to_nothing_outside_it(chart: Chart, th
 def test_text_stays_text_and_a_dollar_a_dollar() -> None:
     assert {"loss", "held out", "step"} <= set(texts(line_chart().light))
     found = texts(bar_chart().light)
-    assert {"teacher", "student", "aligned", "two", "objects", "$_{"} <= set(
+    assert {"teacher", "student", "aligned", "two", "objects", "$_{$"} <= set(
         " ".join(found).split()
     )
 
@@ -74,7 +74,7 @@ def test_a_line_charts_words_tell_where_each_line_begins_and_ends() -> None:
 
 def test_a_bar_charts_words_tell_every_height() -> None:
     assert bar_chart().alt == (
-        "Alignment. two objects: teacher 1.00, student 0.75; $_{: teacher 0.50, student 0.00."
+        "Alignment. two objects: teacher 1.00, student 0.75; $_{$: teacher 0.50, student 0.00."
     )
 
 
@@ -86,7 +86,7 @@ def test_a_charts_table_holds_every_number() -> None:
     ]
     chart = bar_chart()
     assert chart.columns == ["", "teacher", "student"]
-    assert chart.rows == [["two objects", "1.000", "0.750"], ["$_{", "0.500", "0.000"]]
+    assert chart.rows == [["two objects", "1.000", "0.750"], ["$_{$", "0.500", "0.000"]]
 
 
 @pytest.mark.parametrize("make", [line_chart, bar_chart])

@@ -140,8 +140,9 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
     run = shutil.copytree(exported.run, tmp_path / "run")
     settings = exported.model_copy(update={"run": str(run)})
     with open_session(settings) as session, task("Drawing", 1) as progress:
+        gallery = Gallery(session)
         open_adapter(session, session.strength)
-        first = Gallery(session).draw("student", PROMPTS, SEEDS, progress)
+        first = gallery.draw("student", PROMPTS, SEEDS, progress)
         manifest = session.run / "adapter" / "MANIFEST.json"
         entries = json.loads(manifest.read_text())
         for name in entries:
@@ -151,5 +152,5 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
             for name, weight in session.denoiser.named_parameters():
                 if "lora_B" in name:
                     weight.mul_(20)
-        again = Gallery(session).draw("student", PROMPTS, SEEDS, progress)
+        again = gallery.draw("student", PROMPTS, SEEDS, progress)
     assert not np.array_equal(stacked(first.pictures), stacked(again.pictures))

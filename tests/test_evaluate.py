@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -23,6 +24,7 @@ from guidefold.evaluate import _errors, evaluate, relative_distance
 from guidefold.export import export
 from guidefold.progress import task
 from guidefold.prompts import load_prompts, split_prompts
+from guidefold.randomness import generator
 from guidefold.runs import read_lines
 from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings
@@ -286,6 +288,30 @@ def test_residual_guidance_is_that_of_the_stock_pipeline_with_the_adapter_loaded
         found = [level["residual"] for level in results["residual_guidance"][name]["levels"]]
         assert found == pytest.approx(values, rel=1e-3)
         assert all(abs(value - 1) > 1e-3 for value in values)
+
+
+def test_the_kept_pictures_are_those_that_a_user_gets(measured: Any, saved: Any) -> None:
+    settings, _ = measured
+    stock = DiffusionPipeline.from_pretrained(saved("sd15"), local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, **ZOO["sd15"].call}
+    (seed,) = picture_seeds(settings.seed, 1)
+
+    def user_gets(guidance: float) -> np.ndarray:
+        given = {**call, "guidance_scale": guidance, "generator": generator(seed)}
+        return np.asarray(stock(held_out(settings)[0], **given).images[0], dtype=int)
+
+    expected = {"teacher": user_gets(3.0), "unguided": user_gets(1.0)}
+    stock.load_lora_weights(Path(settings.run) / "adapter", adapter_name="mine")
+    stock.set_adapters(["mine"], [0.5])
+    expected["student"] = user_gets(1.0)
+    stock.set_adapters(["mine"], [1.0])
+    assert np.abs(user_gets(1.0) - expected["student"]).max() > 1  # so that strength can be told
+    folder = Path(settings.run) / "evaluation"
+    entry = json.loads((folder / "index.json").read_text())["pictures"][0]
+    for kind, picture in expected.items():
+        with Image.open(folder / entry["files"][kind]) as kept:
+            assert np.abs(np.asarray(kept, dtype=int) - picture).max() <= 1
 
 
 def test_an_adapter_of_zeros_folds_exactly_nothing(untrained: Settings) -> None:

@@ -32,7 +32,7 @@ from PIL import Image, ImageColor
 
 from guidefold.config import load_settings
 from guidefold.errors import CorruptFileError, RunError
-from guidefold.report import LARGEST, MANY, _duration, _smooth, gather, render, report
+from guidefold.report import LARGEST, MANY, _duration, _smooth, _some, gather, render, report
 from guidefold.runs import read_json
 from guidefold.settings import KINDS
 
@@ -526,6 +526,13 @@ def test_before_measuring_residual_guidance_is_the_last_validations(tmp_path: Pa
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert _duration(seconds) == said
+
+
+def test_of_many_previews_some_are_shown_from_the_first_to_the_last() -> None:
+    assert _some([0, 500, 1000]) == [0, 500, 1000]
+    assert _some(list(range(12))) == list(range(12))
+    assert _some(list(range(0, 23 * 500, 500))) == [*range(0, 11 * 1000, 1000), 11000]
+    assert _some(list(range(200)))[::11] == [0, 199]
 
 
 def test_smoothing_keeps_few_points_as_they_are_and_averages_many() -> None:

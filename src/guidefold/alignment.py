@@ -65,7 +65,7 @@ def ratio_interval(student: Sequence[bool], teacher: Sequence[bool]) -> tuple[fl
         teacher: The teacher's of the same prompts and seeds, in the same order.
 
     Returns:
-        Bounds of the ratio; None where the teacher is never right.
+        Bounds of the ratio; None where the teacher is so seldom right that a resample has no ratio.
 
     Source:
         The percentile bootstrap over pairs (Efron & Tibshirani 1993, chapter 13).

@@ -181,7 +181,7 @@ def _pictures(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _dial(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every strength with its pictures."""
     folder = run / "evaluation"
-    prompts = [entry["prompt"] for entry in index["pictures"]]
+    prompts = [entry["prompt"] for entry in index["pictures"][:FEW]]
     return [
         {
             "strength": step["strength"],
@@ -206,16 +206,22 @@ def _previews(run: Path) -> dict[str, Any] | None:
     about = _optional(folder / "previews.json", ("prompts", "steps"))
     if about is None or not about["steps"]:
         return None
-    numbers = range(len(about["prompts"]))
+    numbers, steps = range(len(about["prompts"])), _some(about["steps"])
     fixed = {
         kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
         for kind in ("teacher", "unguided")
     }
     student = [
-        [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers]
-        for step in about["steps"]
+        [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps
     ]
-    return {**about, **fixed, "student": student}
+    return {"prompts": about["prompts"], "steps": steps, **fixed, "student": student}
+
+
+def _some(steps: Sequence[int], most: int = 12) -> list[int]:
+    """At most so many, evenly chosen, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[place * (len(steps) - 1) // (most - 1)] for place in range(most)]
 
 
 def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:

@@ -3,6 +3,7 @@
 Skipped where there is no Chromium with its driver, unless ``GUIDEFOLD_BROWSER=required``.
 """
 
+import base64
 import io
 import os
 import shutil
@@ -21,6 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
+from guidefold.charts import INKS
 from guidefold.report import gather, render
 from guidefold.runs import read_json
 
@@ -120,7 +122,8 @@ def browser(driver: webdriver.Chrome) -> Iterator[Browser]:
     opened.complaints()  # those of the test before
     yield opened
     assert opened.complaints() == []
-    assert opened.js("performance.getEntriesByType('resource').map((entry) => entry.name)") == []
+    loaded = opened.js("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
 
 
 def write_page(run: Path, prompts: tuple[str, ...] = PROMPTS, text: str = "") -> Path:
@@ -314,6 +317,7 @@ def test_the_page_follows_the_readers_light_or_dark(browser: Browser, page: Path
             "dark": browser.one(".chart source").get_attribute("srcset"),
         }
         assert chart == named[theme]
+        assert INKS[theme] in base64.b64decode(chart.split(",")[1]).decode()
         assert browser.js("document.querySelector('.chart img').naturalWidth") > 0
         seen[theme] = ground
     assert seen == {"light": "rgb(251, 251, 249)", "dark": "rgb(20, 23, 28)"}
