@@ -65,7 +65,6 @@ def test_training_facts_are_seen_ones_of_every_category():
     assert not any(is_unseen(one.caption) for one in facts)
     counts = [sum(one.category == category for one in facts) for category in CATEGORIES]
     assert min(counts) > 25
-    assert counts[CATEGORIES.index("colours")] > 120  # learned last, so drawn most
 
 
 def test_spoiled_captions_are_near_wrong_and_seen():

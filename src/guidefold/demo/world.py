@@ -41,14 +41,14 @@ _COLUMNS = (
 )
 _SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(COLOURS)
 _TURNS = {"circle": 0.0, "square": 0.12, "triangle": 0.15, "star": 0.2, "heart": 0.15, "cross": 0.1}
-# what training draws of each category: more of those that were learned last
+# what training draws of each category: more of those that hold many captions, or were learned last
 _SHARES = {
-    "single object": 0.07,
-    "two objects": 0.08,
-    "counting": 0.1,
-    "colours": 0.3,
-    "position": 0.28,
-    "attribute binding": 0.17,
+    "single object": 0.08,
+    "two objects": 0.2,
+    "counting": 0.09,
+    "colours": 0.2,
+    "position": 0.2,
+    "attribute binding": 0.23,
 }
 # (category, size) -> smallest and largest radius in pixels; pairs and counted things have less room
 _RADII = {
