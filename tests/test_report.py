@@ -354,6 +354,23 @@ def test_every_preview_stands_under_its_step(whole: Shown) -> None:
         assert picture.convert("RGB").getpixel((0, 0)) == (0, 40 * shade, 200)
 
 
+def test_of_many_steps_the_first_and_the_last_are_among_those_shown(run: Path) -> None:
+    about = read_json(run / "previews" / "previews.json")
+    write(run / "previews" / "previews.json", {**about, "steps": list(range(0, 300, 10))})
+    for step in range(0, 300, 10):
+        for k in (0, 1):
+            draw(run / "previews" / f"student-{k}-step-{step:06d}.png", "navy", 16)
+    found = page(run)
+    steps = [text for text in found.text("h3") if text.startswith("step")]
+    assert len(steps) == 12
+    assert (steps[0], steps[-1]) == ("step 0", "step 290")
+    assert {i["id"]: i["max"] for i in found.all("input") if "max" in i and "id" in i} == {
+        "all": "100",
+        "dial-slider": "5",
+        "previews-slider": "11",
+    }
+
+
 def test_the_dial_opens_at_strength_1_and_the_previews_at_the_last_step(whole: Shown) -> None:
     sliders = {i["id"]: i for i in whole.page.all("input") if "data-slides" in i}
     assert (sliders["dial-slider"]["value"], sliders["dial-slider"]["max"]) == ("4", "5")
