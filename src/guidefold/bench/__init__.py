@@ -1,0 +1,11 @@
+"""Claims about cost, measured or estimated: one command each.
+
+architectures   the true configs of published pipelines, as data
+materials       modules without memory, and the memory they are given
+cases           the ways to train that are compared, as data
+training        one training step of any case
+watch           the bytes that live, by part, as tensors are born and die
+estimate        a case's peak without weights or device
+measure         a case's peak in a process of its own, on a CPU or a CUDA device
+report          the table
+"""

@@ -1,0 +1,120 @@
+"""The ways to train that are compared: four of the paper, then a ladder of leaner ones.
+
+A case is data; :mod:`guidefold.bench.training` turns it into a training step. Every rung of the
+ladder stands on all those below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from guidefold.bench.architectures import Architecture
+from guidefold.errors import ConfigError
+from guidefold.settings import Precision, Preset
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train.
+
+    Attributes:
+        name: What the command line calls it.
+        title: What it adds, in words.
+        trains: Every weight of the denoiser, or an adapter on frozen ones.
+        ema: Keep a moving average of the trained weights.
+        teacher: ``held`` is a second denoiser, ``shared`` is the student's own, adapter off: both
+            give a guided target in each step; ``none`` needs no target of theirs.
+        encoders: Text encoders and autoencoder are resident, and encode each batch.
+        dtype: Precision of what is frozen; None takes the bench's.
+        checkpointing: Gradient checkpointing.
+        optimizer: AdamW, or one with 8-bit moments.
+        bits: Of frozen weights, for linear layers and for convolutions; None keeps ``dtype``.
+    """
+
+    name: str
+    title: str
+    trains: Literal["all", "adapter"] = "all"
+    ema: bool = False
+    teacher: Literal["none", "held", "shared"] = "none"
+    encoders: bool = True
+    dtype: Precision | None = None
+    checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    bits: tuple[int, int] | None = None
+
+
+FULL = Case("full-fine-tuning", "full fine-tuning")
+REFERENCE = replace(FULL, name="full-fine-tuning-ema", title="full fine-tuning + EMA", ema=True)
+PLAIN = replace(
+    REFERENCE, name="plain-distillation", title="plain distillation, + EMA", teacher="held"
+)
+LORA = Case("lora-distillation", "LoRA distillation (paper)", trains="adapter", teacher="shared")
+BF16 = replace(LORA, name="bf16-weights", title="+ bf16 frozen weights", dtype="bf16")
+CHECKPOINTING = replace(
+    BF16, name="gradient-checkpointing", title="+ gradient checkpointing", checkpointing=True
+)
+ALONE = replace(
+    CHECKPOINTING, name="encoders-not-resident", title="+ encoders not resident", encoders=False
+)
+RECORDED = replace(ALONE, name="recorded-targets", title="+ recorded targets", teacher="none")
+OPTIMIZER = replace(
+    RECORDED, name="8-bit-optimizer", title="+ 8-bit optimizer", optimizer="adamw-8bit"
+)
+BITS8 = replace(OPTIMIZER, name="8-bit-weights", title="+ 8-bit frozen weights", bits=(8, 8))
+BITS4 = replace(BITS8, name="4-bit-linear", title="+ 4-bit linear layers", bits=(4, 8))
+CASES = (
+    FULL,
+    REFERENCE,
+    PLAIN,
+    LORA,
+    BF16,
+    CHECKPOINTING,
+    ALONE,
+    RECORDED,
+    OPTIMIZER,
+    BITS8,
+    BITS4,
+)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every case of a bench trains.
+
+    Attributes:
+        architecture: Whose denoiser.
+        batch: Samples in a step.
+        size: The side of the pictures, in pixels.
+        dtype: Precision of weights and of what is computed, where a case does not say.
+        rank: Of the adapter; 4 in the paper.
+        targets: The layers that the adapter takes; attention in the paper.
+    """
+
+    architecture: Architecture
+    batch: int
+    size: int
+    dtype: Precision = "fp32"
+    rank: int = 4
+    targets: Preset = "attention"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"--batch {self.batch}: at least 1 sample")
+        if self.rank < 1:
+            raise ConfigError(f"--rank {self.rank}: at least 1")
+        self.architecture.sizes(self.batch, self.size)  # complains of a size that does not fit
+
+
+def find_cases(names: Sequence[str]) -> list[Case]:
+    """Cases by name, in their order; all of them where none is named.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    known = {case.name: case for case in CASES}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--case {name}: no such case", f"Use {', '.join(known)}.")
+    return [case for case in CASES if not names or case.name in names]
