@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guidefold import __version__
+from guidefold.bench.command import bench
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.progress import Stopped, console
 from guidefold.settings import KINDS
@@ -33,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 
 Config = Annotated[
     str, typer.Argument(help="A preset, a TOML file, or a run folder to go on with.")

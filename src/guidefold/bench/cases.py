@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from guidefold.bench.architectures import Architecture
 from guidefold.errors import ConfigError
@@ -101,10 +101,34 @@ class Load:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ConfigError(f"--batch {self.batch}: at least 1 sample")
+            raise ConfigError(f"--batch {self.batch}: no samples", "Use 1 or more.")
         if self.rank < 1:
-            raise ConfigError(f"--rank {self.rank}: at least 1")
+            raise ConfigError(f"--rank {self.rank}: no rank", "Use 1 or more.")
         self.architecture.sizes(self.batch, self.size)  # complains of a size that does not fit
+
+
+def make_load(
+    architecture: Architecture, batch: int, size: int | None, dtype: str, rank: int, targets: str
+) -> Load:
+    """A load of what a user wrote; without a size, the architecture's own.
+
+    Raises:
+        ConfigError: Names the option, its value and what it can be.
+    """
+    for option, value, allowed in (
+        ("--dtype", dtype, get_args(Precision)),
+        ("--targets", targets, get_args(Preset)),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{option} {value}: no such choice", f"Use {', '.join(allowed)}.")
+    return Load(
+        architecture,
+        batch,
+        architecture.size if size is None else size,
+        cast(Precision, dtype),
+        rank,
+        cast(Preset, targets),
+    )
 
 
 def find_cases(names: Sequence[str]) -> list[Case]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from rich.table import Table
@@ -39,6 +39,19 @@ class Row:
     why_not: str = ""
 
 
+def check_how(how: str) -> How:
+    """What a user wrote as a way to know.
+
+    Raises:
+        ConfigError: There is no such way, or no such device here.
+    """
+    if how not in get_args(How):
+        raise ConfigError(f"--how {how}: no such way", f"Use {', '.join(get_args(How))}.")
+    if how == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--how cuda: no CUDA device here", "Use --how estimate.")
+    return cast(How, how)
+
+
 def bench_memory(cases: Sequence[Case], load: Load, how: How) -> list[Row]:
     """Run cases one after the other.
 
@@ -46,11 +59,7 @@ def bench_memory(cases: Sequence[Case], load: Load, how: How) -> list[Row]:
         cases: The ways to train.
         load: What is trained.
         how: Estimated over fake tensors, or measured on a device.
-
-    Raises:
-        ConfigError: No such way to know, or no such device here.
     """
-    _check(how)
     rows = []
     with task(f"{load.architecture.title}, {how}", len(cases)) as progress:
         for case in cases:
@@ -122,13 +131,6 @@ def _no_eight_bit_optimizer(how: How) -> str:
     if how == "cpu":
         return f"{LIBRARY}' 8-bit optimizer needs a CUDA device"
     return "" if find_spec(LIBRARY) else f"{LIBRARY} is not installed"
-
-
-def _check(how: str) -> None:
-    if how not in get_args(How):
-        raise ConfigError(f"--how {how}: no such way", f"Use {', '.join(get_args(How))}.")
-    if how == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--how cuda: no CUDA device here", "Use --how estimate.")
 
 
 def _reference(rows: Sequence[Row]) -> int | None:
