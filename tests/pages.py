@@ -133,6 +133,7 @@ def results(prompts: Sequence[str], *, judged: bool) -> dict[str, Any]:
         "strength": 1.0,
         "prompts": len(prompts),
         "steps": 20,
+        "trained_steps": 40,
         "adapter_bytes": 2**20,
         "denoiser_bytes": 10 * 2**20,
         "versions": {"torch": prompts[0]},

@@ -15,7 +15,7 @@ ORDER = """
     outputs stub capture probe adapter frozen objective alignment shards plans batches student
     trajectories checkpoints session recording export sample previews tracking updates distill
     gallery dial
-    evaluate charts report bench api demo cli __main__
+    evaluate charts exhibits report bench api demo cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

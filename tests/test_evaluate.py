@@ -38,6 +38,7 @@ KEYS = {
     "prompts",
     "steps",
     "categories",
+    "trained_steps",
     "adapter_bytes",
     "denoiser_bytes",
     "versions",

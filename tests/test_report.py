@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 import shutil
 from collections import Counter
@@ -32,7 +33,8 @@ from PIL import Image, ImageColor
 
 from guidefold.config import load_settings
 from guidefold.errors import CorruptFileError, RunError
-from guidefold.report import LARGEST, MANY, _duration, _smooth, _some, gather, render, report
+from guidefold.exhibits import LARGEST, MANY, _some
+from guidefold.report import _duration, _smooth, gather, render, report
 from guidefold.runs import read_json
 from guidefold.settings import KINDS
 
@@ -559,3 +561,11 @@ def test_smoothing_keeps_few_points_as_they_are_and_averages_many() -> None:
     many = [(k, float(k % 2)) for k in range(200)]
     assert _smooth(many) == [(k, 0.5) for k in range(1, 200, 2)]
     assert len(_smooth([(k, 0.0) for k in range(12345)])) <= 100
+
+
+def test_a_measurement_of_an_earlier_step_says_so(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    assert gather(run)["state"] == "measured"
+    results = read_json(run / "results.json")
+    (run / "results.json").write_text(json.dumps({**results, "trained_steps": 10}))
+    assert gather(run)["state"] == "measured at step 10, trained to step 40 since"

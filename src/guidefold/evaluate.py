@@ -15,12 +15,12 @@ from guidefold import dial
 from guidefold.adapter import adapter_off, fuse_adapter
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.capture import Step, drive, follow
-from guidefold.export import open_adapter
+from guidefold.export import METADATA, open_adapter
 from guidefold.gallery import Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.pipelines import call_inputs
 from guidefold.progress import Task, task
-from guidefold.runs import require_run, write_bytes, write_json
+from guidefold.runs import read_json, require_run, write_bytes, write_json
 from guidefold.sample import (
     Drawn,
     Picture,
@@ -232,6 +232,7 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
         "strength": session.strength,
         "prompts": len(measured.prompts),
         "steps": session.settings.evaluate.steps,
+        "trained_steps": read_json(session.run / "adapter" / METADATA)["step"],
         "adapter_bytes": sum(path.stat().st_size for path in adapter),
         "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
         "versions": {name: version(name) for name in LIBRARIES},

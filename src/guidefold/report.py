@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,26 +11,25 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from guidefold.charts import Chart, bars, curves
 from guidefold.config import load_settings
-from guidefold.errors import CorruptFileError
-from guidefold.runs import read_json, read_lines, readable_size, require_run, write_text
+from guidefold.exhibits import (
+    NAMES,
+    optional_json,
+    pictures_by_prompt,
+    pictures_by_step,
+    pictures_by_strength,
+)
+from guidefold.runs import read_lines, readable_size, require_run, write_text
 from guidefold.settings import KINDS, Settings
 
 PAGE = "report.html"
-AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
-NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
 RESULTS = (
     *KINDS,
     *("residual_guidance", "relative_distance", "guidance", "strength", "prompts", "steps"),
-    *("adapter_bytes", "denoiser_bytes", "versions", "machine"),
+    *("trained_steps", "adapter_bytes", "denoiser_bytes", "versions", "machine"),
 )
-SMALL, LARGEST = 128, 512
-"""Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
-FEW, MANY = 12, 30
-"""How many prompts are shown: of large pictures, of small ones."""
 
 
 def report(settings: Settings) -> Path:
@@ -64,27 +62,27 @@ def gather(run: Path) -> dict[str, Any]:
         The template's variables; what is not there yet is None or empty.
     """
     settings = load_settings(run / "config.toml")
-    results = _optional(run / "results.json", RESULTS)
-    index = _optional(run / "evaluation" / "index.json", ("pictures", "dial"))
-    findings = _optional(run / "probe.json")
+    results = optional_json(run / "results.json", RESULTS)
+    index = optional_json(run / "evaluation" / "index.json", ("pictures", "dial"))
+    findings = optional_json(run / "probe.json")
     log = read_lines(run / "log.jsonl")
-    dial = _dial(run, index) if index else []
+    dial = pictures_by_strength(run, index) if index else []
     return {
         "name": run.resolve().name,
         "state": _state(run, settings, log, results),
         "headline": _headline(results) if results else [],
         "rows": _rows(results) if results else [],
         "results": results,
-        "pictures": _pictures(run, index) if index else [],
+        "pictures": pictures_by_prompt(run, index) if index else [],
         "categories": list((results or {}).get("categories", {})),
         "prompts": len(index["pictures"]) if index else 0,
         "dial": dial,
         "dial_start": max((k for k, step in enumerate(dial) if step["strength"] <= 1), default=0),
         "dial_trained": settings.adapter.dial,
-        "previews": _previews(run),
+        "previews": pictures_by_step(run),
         "charts": _charts(log, results),
         "costs": _costs(run, settings, log, results),
-        "adapter": _optional(run / "adapter" / "guidefold.json"),
+        "adapter": optional_json(run / "adapter" / "guidefold.json"),
         "findings": findings,
         "settings": (run / "config.toml").read_text(encoding="utf-8"),
         "names": NAMES,
@@ -121,9 +119,11 @@ def render(page: Mapping[str, Any]) -> str:
 
 def _state(run: Path, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any) -> str:
     """How far the run has come, in words."""
-    if results:
-        return "measured"
     step = max((line["step"] for line in log), default=0)
+    if results:
+        measured = results["trained_steps"]
+        since = f" at step {measured}, trained to step {step} since" if step > measured else ""
+        return f"measured{since}"
     if step >= settings.distill.steps:
         return "trained; 'guidefold evaluate' measures it"
     if step:
@@ -165,63 +165,6 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     fused = f"{student['denoiser_seconds_per_image_fused']:.3f}"
     rows.append(["student, fused", "", f"{student['passes_per_image']:g}", fused])
     return rows
-
-
-def _pictures(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first prompts, in the order in which they were measured: nobody chose them."""
-    shown: list[dict[str, Any]] = []
-    for entry in index["pictures"][:MANY]:
-        if len(shown) == FEW and not shown[0]["small"]:
-            break
-        pictures = {kind: _picture(run / "evaluation" / entry["files"][kind]) for kind in KINDS}
-        shown.append({**entry, "pictures": pictures, "small": pictures["teacher"]["small"]})
-    return shown
-
-
-def _dial(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every strength with its pictures."""
-    folder = run / "evaluation"
-    prompts = [entry["prompt"] for entry in index["pictures"][:FEW]]
-    return [
-        {
-            "strength": step["strength"],
-            "guidance": step["guidance"],
-            "teacher": NAMES["teacher" if step["strength"] else "unguided"],
-            "rows": [
-                {
-                    "prompt": prompt,
-                    "student": _picture(folder / own),
-                    "teacher": _picture(folder / its),
-                }
-                for prompt, own, its in zip(prompts, step["student"], step["teacher"], strict=False)
-            ],
-        }
-        for step in index["dial"]
-    ]
-
-
-def _previews(run: Path) -> dict[str, Any] | None:
-    """Pictures made while training."""
-    folder = run / "previews"
-    about = _optional(folder / "previews.json", ("prompts", "steps"))
-    if about is None or not about["steps"]:
-        return None
-    numbers, steps = range(len(about["prompts"])), _some(about["steps"])
-    fixed = {
-        kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
-        for kind in ("teacher", "unguided")
-    }
-    student = [
-        [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps
-    ]
-    return {"prompts": about["prompts"], "steps": steps, **fixed, "student": student}
-
-
-def _some(steps: Sequence[int], most: int = 12) -> list[int]:
-    """At most so many, evenly chosen, the first and the last among them."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[place * (len(steps) - 1) // (most - 1)] for place in range(most)]
 
 
 def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:
@@ -312,40 +255,9 @@ def _duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _picture(path: Path) -> dict[str, Any]:
-    """A picture as a data URI, with its size in the page."""
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG
-        what = "damaged" if path.exists() else "missing"
-        raise CorruptFileError(f"{path}: the picture is {what}", AGAIN) from error
-    small = max(picture.size) <= SMALL
-    buffer = io.BytesIO()
-    if small:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.thumbnail((LARGEST, LARGEST))
-        picture.save(buffer, "WEBP", quality=85)
-    kind = "png" if small else "webp"
-    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return {"source": source, "width": picture.width, "height": picture.height, "small": small}
-
-
 def _trajectories(run: Path) -> list[dict[str, Any]]:
     manifests = sorted((run / "trajectories").glob("round-*/manifest.jsonl"))
     return [line for manifest in manifests for line in read_lines(manifest)]
-
-
-def _optional(path: Path, keys: Sequence[str] = ()) -> Any:
-    """A file's JSON, None where there is no file; it must have these keys."""
-    if not path.exists():
-        return None
-    value = read_json(path)
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise CorruptFileError(f"{path}: '{missing[0]}' is not in it", AGAIN)
-    return value
 
 
 def _resource(name: str) -> str:
