@@ -67,8 +67,8 @@ def main() -> None:
             raise
         _fail(
             f"out of memory: {str(error).splitlines()[0]}\nTry pipeline.dtype=bf16, "
-            "distill.gradient_checkpointing=true, a smaller distill.batch_size, or a larger "
-            "distill.accumulation.",
+            "distill.gradient_checkpointing=true, a smaller distill.batch_size, a larger "
+            "distill.accumulation, or distill.preview_prompts=0.",
             1,
         )
 
