@@ -46,6 +46,8 @@ def small_values(*channels: int) -> dict[str, Any]:
                     "intermediate_size": 2 * cross,
                     "num_hidden_layers": 2,
                     "num_attention_heads": 4,
+                    "bos_token_id": 0,
+                    "eos_token_id": 2,
                 },
             }
         },

@@ -75,7 +75,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._total += size
             # The storage's Python object lives as long as the storage itself.
             weakref.finalize(storage, self._forget, key).atexit = False
-            if self._total > self.peak_bytes:
+            if self._total >= self.peak_bytes:  # the later of equals knows more names
                 self.peak_bytes = self._total
                 self.at_peak = {name: size for name, size in self.live.items() if size}
         return key
