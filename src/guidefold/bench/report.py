@@ -145,7 +145,7 @@ def _saving(row: Row, reference: int | None) -> float | None:
     return 1 - row.peak.peak_bytes / reference
 
 
-def _largest(parts: dict[str, int], count: int = 3) -> str:
+def _largest(parts: dict[str, int], count: int = 2) -> str:
     ordered = sorted(parts.items(), key=lambda item: -item[1])[:count]
     return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in ordered)
 
