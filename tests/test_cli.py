@@ -37,6 +37,7 @@ COMMANDS = (
     "report",
     "sample",
     "config",
+    "plan",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -43,7 +43,7 @@ class RandomStub:
         if key not in self._templates:
             self._templates[key] = denoiser(*args, **kwargs)
             self.real_calls += 1
-        output = _map_output(self._draw, self._templates[key])
+        output = map_output(self._draw, self._templates[key])
         self.answers.append(output_tensor(output))
         return output
 
@@ -52,7 +52,7 @@ class RandomStub:
         return noise.to(like) if like.is_floating_point() else like
 
 
-def _map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
+def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
     """Apply a function to every tensor of a denoiser's output, keeping its class."""
     if isinstance(output, Mapping):  # a diffusers BaseOutput is a mapping with attributes
         return type(output)(**{k: tree_map(function, v) for k, v in output.items()})

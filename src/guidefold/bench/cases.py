@@ -6,11 +6,16 @@ ladder stands on all those below it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
-from guidefold.bench.architectures import Architecture
+import torch
+from torch import nn
+
+from guidefold.arguments import Tree, tensors_of
+from guidefold.bench.architectures import Architecture, Shapes, make_inputs
 from guidefold.errors import ConfigError
 from guidefold.settings import Precision, Preset
 
@@ -80,8 +85,56 @@ CASES = (
 
 
 @dataclass(frozen=True)
-class Load:
-    """What every case of a bench trains.
+class Encoder:
+    """A module that reads prompts or pictures.
+
+    Attributes:
+        module: Without memory.
+        verb: The method that reads.
+        inputs: Shapes of its arguments.
+        sizes: The words in them.
+    """
+
+    module: nn.Module
+    verb: str
+    inputs: Shapes
+    sizes: Mapping[str, int]
+
+    def read(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Read noise."""
+        getattr(self.module, self.verb)(**make_inputs(self.inputs, self.sizes, dtype, device))
+
+
+class Subject(ABC):
+    """What is trained: a denoiser, and what it is asked."""
+
+    batch: int
+    dtype: Precision
+    rank: int
+    targets: Preset
+    pieces: int = 1
+    """Calls that a step's gradients are gathered from."""
+
+    @abstractmethod
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """A denoiser without memory."""
+
+    @abstractmethod
+    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Arguments ``(args, kwargs)`` of one call, in noise."""
+
+    @abstractmethod
+    def answer(self, question: Tree) -> torch.Tensor:
+        """Noise of the answer's shape."""
+
+    def encoders(self, dtype: torch.dtype) -> list[Encoder]:
+        """Text encoders and autoencoder, without memory."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Load(Subject):
+    """What every case of a bench trains: a published denoiser.
 
     Attributes:
         architecture: Whose denoiser.
@@ -104,7 +157,33 @@ class Load:
             raise ConfigError(f"--batch {self.batch}: no samples", "Use 1 or more.")
         if self.rank < 1:
             raise ConfigError(f"--rank {self.rank}: no rank", "Use 1 or more.")
-        self.architecture.sizes(self.batch, self.size)  # complains of a size that does not fit
+        _ = self.sizes  # complains of a size that does not fit
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The words that stand for sizes in the architecture's shapes."""
+        return self.architecture.sizes(self.batch, self.size)
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """A denoiser without memory."""
+        return self.architecture.denoiser.build(dtype)
+
+    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Arguments ``(args, kwargs)`` of one call, in noise."""
+        return (), make_inputs(self.architecture.denoiser.inputs, self.sizes, dtype, device)
+
+    def answer(self, question: Tree) -> torch.Tensor:
+        """Noise of the latents' shape: the first argument's."""
+        return torch.rand_like(next(tensors_of(question)))
+
+    def encoders(self, dtype: torch.dtype) -> list[Encoder]:
+        """Text encoders and autoencoder, without memory."""
+        parts = self.architecture
+        named = [(part, "forward") for part in parts.encoders.values()]
+        return [
+            Encoder(part.build(dtype), verb, part.inputs, self.sizes)
+            for part, verb in (*named, (parts.autoencoder, "encode"))
+        ]
 
 
 def make_load(

@@ -1,4 +1,4 @@
-"""``guidefold bench``: the command line of this package; torch waits until a command runs."""
+"""``guidefold bench`` and ``guidefold plan``; torch waits until one of them runs."""
 
 from __future__ import annotations
 
@@ -59,6 +59,29 @@ def memory(
         typer.echo(json.dumps(to_json(rows, load, way), indent=2))
     else:
         console.print(to_table(rows, load, way))
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="A preset, a TOML file, or a run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB to compare with; by default the device's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say whether a run's training step fits, before a weight is downloaded or read."""
+    from guidefold.config import load_settings
+
+    settings = load_settings(config, list(overrides or []))
+    from guidefold.bench.plan import GIB, describe, make_plan
+
+    found = make_plan(settings, None if memory is None else int(memory * GIB))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        console.print(describe(found, settings), markup=False)
 
 
 @contextmanager

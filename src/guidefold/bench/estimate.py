@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guidefold.bench.cases import Case, Load
+from guidefold.bench.cases import Case, Subject
 from guidefold.bench.training import Training
 from guidefold.bench.watch import Watch
 
@@ -33,7 +33,7 @@ class Peak:
     trained_parameters: int
 
 
-def estimate(case: Case, load: Load) -> Peak:
+def estimate(case: Case, load: Subject) -> Peak:
     """Run a case over fake tensors and count.
 
     Args:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from guidefold.arguments import tensors_of, tree_map
+
 
 def occupy(modules: Iterable[nn.Module], device: torch.device | str) -> None:
     """Give modules that were built on the meta device memory of their own, every byte written.
@@ -32,6 +34,9 @@ def occupy(modules: Iterable[nn.Module], device: torch.device | str) -> None:
             setattr(module, name, make(plan))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, make(buffer))
+        for name, value in list(vars(module).items()):  # tables that are no buffers
+            if not name.startswith("_") and any(t.is_meta for t in tensors_of(value)):
+                setattr(module, name, tree_map(make, value))
     del plans
 
 

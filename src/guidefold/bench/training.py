@@ -16,9 +16,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from guidefold.adapter import Adapter, attach
-from guidefold.arguments import tensors_of, tree_map
-from guidefold.bench.architectures import make_inputs
-from guidefold.bench.cases import Case, Load
+from guidefold.arguments import Tree, tensors_of, tree_map
+from guidefold.bench.cases import Case, Subject
 from guidefold.bench.materials import occupy
 from guidefold.bench.optimizers import eight_bit_adamw
 from guidefold.bench.watch import TEMPORARY
@@ -42,9 +41,8 @@ class Training:
         load: What is trained.
     """
 
-    def __init__(self, case: Case, load: Load) -> None:
+    def __init__(self, case: Case, load: Subject) -> None:
         self.case, self.load = case, load
-        self.sizes = load.architecture.sizes(load.batch, load.size)
         self.dtype = DTYPES[case.dtype or load.dtype]
         self.adapter: Adapter | None = None
         self._build()
@@ -57,7 +55,8 @@ class Training:
             mark: Told which tensors are what, for those who count.
         """
         self.device, self.mark = device, mark
-        occupy([self.denoiser, *self.teacher, *self.encoders, *self.autoencoder], device)
+        readers = [encoder.module for encoder in self.encoders]
+        occupy([self.denoiser, *self.teacher, *readers], device)
         self._say_what_is_what()
         self.updates = Updates(self.trained, DistillSettings(warmup=0), None)
         for group in self.updates.optimizer.param_groups:
@@ -82,77 +81,65 @@ class Training:
 
     def _build(self) -> None:
         """The modules, without memory yet."""
-        case, parts = self.case, self.load.architecture
-        self.denoiser: Any = parts.denoiser.build(self.dtype)
-        held = case.teacher == "held"
-        self.teacher = [parts.denoiser.build(self.dtype)] if held else []
-        resident = parts.encoders.values() if case.encoders else ()
-        self.encoders: list[Any] = [part.build(self.dtype) for part in resident]
-        self.autoencoder: list[Any] = [parts.autoencoder.build(self.dtype)] if case.encoders else []
+        case, load = self.case, self.load
+        self.denoiser: Any = load.denoiser(self.dtype)
+        self.teacher: list[Any] = [load.denoiser(self.dtype)] if case.teacher == "held" else []
+        self.encoders = load.encoders(self.dtype) if case.encoders else []
         if case.trains == "all":
             self.denoiser.requires_grad_(True)
         else:
-            self._attach()
+            args, kwargs = load.question(self.dtype, "meta")
+            self.adapter = attach(
+                self.denoiser, load.targets, load.rank, 0, lambda: self.denoiser(*args, **kwargs)
+            )
         if case.bits is not None:
             shrink_weights(self.denoiser, linear_bits=case.bits[0])
         if case.checkpointing:
             self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-
-    def _attach(self) -> None:
-        load, shapes = self.load, self.load.architecture.denoiser.inputs
-        inputs = make_inputs(shapes, self.sizes, self.dtype, "meta")
-        self.adapter = attach(
-            self.denoiser, load.targets, load.rank, 0, lambda: self.denoiser(**inputs)
-        )
 
     def _say_what_is_what(self) -> None:
         frozen = [p for p in self.denoiser.parameters() if not p.requires_grad]
         self.mark("weights", [*frozen, *self.denoiser.buffers()])
         self.mark("weights" if self.case.trains == "all" else "adapter", self.trained)
         self.mark("teacher", _tensors(self.teacher))
-        self.mark("encoders", _tensors([*self.encoders, *self.autoencoder]))
+        self.mark("encoders", _tensors(encoder.module for encoder in self.encoders))
         for parameter in self.trained:
             tell: Any = parameter.register_post_accumulate_grad_hook
             tell(lambda p: self.mark("gradients", [p.grad]))
 
     def _step(self, step: int) -> None:
         """Ask, answer, compare, learn."""
-        self._encode()
-        inputs = self._inputs(self.load.architecture.denoiser.inputs)
-        target = self._target(inputs)
-        self.mark("batch", [*tensors_of(inputs), target])
-        with self._student_mode():
-            self.mark("activations", None)
-            loss = squared_error(output_tensor(self.denoiser(**inputs)), target).mean()
-            self.mark(TEMPORARY, None)
-            loss.backward()  # type: ignore[no-untyped-call]
-        del inputs, target, loss
+        for _ in range(min(self.load.pieces, 2)):  # the second finds the first's gradients there
+            self._learn()
         self.updates.apply(step)
         if self.ema is not None:
             self.ema.step(self.trained)
         self.updates.optimizer.zero_grad()
 
-    def _encode(self) -> None:
-        """Prompts and pictures go through the encoders that are resident."""
-        parts = self.load.architecture
+    def _learn(self) -> None:
+        """Forward and backward of one call."""
         with torch.no_grad():
-            for encoder, part in zip(self.encoders, parts.encoders.values(), strict=False):
-                encoder(**self._inputs(part.inputs))
-            for autoencoder in self.autoencoder:
-                autoencoder.encode(**self._inputs(parts.autoencoder.inputs))
+            for encoder in self.encoders:
+                encoder.read(self.dtype, self.device)
+        question = self.load.question(self.dtype, self.device)
+        target = self._target(question)
+        self.mark("batch", [*tensors_of(question), target])
+        args, kwargs = question
+        with self._student_mode():
+            self.mark("activations", None)
+            loss = squared_error(output_tensor(self.denoiser(*args, **kwargs)), target).mean()
+            self.mark(TEMPORARY, None)
+            loss.backward()  # type: ignore[no-untyped-call]
 
-    def _target(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _target(self, question: Tree) -> torch.Tensor:
         """The teacher's guided answer; else noise, which stands for a record or a picture's own."""
         if self.case.teacher == "none":
-            return torch.rand_like(next(tensors_of(inputs)))
+            return self.load.answer(question)
         with self._teacher_mode():
             teacher = self.teacher[0] if self.teacher else self.denoiser
-            both = tree_map(lambda value: torch.cat((value, value)), inputs)
-            unconditional, conditional = output_tensor(teacher(**both)).chunk(2)
+            args, kwargs = tree_map(lambda value: torch.cat((value, value)), question)
+            unconditional, conditional = output_tensor(teacher(*args, **kwargs)).chunk(2)
             return unconditional + GUIDANCE * (conditional - unconditional)
-
-    def _inputs(self, shapes: Any) -> dict[str, Any]:
-        return make_inputs(shapes, self.sizes, self.dtype, self.device)
 
     def _teacher_mode(self) -> AbstractContextManager[None]:
         return torch.no_grad() if self.adapter is None else self.adapter.teacher_mode()
