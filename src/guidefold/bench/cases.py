@@ -114,6 +114,8 @@ class Subject(ABC):
     targets: Preset
     pieces: int = 1
     """Calls that a step's gradients are gathered from."""
+    autocast: torch.dtype | None = None
+    """What the student's pass is cast to; None leaves it."""
 
     @abstractmethod
     def denoiser(self, dtype: torch.dtype) -> nn.Module:

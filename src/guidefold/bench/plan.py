@@ -75,6 +75,7 @@ class Heard(Subject):
         self.batch, self.pieces = answer.shape[0], settings.distill.accumulation
         self.dtype, self.rank = settings.pipeline.dtype, settings.adapter.rank
         self.targets = settings.adapter.targets
+        self.autocast = DTYPES.get(settings.distill.mixed_precision)
 
     def denoiser(self, dtype: torch.dtype) -> nn.Module:
         """The one there is: a run trains one."""

@@ -127,7 +127,10 @@ class Training:
         args, kwargs = question
         with self._student_mode():
             self.mark("activations", None)
-            loss = squared_error(output_tensor(self.denoiser(*args, **kwargs)), target).mean()
+            with self._autocast():
+                raw = self.denoiser(*args, **kwargs)
+            loss = squared_error(output_tensor(raw), target).mean()
+            del raw
             self.mark(TEMPORARY, None)
             loss.backward()  # type: ignore[no-untyped-call]
 
@@ -143,6 +146,12 @@ class Training:
 
     def _teacher_mode(self) -> AbstractContextManager[None]:
         return torch.no_grad() if self.adapter is None else self.adapter.teacher_mode()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.load.autocast
+        if wanted is None:
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=wanted)
 
     def _student_mode(self) -> AbstractContextManager[None]:
         if self.adapter is None:
