@@ -167,6 +167,13 @@ def test_the_published_folder_holds_safetensors_and_json_only(whole):
     assert all(path.stat().st_mode & 0o044 for path in files)
 
 
+def test_a_teacher_that_went_on_does_not_say_where_it_came_from(whole, tmp_path):
+    out = tmp_path / "teacher"
+    publish(_train(tmp_path / "work", start=open_teacher(whole[1])), out)
+    assert not any(str(whole[1]) in path.read_text() for path in out.rglob("*.json"))
+    open_teacher(out)
+
+
 def test_publishing_again_keeps_the_model_card(whole):
     work, out = whole
     (out / "README.md").write_text("a card")

@@ -10,6 +10,7 @@ out is an ordinary diffusers pipeline folder.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -73,7 +74,7 @@ class Recipe:
     backgrounds: StagePlan = StagePlan(steps=700, batch=24, rate=1.5e-3)
     decoder: StagePlan = StagePlan(steps=2000, batch=24, rate=1.5e-3)
     text: StagePlan = StagePlan(steps=800, batch=64, rate=1e-3)
-    denoiser: StagePlan = StagePlan(steps=17000, batch=32, rate=1e-3)
+    denoiser: StagePlan = StagePlan(steps=22000, batch=32, rate=1e-3)
     hard_share: float = 0.5
     stock: int = 50_000
     spoiled_share: float = 0.1
@@ -200,6 +201,8 @@ def publish(pipeline: Any, out: Path) -> None:
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(fresh, safe_serialization=True)
+    for config in fresh.rglob("*.json"):
+        _forget_origin(config)
     make_tokenizer(fresh / "tokenizer")  # transformers before 5 opens these two files
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)  # safetensors writes files that only their owner may read
@@ -209,6 +212,13 @@ def publish(pipeline: Any, out: Path) -> None:
             shutil.copy2(card, fresh)
         shutil.rmtree(out)
     fresh.rename(out)
+
+
+def _forget_origin(config: Path) -> None:
+    """Take out the folder that a part was opened from: it is of this machine only."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
