@@ -1,5 +1,6 @@
 """Trackers hear every line once, in its place, whether a run ends, stops or fails."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def same(found: dict[str, Points], expected: dict[str, Points]) -> bool:
     )
 
 
+def next_second() -> None:
+    """Let it come: tensorboard orders its files by the second, then by a count, 10 before 9."""
+    time.sleep(1.1)
+
+
 @pytest.fixture
 def settings(settings_for: Make, tmp_path: Path) -> Settings:
     return settings_for("sd15", tmp_path, distill=TRACKED)
@@ -81,6 +87,7 @@ def test_trackers_are_told_the_settings_by_dotted_name(settings: Settings) -> No
 def test_a_resumed_run_goes_on_with_its_curves(settings: Settings) -> None:
     interrupted(settings, 3)
     assert [step for step, _ in curves(settings)["loss"]] == [1, 2, 3]
+    next_second()
     finish(settings)
     assert same(curves(settings), logged(settings))
 
@@ -100,6 +107,7 @@ def test_what_a_crashed_run_told_of_steps_that_were_lost_is_told_anew(
         patch.setattr(distill.Training, "_write_down", crash)
         distill.distill(settings)
     assert [step for step, _ in curves(settings)["loss"]] == [1, 2, 3]
+    next_second()
     finish(settings)
     assert same(curves(settings), logged(settings))
 
