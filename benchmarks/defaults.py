@@ -4,13 +4,14 @@
     python benchmarks/defaults.py --out FOLDER --part 1/2      # every second one, beside 2/2
     python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
 
-Each finished case is a JSON file under FOLDER/cases, so a stopped run goes on. Recordings and the
-teacher's pictures are shared between the cases that have them in common.
+Each finished run is a JSON file under FOLDER/cases, so a stopped bench goes on. Cases that come
+down to the same settings share a run; recordings and the teacher's pictures are shared likewise.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ COMMON = (
     "evaluate.dial_prompts=0",
 )
 """On top of the demo's preset: half its size."""
+
+
+@functools.cache
+def _teacher() -> str:
+    """Which teacher: a result belongs to its weights."""
+    from guidefold.pipelines import bundled_teacher
+
+    weights = bundled_teacher() / "unet" / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,16 @@ class Case:
     guidance: tuple[float, ...] = ()
     variant: str = ""
 
-    @property
-    def key(self) -> str:
-        """A file name."""
-        return f"{self.group}-{self.name}".replace(" ", "_").replace("/", "_")
+    def settings(self, seed: int, run: str = "unnamed") -> Any:
+        """The settings of its run with this seed."""
+        from guidefold import api
+
+        return api.load_settings("demo", [*COMMON, *self.overrides, f"seed={seed}", f"run={run}"])
+
+    def key(self, seed: int) -> str:
+        """What decides the result: cases of several groups that ask for the same run share one."""
+        decides = [self.settings(seed).model_dump(mode="json"), self.variant, _teacher()]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _vary(group: str, setting: str, values: Sequence[object]) -> list[Case]:
@@ -94,11 +110,9 @@ CASES = [
     *_vary("loss", "distill.loss", ("normalised", "plain")),
     *_vary("layers", "adapter.targets", ("attention", "linear", "all")),
     *_vary("rank", "adapter.rank", (4, 8, 16, 64)),
-    *_vary("learning rate", "distill.learning_rate", (5e-4, 1e-3, 2e-3, 4e-3)),
-    *_vary("trajectories", "record.trajectories", (160, 320, 640, 1280)),
-    *_vary(
-        "states kept of each of 640 trajectories", "record.states_per_trajectory", (1, 2, 4, 10, 20)
-    ),
+    *_vary("learning rate", "distill.learning_rate", (1e-3, 2e-3, 4e-3)),
+    *_vary("trajectories", "record.trajectories", (160, 640, 1280)),
+    *_vary("states kept of each trajectory", "record.states_per_trajectory", (1, 4, 20)),
     *_vary("strength floor", "distill.strength_floor", (0.05, 0.2, 0.5)),
     *_vary("range of guidance", "record.guidance", ("[1.0, 5.0]", "[1.5, 7.0]", "[3.0, 5.0]")),
     Case(DIAL, "dial", (), ELSEWHERE),
@@ -114,7 +128,7 @@ CASES = [
             (),
             "whole_copy",
         )
-        for r in (2e-4, 5e-4, 1e-3)
+        for r in (2e-4, 1e-3)
     ],
     Case(BIAS, "LoRA"),
     Case(BIAS, "LoRA and a constant", (), (), "output_bias"),
@@ -158,10 +172,9 @@ def run_case(case: Case, seed: int, out: Path) -> dict[str, Any]:
 
     from guidefold import api
 
-    run = out / "runs" / f"{case.key}-{seed}"
+    run = out / "runs" / case.key(seed)
     shutil.rmtree(run, ignore_errors=True)
-    overrides = [*COMMON, *case.overrides, f"seed={seed}", f"run={run}"]
-    settings = api.load_settings("demo", overrides)
+    settings = case.settings(seed, str(run))
     recorded = _recordings(settings, out)
     _link(recorded / "trajectories", run / "trajectories")
     passes, began = Passes(), time.perf_counter()
@@ -169,12 +182,9 @@ def run_case(case: Case, seed: int, out: Path) -> dict[str, Any]:
         with passes.listening():
             api.distill(settings)
         seconds = time.perf_counter() - began
-        measured = {} if case.group == BIAS else _measure(case, settings, out, overrides)
+        measured = {} if case.variant == "output_bias" else _measure(case, settings, out)
     recording = json.loads((recorded / "passes.json").read_text(encoding="utf-8"))
     line = {
-        "group": case.group,
-        "name": case.name,
-        "seed": seed,
         "passes": recording + passes.count,
         "training_seconds": seconds,
         **_validated(run),
@@ -184,7 +194,7 @@ def run_case(case: Case, seed: int, out: Path) -> dict[str, Any]:
     return line
 
 
-def _measure(case: Case, settings: Any, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _measure(case: Case, settings: Any, out: Path) -> dict[str, Any]:
     """Pictures and residual guidance; the teacher's pictures are shared."""
     from guidefold import api
     from guidefold.alignment import Judge
@@ -194,15 +204,17 @@ def _measure(case: Case, settings: Any, out: Path, overrides: Sequence[str]) -> 
         api.export(settings)
     judge = Judge(judge_pictures, category)
     evaluation = Path(settings.run) / "evaluation"
-    pictures = out / "pictures" / str(settings.seed)
+    pictures = out / "pictures" / f"{_teacher()}-{settings.seed}"
     if pictures.exists():
         _link(pictures, evaluation)
     line: dict[str, Any] = _line(api.evaluate(settings, judge))
     _keep_teacher(evaluation, pictures)
     line["elsewhere"] = {}
     for scale in case.guidance:
-        asked = api.load_settings("demo", [*overrides, f"evaluate.guidance={scale}"])
-        line["elsewhere"][f"{scale:g}"] = _line(api.evaluate(asked, judge))
+        asked = replace(case, overrides=(*case.overrides, f"evaluate.guidance={scale}"))
+        line["elsewhere"][f"{scale:g}"] = _line(
+            api.evaluate(asked.settings(settings.seed, settings.run), judge)
+        )
     return line
 
 
@@ -230,7 +242,12 @@ def _recordings(settings: Any, out: Path) -> Path:
     """The rounds that need no student, recorded once for all cases that share them."""
     from guidefold import api
 
-    shared = [settings.seed, settings.prompts.model_dump(), settings.record.model_dump()]
+    shared = [
+        settings.seed,
+        settings.prompts.model_dump(),
+        settings.record.model_dump(),
+        _teacher(),
+    ]
     name = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
     folder = out / "recordings" / name
     if not (folder / "passes.json").exists():
@@ -272,28 +289,42 @@ def _keep_teacher(evaluation: Path, pictures: Path) -> None:
 
 
 def run_missing(out: Path, seeds: Sequence[int], part: tuple[int, int], only: str) -> None:
-    """Run every case that has no file yet, seed by seed."""
-    wanted = [(case, seed) for seed in seeds for case in CASES if only in case.key]
-    for number, (case, seed) in enumerate(wanted):
-        path = out / "cases" / f"{case.key}-{seed}.json"
-        if path.exists() or number % part[1] != part[0] - 1:
-            continue
-        line = run_case(case, seed, out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(line, indent=1), encoding="utf-8")
-        print(f"{case.group}: {case.name}, seed {seed}: {json.dumps(line)}", flush=True)
+    """Make every run that has no file yet, seed by seed."""
+    number, count = part
+    for seed in seeds:
+        wanted: dict[str, Case] = {}
+        for case in CASES:
+            if only in f"{case.group}, {case.name}":
+                first = wanted.setdefault(case.key(seed), case)
+                wanted[case.key(seed)] = replace(first, guidance=first.guidance or case.guidance)
+        for key, case in list(wanted.items())[number - 1 :: count]:
+            path = out / "cases" / f"{key}.json"
+            if path.exists():
+                continue
+            line = run_case(case, seed, out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(line, indent=1), encoding="utf-8")
+            print(f"{case.group}: {case.name}, seed {seed}: {json.dumps(line)}", flush=True)
 
 
-def write_table(out: Path, target: Path, command: str) -> None:
+def _lines(out: Path, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What stands of every case, in the table's order."""
+    for case in CASES:
+        for seed in seeds:
+            path = out / "cases" / f"{case.key(seed)}.json"
+            if path.exists():
+                found = json.loads(path.read_text(encoding="utf-8"))
+                yield {"group": case.group, "name": case.name, "seed": seed, **found}
+
+
+def write_table(out: Path, seeds: Sequence[int], target: Path) -> None:
     """Write what stands: ``target.md`` for people, ``target.json`` for programs."""
-    lines = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((out / "cases").glob("*"))]
+    lines = list(_lines(out, seeds))
     target.with_suffix(".json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    text = [INTRODUCTION.format(command=command)]
-    for group in dict.fromkeys(case.group for case in CASES):
-        names = [case.name for case in CASES if case.group == group]
-        rows = {n: [x for x in lines if (x["group"], x["name"]) == (group, n)] for n in names}
-        if any(rows.values()):
-            text += [f"\n## {group[0].upper()}{group[1:]}\n", *_table(rows)]
+    text = [INTRODUCTION]
+    for group in dict.fromkeys(line["group"] for line in lines):
+        found = [line for line in lines if line["group"] == group]
+        text += [f"\n## {group[0].upper()}{group[1:]}\n", *_table(found)]
     target.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -308,7 +339,8 @@ for recording, training and validation together. The last table is measured on r
 states alone.
 
 ```
-{command}
+python benchmarks/defaults.py --out FOLDER
+python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
 ```"""
 
 COLUMNS = (
@@ -323,18 +355,18 @@ VALIDATED = (
 )
 
 
-def _table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    lines = [line for found in rows.values() for line in found]
-    columns = list(COLUMNS if "alignment" in lines[0] else VALIDATED)
-    for g in sorted({g for line in lines for g in line.get("elsewhere", {})}, key=float):
-        columns.append((f"residual at g = {g}", _at(g)))
+def _table(lines: list[dict[str, Any]]) -> list[str]:
+    whole = all("alignment" in line for line in lines)
+    columns = list(COLUMNS if whole else VALIDATED)
+    scales = sorted(set.intersection(*(set(x.get("elsewhere", {})) for x in lines)), key=float)
+    columns += [(f"residual at g = {g}", _at(g)) for g in scales]
     names = " | ".join(name for name, _ in columns)
     text = [f"| | seeds | passes | {names} |", "|---" * (len(columns) + 3) + "|"]
-    for name, found in rows.items():
-        if found:
-            cells = " | ".join(_cell([value(x) for x in found]) for _, value in columns)
-            passes = statistics.mean(x["passes"] for x in found)
-            text.append(f"| {name} | {len(found)} | {passes / 1000:.1f} k | {cells} |")
+    for name in dict.fromkeys(line["name"] for line in lines):
+        found = [line for line in lines if line["name"] == name]
+        cells = " | ".join(_cell([value(x) for x in found]) for _, value in columns)
+        passes = statistics.mean(x["passes"] for x in found)
+        text.append(f"| {name} | {len(found)} | {passes / 1000:.1f} k | {cells} |")
     return text
 
 
@@ -353,11 +385,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where cases are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--part", default="1/1", help="which part of the cases, as in 1/2")
-    parser.add_argument("--only", default="", help="cases whose key holds this")
+    parser.add_argument("--only", default="", help="cases whose group and name hold this")
     parser.add_argument("--table", type=Path, help="write TABLE.md and TABLE.json instead")
     given = parser.parse_args()
     if given.table:
-        write_table(given.out, given.table, "python benchmarks/defaults.py --out FOLDER")
+        write_table(given.out, given.seeds, given.table)
         return
     number, count = (int(x) for x in given.part.split("/"))
     run_missing(given.out, given.seeds, (number, count), given.only)

@@ -97,6 +97,7 @@ def whole_copy() -> Iterator[None]:
         patch("guidefold.evaluate.adapter_off", teacher),
         patch("guidefold.evaluate.fuse_adapter", lambda _denoiser: None),
         patch("guidefold.gallery.read_json", _manifest),
+        patch("guidefold.evaluate.read_json", _metadata),
     ):
         yield
 
@@ -106,6 +107,14 @@ def _manifest(path: Path) -> dict[str, Any]:
     from guidefold.runs import read_json
 
     found: dict[str, Any] = read_json(find_checkpoints(path.parents[1])[-1] / path.name)
+    return found
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """There is no adapter's metadata either; the checkpoint's state says how long it was trained."""
+    from guidefold.runs import read_json
+
+    found: dict[str, Any] = read_json(find_checkpoints(path.parents[1])[-1] / "state.json")
     return found
 
 
