@@ -111,7 +111,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """There is no adapter's metadata either; the checkpoint's state says how long it was trained."""
+    """Nor are there an adapter's metadata; the checkpoint says how long it was trained."""
     from guidefold.runs import read_json
 
     found: dict[str, Any] = read_json(find_checkpoints(path.parents[1])[-1] / "state.json")

@@ -79,6 +79,18 @@ class TestGuidanceSize:
         measured = GuidanceSize.measure([5.0] * 8, [1.0] * 8)
         assert (measured.at(0), measured.at(5), measured.at(9)) == (1.0, 1.0, 1.0)
 
+    def test_where_the_teacher_is_not_guided_the_nearest_guided_levels_size_counts(self) -> None:
+        timesteps = [100.0] * 4 + [200.0] * 4 + [300.0] * 4 + [400.0] * 4
+        sizes = [0.0] * 4 + [1e-9] * 4 + [3.0] * 4 + [5.0] * 4
+        measured = GuidanceSize.measure(timesteps, sizes)
+        assert measured.timesteps == (300, 400)
+        assert (measured.at(100), measured.at(200)) == (3.0, 3.0)
+
+    def test_small_guidance_is_guidance(self) -> None:
+        sizes = [7.4] * 4 + [0.001] * 4
+        measured = GuidanceSize.measure([900.0] * 4 + [100.0] * 4, sizes)
+        assert measured.at(100) == pytest.approx(0.001)
+
     def test_a_size_of_zero_can_still_be_divided_by(self) -> None:
         assert GuidanceSize.measure([1.0] * 4, [0.0] * 4).at(1.0) > 0
 
@@ -121,6 +133,11 @@ class TestResidualByLevel:
 
     def test_the_mean_weighs_levels_evenly(self) -> None:
         assert mean_residual(self.levels(3)) == pytest.approx((1 / 2 + 5 / 8 + 1 / 2) / 3)
+
+    def test_levels_without_guidance_are_left_out(self) -> None:
+        unguided = [10.0, 0.0, 4.0, 4.0, 8.0, 1e-9]
+        levels = residual_by_level(self.TIMESTEPS, self.STUDENT, unguided, 3)
+        assert levels == [Level(300, 500, 5 / 8, 2), Level(700, 900, 9 / 18, 2)]
 
     def test_nothing_folded_is_one_and_all_folded_is_zero(self) -> None:
         nothing = residual_by_level(self.TIMESTEPS, self.UNGUIDED, self.UNGUIDED)

@@ -16,7 +16,7 @@ from guidefold.progress import task
 from guidefold.randomness import generator
 from guidefold.sample import Drawn, _add, draw, draw_session, grid, heading, picture_seeds, sample
 from guidefold.session import open_session
-from guidefold.settings import Settings
+from guidefold.settings import PipelineSettings, Settings
 
 PROMPTS = ["a red cat", "a big blue house near the old tree", "a dog", "a small bird"]
 SEEDS = [11, 12, 13, 14]
@@ -32,10 +32,9 @@ def drawer(built: Any, found: Any) -> Callable[..., Drawn]:
         return draw(
             built(name),
             findings,
+            PipelineSettings(source=name, call=call, negative_prompt=negative),
             prompts,
             seeds,
-            call=call,
-            negative_prompt=negative,
             **options,
         )
 

@@ -116,7 +116,9 @@ def probe(
         dtype=DTYPES[asked.dtype],
         device=resolve_device(asked.device),
     )
-    findings = api.probe(opened, asked.call, settings.adapter.g_ref, asked.negative_prompt)
+    findings = api.probe(
+        opened, asked.call, settings.adapter.g_ref, asked.negative_prompt, asked.guided_share
+    )
     if as_json:
         typer.echo(json.dumps(findings.to_json(), indent=2))
     else:

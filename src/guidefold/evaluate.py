@@ -14,11 +14,11 @@ import numpy as np
 from guidefold import dial
 from guidefold.adapter import adapter_off, fuse_adapter
 from guidefold.alignment import Judge, by_category, ratio_interval, share
+from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.export import METADATA, open_adapter
 from guidefold.gallery import Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
-from guidefold.pipelines import call_inputs
 from guidefold.progress import Task, task
 from guidefold.runs import read_json, require_run, write_bytes, write_json
 from guidefold.sample import (
@@ -168,11 +168,12 @@ def _along(
     session: Session, prompt: str, seed: int, progress: Task
 ) -> tuple[list[Errors], list[Errors]]:
     """Errors at the states that the teacher visits, and at those that the student visits."""
-    asked, findings, pipeline = session.settings.pipeline, session.findings, session.pipeline
-    inputs = call_inputs(pipeline, [prompt], asked.call, asked.negative_prompt)
-    inputs["num_inference_steps"] = session.settings.evaluate.steps
-    off = {**inputs, findings.guidance_argument: findings.off}
-    on = {**inputs, findings.guidance_argument: session.guidance}
+    findings, pipeline, steps = session.findings, session.pipeline, session.settings.evaluate.steps
+    asked = session.settings.pipeline
+    on, off = (
+        run_inputs(pipeline, findings, asked, [prompt], guidance, steps)
+        for guidance in (session.guidance, findings.off)
+    )
     listened = {findings.denoiser: session.denoiser}
 
     def go(inputs: dict[str, Any], states: Sequence[Step] | None = None) -> list[Step]:

@@ -84,6 +84,7 @@ class Gallery:
             "steps": settings.evaluate.steps,
             "call": settings.pipeline.call,
             "negative_prompt": settings.pipeline.negative_prompt,
+            "guided_share": settings.pipeline.guided_share,
         }
         if kind == "student":
             manifest = read_json(session.run / "adapter" / "MANIFEST.json")

@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch
 
 TINY = 1e-12
+# Where guidance is this much smaller than at its largest, it is off, and what is left is rounding.
+OFF_SHARE = 1e-5
 
 
 def strength_of(guidance: float, off: float, g_ref: float) -> float:
@@ -41,6 +43,7 @@ class GuidanceSize:
     """How large guidance is at each noise level: ``D(t) = E|(target - unguided) / (g - off)|^2``.
 
     Log-linear between the centres of bins that hold equally many measured states; constant outside.
+    Noise levels at which the teacher is not guided have no size: there the nearest others' counts.
 
     Attributes:
         timesteps: Bin centres, ascending.
@@ -63,10 +66,12 @@ class GuidanceSize:
         count = max(1, min(bins, len(pairs) // 4))
         edges = [round(k * len(pairs) / count) for k in range(count + 1)]
         groups = [pairs[a:b] for a, b in pairwise(edges)]
-        centres: dict[float, float] = {}
-        for group in groups:
-            mean = sum(size for _, size in group) / len(group)
-            centres[sum(t for t, _ in group) / len(group)] = max(mean, TINY)
+        means = {
+            sum(t for t, _ in group) / len(group): sum(size for _, size in group) / len(group)
+            for group in groups
+        }
+        least = OFF_SHARE * max(means.values())
+        centres = {t: max(mean, TINY) for t, mean in means.items() if mean >= least}
         return GuidanceSize(tuple(centres), tuple(centres.values()))
 
     def at(self, timestep: float) -> float:
@@ -122,6 +127,8 @@ def residual_by_level(
 ) -> list[Level]:
     """Residual guidance per noise level, from the least noise to the most.
 
+    Levels at which the teacher is not guided are left out: there is nothing to be relative to.
+
     Args:
         timesteps: Of the states.
         student_errors: ``|student - target|^2`` at each.
@@ -131,13 +138,14 @@ def residual_by_level(
     rows = sorted(zip(timesteps, student_errors, unguided_errors, strict=True))
     count = min(levels, len(rows))
     edges = [round(k * len(rows) / count) for k in range(count + 1)]
-    found = []
-    for a, b in pairwise(edges):
-        group = rows[a:b]
-        student, unguided = sum(r[1] for r in group), sum(r[2] for r in group)
-        residual = student / max(unguided, TINY)
-        found.append(Level(group[0][0], group[-1][0], residual, len(group)))
-    return found
+    groups = [rows[a:b] for a, b in pairwise(edges)]
+    sums = [(sum(r[1] for r in group), sum(r[2] for r in group)) for group in groups]
+    least = OFF_SHARE * max(unguided for _, unguided in sums)
+    return [
+        Level(group[0][0], group[-1][0], student / max(unguided, TINY), len(group))
+        for group, (student, unguided) in zip(groups, sums, strict=True)
+        if unguided >= least
+    ]
 
 
 def mean_residual(levels: Sequence[Level]) -> float:

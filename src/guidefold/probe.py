@@ -26,6 +26,7 @@ from guidefold.errors import (
 )
 from guidefold.outputs import OutputMap, find_output_map, output_tensor
 from guidefold.pipelines import call_inputs, fingerprint, guidance_argument, modules
+from guidefold.selective import CALLBACK, stop_guiding
 from guidefold.stub import RandomStub
 
 STEPS = 2
@@ -119,6 +120,7 @@ def probe(
     call: Mapping[str, Any],
     guidance: float,
     negative_prompt: str | None = None,
+    guided_share: float = 1.0,
 ) -> Findings:
     """Run a pipeline for a few short steps, guidance on and off, and find how it guides.
 
@@ -127,6 +129,7 @@ def probe(
         call: The user's further call arguments.
         guidance: A guidance scale that counts as on.
         negative_prompt: The house negative prompt, if any.
+        guided_share: Of the steps, from the first, that the teacher is guided in.
 
     Returns:
         The findings.
@@ -148,6 +151,9 @@ def probe(
     off, unguided = _switch_off(pipeline, inputs, argument, listened)
     passes_on = _passes(guided, denoiser)
     _check_fewer(pipeline, argument, guidance, off, passes_on, unguided)
+    if guided_share < 1:
+        ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
+        _prove_ending(pipeline, {**inputs, argument: guidance, **ending}, argument, off, listened)
     inputs[argument] = off
     stub = RandomStub(SEED)
     heard = follow(pipeline, inputs, [SEED], listened, unguided, stub=stub, keep_arguments=True)
@@ -253,6 +259,32 @@ def _check_fewer(
             f"{name}: still {passes_off:g} passes in {calls} calls a step with guidance off "
             f"({argument}={off:g})",
             "Switch off what else adds passes under [pipeline.call], such as pag_scale = 0.",
+        )
+
+
+def _prove_ending(
+    pipeline: DiffusionPipeline,
+    selective: dict[str, Any],
+    argument: str,
+    off: float,
+    listened: Mapping[str, nn.Module],
+) -> None:
+    """Where guidance ends after half the steps, the rest must be the pipeline's unguided steps."""
+    plain = {n: v for n, v in selective.items() if not n.startswith(CALLBACK)} | {argument: off}
+    try:
+        ended = drive(pipeline, selective, [SEED], listened)
+        unguided = follow(pipeline, plain, [SEED], listened, ended)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        fails = str(error).splitlines()[0]
+    else:
+        last, truth = ended[-1], unguided[-1].model_output
+        close = torch.allclose(last.model_output, truth, rtol=1e-3, atol=1e-4)
+        fails = "" if close and last.rows == 1 else f"{last.rows} passes in the last step"
+    if fails:
+        raise UnfoldableError(
+            f"{type(pipeline).__name__}: guidance does not end when its {CALLBACK} switches it "
+            f"off ({fails})",
+            "Set pipeline.guided_share=1.",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,16 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
 from guidefold.errors import InputError
 from guidefold.export import open_adapter
-from guidefold.pipelines import call_inputs
 from guidefold.probe import Findings
 from guidefold.progress import Task, task
 from guidefold.randomness import derive_seed
 from guidefold.runs import ensure_folder, require_run, write_bytes
 from guidefold.session import Session, open_session
-from guidefold.settings import KINDS, Kind, Settings
+from guidefold.settings import KINDS, Kind, PipelineSettings, Settings
 
 Picture = Image.Image
 
@@ -125,13 +125,12 @@ def draw_session(
     return draw(
         session.pipeline,
         session.findings,
+        settings.pipeline,
         prompts,
         seeds,
         guidance=guidance,
         steps=settings.evaluate.steps,
         batch_size=settings.evaluate.batch_size,
-        call=settings.pipeline.call,
-        negative_prompt=settings.pipeline.negative_prompt,
         on_step=progress.advance,
     )
 
@@ -139,14 +138,13 @@ def draw_session(
 def draw(
     pipeline: DiffusionPipeline,
     findings: Findings,
+    asked: PipelineSettings,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
     guidance: float,
     steps: int,
     batch_size: int = 1,
-    call: Mapping[str, Any] | None = None,
-    negative_prompt: str | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Drawn:
     """Make pictures with the stock pipeline as it stands, and count what they cost.
@@ -154,13 +152,12 @@ def draw(
     Args:
         pipeline: With or without a LoRA loaded.
         findings: What the probe found.
+        asked: How it is called.
         prompts: One per picture.
         seeds: One per picture; a picture depends on nothing else.
         guidance: The value of the pipeline's guidance argument.
         steps: Denoising steps.
         batch_size: Prompts per pipeline call.
-        call: The user's further call arguments.
-        negative_prompt: The house negative prompt, if any.
         on_step: Told, at every step, of how many pictures.
     """
     drawn, passes, seconds = Drawn(), 0, 0.0
@@ -168,11 +165,7 @@ def draw(
     size = batch_size if findings.layout is not None else 1
     for first in range(0, len(prompts), size):
         some = list(prompts[first : first + size])
-        inputs = {
-            **call_inputs(pipeline, some, call or {}, negative_prompt),
-            findings.guidance_argument: guidance,
-            "num_inference_steps": steps,
-        }
+        inputs = run_inputs(pipeline, findings, asked, some, guidance, steps)
         told = partial(on_step, len(some)) if on_step is not None else None
         with Listener(pipeline, listened, on_step=told) as listener:
             result = run(pipeline, inputs, seeds[first : first + size], output_type="pil")

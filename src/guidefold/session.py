@@ -148,7 +148,7 @@ def _open(
         asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=device
     )
     guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
-    findings = probe(pipeline, asked.call, guidance, asked.negative_prompt)
+    findings = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share)
     _check_guidance(settings, findings)
     stored = run / "probe.json"
     if stored.exists():

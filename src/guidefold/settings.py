@@ -32,6 +32,8 @@ class PipelineSettings(Section):
             while the student is trained.
         device: ``"auto"`` takes the first accelerator, else the CPU.
         negative_prompt: Folded into the adapter: the teacher runs with it.
+        guided_share: Of the teacher's steps, from the first, that are guided; below 1 is Selective
+            Guidance.
         call: Further arguments of the pipeline's call, such as ``height`` and ``width``.
     """
 
@@ -40,6 +42,7 @@ class PipelineSettings(Section):
     dtype: Precision = "fp32"
     device: str = "auto"
     negative_prompt: str | None = None
+    guided_share: float = Field(default=1.0, gt=0, le=1)
     call: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("call")

@@ -12,11 +12,12 @@ from diffusers import DiffusionPipeline
 
 from guidefold.adapter import Adapter
 from guidefold.arguments import Tree, split, tree_map
+from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
 from guidefold.objective import strength_of
 from guidefold.outputs import find_output_map
-from guidefold.pipelines import DTYPES, call_inputs
+from guidefold.pipelines import DTYPES
 from guidefold.plans import Plan, kept_indices
 from guidefold.probe import Findings
 from guidefold.progress import Stop, Stopped, task
@@ -184,13 +185,9 @@ class Recorder:
         return heard
 
     def _inputs(self, batch: Sequence[Plan], guidance: float) -> dict[str, Any]:
-        pipeline = self.settings.pipeline
-        prompts = [plan.prompt.text for plan in batch]
-        return {
-            **call_inputs(self.pipeline, prompts, pipeline.call, pipeline.negative_prompt),
-            self.findings.guidance_argument: guidance,
-            "num_inference_steps": batch[0].steps,
-        }
+        prompts, steps = [plan.prompt.text for plan in batch], batch[0].steps
+        asked = self.settings.pipeline
+        return run_inputs(self.pipeline, self.findings, asked, prompts, guidance, steps)
 
     def _keep(
         self, plan: Plan, row: int, count: int, heard: Sequence[Step], targets: Sequence[Step]
