@@ -22,6 +22,7 @@ from guidefold.distill import distill
 from guidefold.errors import RunError
 from guidefold.evaluate import _errors, evaluate, relative_distance
 from guidefold.export import export
+from guidefold.features import VisionModel, frechet_distance
 from guidefold.progress import task
 from guidefold.prompts import load_prompts, split_prompts
 from guidefold.randomness import generator
@@ -151,6 +152,47 @@ def test_alignment_is_each_kinds_share_of_the_judges_verdicts(measured: Any) -> 
     )
     first = results["categories"][prompts[0].split()[1]]
     assert (first["teacher"], first["unguided"]) == (1, 0)
+
+
+def test_sets_of_pictures_are_compared_by_the_models_that_were_asked_for(
+    measured: Any, vision: Path, clip: Path
+) -> None:
+    settings, before = measured
+    models = {"features": str(vision), "clip": str(clip)}
+    asked = settings.evaluate.model_copy(update=models)
+    results = evaluate(settings.model_copy(update={"evaluate": asked}))
+    index = json.loads((Path(settings.run) / "evaluation" / "index.json").read_text())["pictures"]
+    prompts = [entry["prompt"] for entry in index]
+    sets = {
+        kind: [
+            Image.open(Path(settings.run) / "evaluation" / entry["files"][kind]) for entry in index
+        ]
+        for kind in KINDS
+    }
+    see, read = VisionModel(str(vision)), VisionModel(str(clip))
+    for kind in KINDS:
+        assert results[kind]["clip_score"] == pytest.approx(read.score(sets[kind], prompts))
+        if kind == "teacher":
+            assert "frechet_distance" not in results[kind]
+        else:
+            found = frechet_distance(see(sets["teacher"]), see(sets[kind]))
+            assert results[kind]["frechet_distance"] == pytest.approx(found)
+            assert results[kind]["recall"] is None, "three pictures have too few neighbours"
+    assert "clip_score" not in before["student"]
+
+
+def test_a_judge_that_sees_features_compares_sets_where_no_model_was_asked_for(
+    measured: Any,
+) -> None:
+    settings, _ = measured
+
+    def features(pictures: Any) -> Any:
+        return np.array([np.asarray(p, dtype=float).mean((0, 1)) for p in pictures])
+
+    with_features = Judge(judge().aligned, judge().category, features)
+    results = evaluate(settings, with_features)
+    assert results["unguided"]["frechet_distance"] > 0
+    assert results["student"]["frechet_distance"] >= 0
 
 
 def test_bytes_are_those_of_the_adapters_file_and_of_the_denoiser_without_it(

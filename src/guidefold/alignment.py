@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL.Image import Image
 
+from guidefold.features import Features
 from guidefold.settings import Kind
 
 RESAMPLES = 2000
@@ -20,10 +21,12 @@ class Judge:
     Attributes:
         aligned: Tells of each picture whether it shows what its prompt says.
         category: What kind of prompt one is.
+        features: What it sees in pictures, to compare sets of them; None if it cannot say.
     """
 
     aligned: Callable[[Sequence[Image], Sequence[str]], Sequence[bool]]
     category: Callable[[str], str]
+    features: Features | None = None
 
 
 def share(verdicts: Sequence[bool]) -> float:

@@ -246,9 +246,9 @@ def _judge(settings: Settings) -> Judge | None:
     if settings.pipeline.source != "bundled":
         return None
     from guidefold.alignment import Judge
-    from guidefold.demo.judge import category, judge_pictures
+    from guidefold.demo.judge import category, judge_pictures, see_features
 
-    return Judge(judge_pictures, category)
+    return Judge(judge_pictures, category, see_features)
 
 
 def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:

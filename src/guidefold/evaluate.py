@@ -17,6 +17,7 @@ from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.export import METADATA, open_adapter
+from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.progress import Task, task
@@ -52,6 +53,9 @@ class Measured:
         fused_seconds: Time inside the denoiser of a picture, the adapter fused.
         verdicts: For each kind, whether a picture shows its prompt; empty without a judge.
         categories: One per prompt; None without a judge.
+        distribution: How the unguided teacher's and the student's pictures, as sets, differ from
+            the teacher's; empty without features to tell by.
+        clip_scores: Of each kind's pictures; empty without a CLIP model.
     """
 
     prompts: list[str]
@@ -62,6 +66,8 @@ class Measured:
     fused_seconds: float
     verdicts: dict[Kind, list[bool]]
     categories: list[str | None]
+    distribution: dict[Kind, dict[str, float | None]]
+    clip_scores: dict[Kind, float]
 
 
 def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
@@ -108,6 +114,7 @@ def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
 def _look(session: Session, judge: Judge | None) -> Measured:
     """Draw every picture, judge it, and measure residual guidance."""
     asked = session.settings.evaluate
+    features, clip = _features(session, judge), _open_model(session, asked.clip)
     prompts = [p.text for p in session.held_out[: asked.prompts]]
     seeds = picture_seeds(session.settings.seed, len(prompts))
     turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
@@ -135,6 +142,8 @@ def _look(session: Session, judge: Judge | None) -> Measured:
         fused_seconds=fused.denoiser_seconds_per_image,
         verdicts=_verdicts(prompts, drawn, judge),
         categories=[judge.category(prompt) if judge else None for prompt in prompts],
+        distribution=_compare(drawn, features),
+        clip_scores={k: clip.score(drawn[k].pictures, prompts) for k in KINDS} if clip else {},
     )
 
 
@@ -145,6 +154,26 @@ def _verdicts(
     if judge is None:
         return {}
     return {kind: list(judge.aligned(drawn[kind].pictures, prompts)) for kind in KINDS}
+
+
+def _features(session: Session, judge: Judge | None) -> Features | None:
+    """Who sees the features: the model that was asked for, else the judge."""
+    model = _open_model(session, session.settings.evaluate.features)
+    return model or (judge.features if judge else None)
+
+
+def _open_model(session: Session, source: str | None) -> VisionModel | None:
+    return VisionModel(source, session.pipeline.device) if source is not None else None
+
+
+def _compare(
+    drawn: Mapping[Kind, Drawn], features: Features | None
+) -> dict[Kind, dict[str, float | None]]:
+    """The unguided teacher's and the student's pictures, as sets, beside the teacher's."""
+    if features is None:
+        return {}
+    seen = {kind: features(drawn[kind].pictures) for kind in KINDS}
+    return {kind: compare(seen["teacher"], seen[kind]) for kind in KINDS if kind != "teacher"}
 
 
 def _residual(
@@ -222,6 +251,10 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
         bounds = ratio_interval(verdicts["student"], verdicts["teacher"])
         kinds["student"]["alignment_over_teacher_95"] = bounds and list(bounds)
         judged["categories"] = by_category(verdicts, [str(name) for name in measured.categories])
+    for kind, score in measured.clip_scores.items():
+        kinds[kind]["clip_score"] = score
+    for kind, distances in measured.distribution.items():
+        kinds[kind] |= distances
     weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
     adapter = (session.run / "adapter").glob("*.safetensors")
     return {

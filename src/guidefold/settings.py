@@ -191,6 +191,9 @@ class EvaluateSettings(Section):
         state_prompts: Held-out prompts whose trajectories measure residual guidance.
         grid_prompts: Rows of the picture grid.
         dial_prompts: Held-out prompts that are drawn at every strength, to show the dial.
+        features: A vision model (folder or hub id, such as ``facebook/dinov2-small``) in whose
+            features the sets of pictures are compared: Fréchet distance and recall.
+        clip: A CLIP model (folder or hub id) that scores pictures against their prompts.
     """
 
     prompts: Positive = 64
@@ -200,6 +203,8 @@ class EvaluateSettings(Section):
     state_prompts: Positive = 16
     grid_prompts: Positive = 8
     dial_prompts: int = Field(default=4, ge=0)
+    features: str | None = None
+    clip: str | None = None
 
 
 class Settings(Section):

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch.nn import functional as F
 
-from guidefold.demo.captions import Facts, Thing, parse
-from guidefold.demo.reading import Reading, SeenThing, read_pictures
+from guidefold.demo.captions import COLOURS, Facts, Thing, parse
+from guidefold.demo.reading import UNKNOWN, Reading, SeenThing, read_pictures
+from guidefold.demo.shapes import SHAPES
 from guidefold.demo.world import PICTURE_SIZE, SIZE_LIMIT
+from guidefold.features import Matrix
 
 _AT_ONCE = 64
 _LEAST_SHIFT = 6.0  # pixels between centres for one thing to lie beside another
@@ -106,6 +109,37 @@ def judge_pictures(pictures: Sequence[Image], captions: Sequence[str]) -> list[b
         said = facts[start : start + _AT_ONCE]
         judged += map(agrees, read_pictures(pixels), said)
     return judged
+
+
+def see_features(pictures: Sequence[Image]) -> Matrix:
+    """What can be told of pictures without their captions, to compare sets of them.
+
+    Args:
+        pictures: 64 x 64; other modes than RGB are converted.
+
+    Returns:
+        A row for each picture: how many things it shows of each shape and of each colour (the last
+        of both: unknown), their number, mean radius and mean place, all in units of about 1, and
+        the picture at 4 x 4 pixels.
+    """
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    small = F.avg_pool2d(tensor, PICTURE_SIZE // 4).flatten(1).double().numpy()
+    rows = [
+        _describe(reading)
+        for start in range(0, len(tensor), _AT_ONCE)
+        for reading in read_pictures(tensor[start : start + _AT_ONCE])
+    ]
+    return np.concatenate([np.array(rows, dtype=np.float64), small], axis=1)
+
+
+def _describe(reading: Reading) -> list[float]:
+    things = reading.things
+    shapes = [sum(t.shape == name for t in things) for name in (*SHAPES, UNKNOWN)]
+    colours = [sum(t.colour == name for t in things) for name in (*COLOURS, UNKNOWN)]
+    middles = [(t.radius / SIZE_LIMIT, t.x / PICTURE_SIZE, t.y / PICTURE_SIZE) for t in things]
+    mean = np.mean(middles, axis=0) if things else np.zeros(3)
+    return [*shapes, *colours, len(things), *mean]
 
 
 def aligned(picture: Image, caption: str) -> bool:
