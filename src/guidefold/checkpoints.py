@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from guidefold.adapter import Adapter
 from guidefold.errors import MismatchError
+from guidefold.optimizers import optimizer_tensors, restore_optimizer
 from guidefold.runs import (
     check_folder,
     finished_folder,
@@ -21,8 +21,6 @@ from guidefold.runs import (
     write_json,
     write_tensors,
 )
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -92,35 +90,3 @@ def load_checkpoint(
         tensors = read_tensors(folder / "optimizer.safetensors")
         restore_optimizer(adapter.named_parameters(), optimizer, tensors)
     return state
-
-
-def optimizer_tensors(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """The optimizer's moments by name: ``exp_avg/NAME`` and so on."""
-    return {
-        f"{moment}/{name}": optimizer.state[parameter][moment]
-        for name, parameter in parameters.items()
-        for moment in MOMENTS
-        if moment in optimizer.state.get(parameter, {})
-    }
-
-
-def restore_optimizer(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, torch.Tensor],
-) -> None:
-    """Give the moments back.
-
-    Raises:
-        MismatchError: A moment is missing or left over.
-    """
-    wanted = {f"{moment}/{name}" for name in parameters for moment in MOMENTS}
-    for name in sorted(wanted ^ tensors.keys()):
-        raise MismatchError(f"optimizer: '{name}' is {'missing' if name in wanted else 'unknown'}")
-    for name, parameter in parameters.items():
-        moments = {m: tensors[f"{m}/{name}"].clone() for m in MOMENTS}
-        optimizer.state[parameter] = {
-            m: t if m == "step" else t.to(parameter.device) for m, t in moments.items()
-        }

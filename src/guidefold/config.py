@@ -184,7 +184,8 @@ def _complaint(
         message = detail["msg"].removeprefix("Value error, ")
         unknown = detail["type"] == "extra_forbidden"
         got = "" if detail["type"] == "missing" or unknown else _value(detail["input"])
-        lines.append(f"{where}: {key}: {'no such setting' if unknown else message}{got}")
+        place = f"{where}: {key}" if key else where  # two tables at odds name themselves
+        lines.append(f"{place}: {'no such setting' if unknown else message}{got}")
     return "\n".join(lines), "See docs/configuration.md for every setting."
 
 

@@ -17,23 +17,19 @@ from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
 from guidefold.memory import peak_memory
-from guidefold.objective import (
-    loss_scale,
-    mean_residual,
-    residual_by_level,
-    squared_error,
-    strength_of,
-)
+from guidefold.objective import mean_residual, squared_error
+from guidefold.optimizers import check_optimizer
 from guidefold.previews import Previews
-from guidefold.progress import Stop, Stopped, Task, stop_on_signals, task
-from guidefold.recording import fill_round, round_folder
+from guidefold.progress import Stop, Stopped, Task, console, stop_on_signals, task
+from guidefold.recording import fill_round, recorded_states, something_missing
 from guidefold.runs import append_line, read_lines, write_text
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
-from guidefold.shards import StateRef, read_round, state_refs
+from guidefold.settings import Settings, StateSource
+from guidefold.shards import Split, StateRef
 from guidefold.student import Student
 from guidefold.tracking import open_accelerator, track, track_picture, tracking
 from guidefold.updates import Updates
+from guidefold.yardstick import Yardstick
 
 LOG = "log.jsonl"
 
@@ -52,11 +48,16 @@ def distill(settings: Settings) -> Path:
         FailedError: A damaged file, or a loss that is not finite.
         Stopped: On request; a checkpoint was saved.
     """
+    check_optimizer(settings.distill.optimizer)
     with (
         open_accelerator(settings) as accelerator,
         stop_on_signals() as stop,
         open_session(
-            settings, accelerator.device, main=accelerator.is_main_process, keep_settings=True
+            settings,
+            accelerator.device,
+            main=accelerator.is_main_process,
+            keep_settings=True,
+            whole=something_missing,
         ) as session,
     ):
         return Training(session, accelerator, stop).run()
@@ -97,21 +98,45 @@ class Training:
 
     def _train(self) -> None:
         """Train every stretch from the current step on."""
-        sources, steps = self.settings.record.rounds, self.settings.distill.steps
+        self._take_leave()
         if self.main and self.previews.missing(self.step):
             with task("Drawing previews", self.previews.work()) as progress:
                 self._preview(progress)
-        for number, source in enumerate(sources):
-            start, end = (steps * (number + k) // len(sources) for k in (0, 1))
-            if self.step >= end:
-                continue
+        for number, source, start, end in self._stretches():
             # Past its first step a round is whole, and the student that visited it is gone.
             if source == "student" and self.step == start:
                 self._record_round(number)
             self._train_stretch(number, end)
 
+    def _stretches(self) -> list[tuple[int, StateSource, int, int]]:
+        """``(round, its state source, first step, last step)`` of what is still to be trained."""
+        sources, steps = self.settings.record.rounds, self.settings.distill.steps
+        edges = [steps * number // len(sources) for number in range(len(sources) + 1)]
+        stretches = zip(range(len(sources)), sources, edges[:-1], edges[1:], strict=True)
+        return [stretch for stretch in stretches if self.step < stretch[-1]]
+
+    def _take_leave(self) -> None:
+        """Ask the teacher what training will need; then its weights may be stored smaller."""
+        held_out = self._refs(0, "held-out") if self.main else []
+        self.yardstick = Yardstick(self.student, self.settings, held_out)
+        storage = self.settings.distill.frozen_weights
+        if storage != "same":
+            for number, *_ in self._stretches():
+                self.yardstick.measure(number, self._refs(number, "training"))
+            if self.main and self.previews.teacher_missing():
+                with task("Drawing the teacher", self.previews.work()) as progress:
+                    self.previews.draw_teacher(progress)
+            moved = self.student.shrink(storage)
+            if self.main:
+                console.print(f"Frozen weights in {storage}: the output moves by {moved:.1%}.")
+        if self.accelerator.num_processes > 1:
+            denoiser = self.student.denoiser
+            self.student.model = self.accelerator.prepare_model(denoiser)
+            # Autocast stays with the student's calls: the pipeline's own go in its precision.
+            vars(denoiser).pop("forward", None)
+
     def _prepare(self) -> None:
-        """Attach the adapter, load the last checkpoint, wrap for several processes."""
+        """Attach the adapter, load the last checkpoint."""
         refs = self._refs(0, "training")
         if not refs:
             raise RunError(f"{self.session.run}: no training states are recorded")
@@ -126,10 +151,6 @@ class Training:
         self.adapter = self.student.adapter
         if asked.distill.gradient_checkpointing:
             self.student.enable_checkpointing()
-        if self.accelerator.num_processes > 1:
-            self.student.model = self.accelerator.prepare_model(denoiser)
-            # Autocast stays with the student's calls: the pipeline's own go in its precision.
-            vars(denoiser).pop("forward", None)
         parameters = list(self.adapter.named_parameters().values())
         self.updates = Updates(parameters, asked.distill, self.accelerator.scaler)
         self._resume()
@@ -160,16 +181,12 @@ class Training:
 
     def _train_stretch(self, number: int, end: int) -> None:
         """Train from the current step to ``end`` on every round up to ``number``."""
-        asked, size = self.settings.distill, self.settings.distill.batch_size
-        self.refs = self._refs(number, "training")
-        self.held_out = self._refs(0, "held-out")
-        self.stretch = f"round-{number}"
-        count = min(len(self.refs), asked.normaliser_states)
-        spread = [self.refs[k * len(self.refs) // count] for k in range(count)]
-        self.guidance_size = self.student.measure_guidance(spread, size)
-        if self.main:
-            self.unguided = self.student.errors(self.held_out, size, adapted=False)
-        with task("Training", asked.steps, self.step) as progress:
+        later = self.settings.record.rounds[number + 1 :]
+        if self.main and not self.previews.prompts and "student" not in later:
+            self.session.keep_denoiser_only()
+        self.number, self.refs = number, self._refs(number, "training")
+        self.yardstick.measure(number, self.refs)
+        with task("Training", self.settings.distill.steps, self.step) as progress:
             while self.step < end:
                 self._checked_stop()
                 line = self.train_step()
@@ -193,7 +210,7 @@ class Training:
             strengths = self.student.strengths(batch.guidance)
             with self.adapter.student_mode(strengths), self._sync(number == len(pieces)):
                 errors = squared_error(self.student.predict(batch), batch.target)
-                loss = (errors / self._scales(batch)).sum() / batch_size
+                loss = (errors / self.yardstick.scales(batch, self.number)).sum() / batch_size
                 self.accelerator.backward(loss)
             total += loss.detach()
         rate, norm, applied = self.updates.apply(self.step)
@@ -217,9 +234,7 @@ class Training:
 
     def validate(self) -> dict[str, Any]:
         """Residual guidance on held-out prompts, per noise level."""
-        errors = self.student.errors(self.held_out, self.settings.distill.batch_size)
-        timesteps = [ref.timestep for ref in self.held_out]
-        levels = residual_by_level(timesteps, errors, self.unguided)
+        levels = self.yardstick.residual()
         return {
             "step": self.step,
             "residual_guidance": mean_residual(levels),
@@ -254,24 +269,12 @@ class Training:
         asked, world = self.settings.distill, self.accelerator.num_processes
         total = asked.batch_size * world
         indices = chosen_indices(
-            len(self.refs), self.settings.seed, self.stretch, self.step * total, total
+            len(self.refs), self.settings.seed, f"round-{self.number}", self.step * total, total
         )
         mine = indices[self.accelerator.process_index :: world]
         size = asked.batch_size // asked.accumulation
         cuts = [mine[first : first + size] for first in range(0, len(mine), size)]
         return [batch for cut in cuts for batch in self.student.calls([self.refs[i] for i in cut])]
-
-    def _scales(self, batch: Batch) -> torch.Tensor:
-        """What each sample's squared error is divided by."""
-        if self.settings.distill.loss == "plain":
-            return torch.ones(len(batch.timesteps), device=self.device)
-        g_ref, floor = self.settings.adapter.g_ref, self.settings.distill.strength_floor
-        off, size = self.findings.off, self.guidance_size
-        scales = [
-            loss_scale(size.at(t), strength_of(g, off, g_ref), floor, g_ref - off)
-            for t, g in zip(batch.timesteps, batch.guidance, strict=True)
-        ]
-        return torch.tensor(scales, device=self.device)
 
     @contextmanager
     def _sync(self, last: bool) -> Iterator[None]:
@@ -302,10 +305,9 @@ class Training:
             keep=self.settings.distill.keep_checkpoints,
         )
 
-    def _refs(self, number: int, split: Any) -> list[StateRef]:
+    def _refs(self, number: int, split: Split) -> list[StateRef]:
         """The recorded states of every round up to one."""
-        folders = [round_folder(self.session.run, k) for k in range(number + 1)]
-        return [ref for f in folders for ref in state_refs(f, read_round(f), split)]
+        return recorded_states(self.session.run, number, split)
 
     def _record_round(self, number: int) -> None:
         """Record a round in the main process; the others wait."""

@@ -1,8 +1,8 @@
-"""Frozen weights in 8 or 4 bits: stored small, and whole only while a layer computes.
+"""Frozen weights in 16, 8 or 4 bits: stored small, and whole only while a layer computes.
 
-Each output channel (8 bits) or group of 64 inputs (4 bits) has a scale of its own, so that a weight
-is off by at most half a step of its channel's largest. The backward pass makes the weight whole
-again instead of keeping it: no gradient checkpointing is needed, and any device will do.
+In 8 bits each output channel has a scale of its own, in 4 bits each group of 64 inputs, so that a
+weight is off by at most half a step of its channel's largest. The backward pass makes the weight
+whole again instead of keeping it: no gradient checkpointing is needed, and any device will do.
 
 The input's gradient is all that a frozen layer gives; its weight and bias learn nothing.
 """
@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 GROUP = 64  # inputs that share a scale in 4 bits
+# Bits of linear layers and of convolutions, whose kernels have no long rows to group.
+BITS = {"bf16": (16, 16), "int8": (8, 8), "int4": (4, 8)}
 CONVOLUTIONS: dict[type[nn.Module], tuple[Any, Any]] = {
     nn.Conv1d: (F.conv1d, conv1d_input),
     nn.Conv2d: (F.conv2d, conv2d_input),
@@ -24,14 +26,15 @@ CONVOLUTIONS: dict[type[nn.Module], tuple[Any, Any]] = {
 }
 
 
-def shrink_weights(module: nn.Module, *, linear_bits: int = 8) -> list[str]:
+def shrink_weights(module: nn.Module, linear_bits: int = 8, convolution_bits: int = 8) -> list[str]:
     """Store the weights of every frozen linear layer and convolution in few bits, in place.
 
     Attach an adapter first: peft knows its layers by their classes.
 
     Args:
         module: A denoiser.
-        linear_bits: 8 or 4; convolutions always take 8.
+        linear_bits: 16 (bfloat16), 8 or 4.
+        convolution_bits: 16 or 8.
 
     Returns:
         The names of the layers that were shrunk.
@@ -41,44 +44,89 @@ def shrink_weights(module: nn.Module, *, linear_bits: int = 8) -> list[str]:
         if not _fits(layer):
             continue
         parent, _, child = name.rpartition(".")
-        few = linear_bits == 4 and isinstance(layer, nn.Linear) and layer.in_features % GROUP == 0
-        weight = Weight4(layer.weight) if few else Weight8(layer.weight)
-        setattr(module.get_submodule(parent), child, Frozen(layer, weight))
+        bits = linear_bits if isinstance(layer, nn.Linear) else convolution_bits
+        setattr(module.get_submodule(parent), child, Frozen(layer, _store(layer.weight, bits)))
         done.append(name)
     return done
 
 
-class Weight8(nn.Module):
-    """A weight as whole numbers of 8 bits, and a scale for each output channel."""
+class Weight(nn.Module):
+    """A weight that is stored small.
+
+    Attributes:
+        dtype: Of the weight that it stands for: some pipelines ask a layer's weight what to cast
+            to.
+        device: Where it lies.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
+        self.dtype = weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return next(self.parameters()).device
+
+    def whole(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight as the layer uses it."""
+        raise NotImplementedError
+
+    def _keep(self, **tensors: torch.Tensor) -> None:
+        for name, tensor in tensors.items():
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+
+
+class Weight16(Weight):
+    """A weight in bfloat16."""
+
+    stored: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight)
+        self._keep(stored=weight.detach().bfloat16())
+
+    def whole(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight as the layer uses it."""
+        return self.stored.to(dtype)
+
+
+class Weight8(Weight):
+    """A weight as whole numbers of 8 bits, and a scale for each output channel."""
+
+    stored: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(weight)
         rows = weight.detach().flatten(1).float()
         largest = rows.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
         shape = [-1, *[1] * (weight.ndim - 1)]
         scale = (largest / 127).view(shape)
         stored = (weight.detach().float() / scale).round().to(torch.int8)
-        self.stored = nn.Parameter(stored, requires_grad=False)
-        self.scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
+        # The scale first: some pipelines cast to the type of a module's first parameter.
+        self._keep(scale=scale.to(weight.dtype), stored=stored)
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight as the layer uses it."""
         return self.stored * self.scale.to(dtype)
 
 
-class Weight4(nn.Module):
+class Weight4(Weight):
     """A matrix as whole numbers of 4 bits, two in a byte, and a scale for each group of inputs."""
 
+    stored: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__(weight)
         self.shape = weight.shape
         groups = weight.detach().float().view(weight.shape[0], -1, GROUP)
         largest = groups.abs().amax(2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         scale = largest / 7
         numbers = ((groups / scale).round() + 8).to(torch.uint8).flatten(1)
         packed = numbers[:, ::2] | (numbers[:, 1::2] << 4)
-        self.stored = nn.Parameter(packed, requires_grad=False)
-        self.scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
+        self._keep(scale=scale.to(weight.dtype), stored=packed)
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight as the layer uses it."""
@@ -95,7 +143,7 @@ class Frozen(nn.Module):
         weight: Its weight.
     """
 
-    def __init__(self, layer: Any, weight: Weight8 | Weight4) -> None:
+    def __init__(self, layer: Any, weight: Weight) -> None:
         super().__init__()
         self.weight, self.bias = weight, layer.bias
         self.function: Any = F.linear
@@ -117,9 +165,8 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, layer: Frozen) -> torch.Tensor:
         ctx.layer, ctx.shape = layer, value.shape  # not the value: a frozen layer learns nothing
-        out: torch.Tensor = layer.function(
-            value, layer.weight.whole(value.dtype), layer.bias, *layer.options
-        )
+        weight = layer.weight.whole(_computed(value))
+        out: torch.Tensor = layer.function(value, weight, layer.bias, *layer.options)
         return out
 
     @staticmethod
@@ -129,6 +176,19 @@ class _Call(torch.autograd.Function):
         if ctx.layer.adjoint is None:
             return gradient @ weight, None
         return ctx.layer.adjoint(ctx.shape, weight, gradient, *ctx.layer.options), None
+
+
+def _store(weight: torch.Tensor, bits: int) -> Weight:
+    if bits == 16:
+        return Weight16(weight)
+    return Weight4(weight) if bits == 4 and weight.shape[1] % GROUP == 0 else Weight8(weight)
+
+
+def _computed(value: torch.Tensor) -> torch.dtype:
+    """What a layer computes in: autocast's choice where it is on, else what it is given."""
+    device = value.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else value.dtype
 
 
 def _fits(layer: nn.Module) -> bool:

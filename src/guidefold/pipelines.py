@@ -55,6 +55,7 @@ def open_pipeline(
     config: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    only: str | None = None,
 ) -> DiffusionPipeline:
     """Open a pipeline without running code or unpickling data that came with it.
 
@@ -64,6 +65,8 @@ def open_pipeline(
         config: For a single file: a diffusers folder or hub id that describes it.
         dtype: Precision of the weights.
         device: Where to.
+        only: The one component whose weights are wanted; the others stay None. Not of a single
+            file, nor of pipelines that are never without.
 
     Returns:
         The pipeline, in evaluation mode, its progress bar off.
@@ -76,12 +79,17 @@ def open_pipeline(
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_dir():
         check_folder(path)
-        pipeline = _load(DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True)
+        absent = _all_but(only, _read_index(path / "model_index.json"))
+        pipeline = _load(
+            DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True, **absent
+        )
     elif path.is_file():
         pipeline = _open_single_file(path, config, dtype)
     elif _is_hub_id(source):
-        _check_index(source, _load_index(source))
-        pipeline = _load(DiffusionPipeline.from_pretrained, source, dtype)
+        index = _load_index(source)
+        _check_index(source, index)
+        absent = _all_but(only, index)
+        pipeline = _load(DiffusionPipeline.from_pretrained, source, dtype, **absent)
     else:
         raise PipelineError(
             f"{source}: no such pipeline",
@@ -330,6 +338,19 @@ def _check_index(where: str, index: Any) -> None:
                 f"{where}: component '{component}' comes from '{library}'",
                 "Only components of diffusers and transformers are opened.",
             )
+
+
+def _all_but(only: str | None, index: Mapping[str, Any]) -> dict[str, None]:
+    """The components with weights that are not wanted, as diffusers is told so."""
+    entries = {n: e for n, e in index.items() if only is not None and isinstance(e, list | tuple)}
+    return dict.fromkeys(n for n, entry in entries.items() if n != only and _has_weights(*entry))
+
+
+def _has_weights(library: str | None, name: str | None) -> bool:
+    known = {"diffusers": diffusers, "transformers": transformers}
+    place = known.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
+    found = getattr(place, str(name), None)
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def _is_part(library: str) -> bool:

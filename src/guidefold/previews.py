@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -21,8 +22,8 @@ INDEX = "previews.json"
 class Previews:
     """The pictures of one run, in ``RUN/previews``.
 
-    Drawn by the pipeline that is trained, so that they show the student as it is; they leave it,
-    its adapter and all randomness as they were.
+    Drawn by the pipeline that is trained, so that they show the student as it is, on frozen weights
+    as they are stored; they leave it, its adapter and all randomness as they were.
 
     Args:
         session: The run; the first of its held-out prompts are drawn.
@@ -45,6 +46,7 @@ class Previews:
             "strength": session.strength,
             "denoising_steps": asked.evaluate.steps,
         }
+        self.teacher_drawn = False
         self.steps: list[int] = []
         if (self.folder / INDEX).exists():
             stored = read_json(self.folder / INDEX)
@@ -60,6 +62,10 @@ class Previews:
     def missing(self, step: int) -> bool:
         """Whether a due step has no pictures yet."""
         return self.due(step) and step not in self.steps
+
+    def teacher_missing(self) -> bool:
+        """Whether the teacher's own pictures have yet to be drawn."""
+        return bool(self.prompts) and not self._teacher_stands()
 
     def work(self) -> int:
         """Denoising steps of the next drawing, counted picture by picture."""
@@ -77,12 +83,8 @@ class Previews:
             All three kinds side by side; None where the pipeline draws no pictures, which is said
             once.
         """
-        try:
-            with self.session.whole():
-                columns = [self._column(kind, step, progress) for kind in KINDS]
-        except (InputError, ValueError) as error:  # diffusers' word for an unknown output type
-            console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
-            self.prompts = []
+        columns = self._columns(KINDS, step, progress)
+        if columns is None:
             return None
         session = self.session
         headings = [
@@ -95,6 +97,28 @@ class Previews:
         self.steps = [*(s for s in self.steps if s < step), step]  # later ones are drawn again
         write_json(self.folder / INDEX, {**self.about, "steps": self.steps})
         return sheet
+
+    def draw_teacher(self, progress: Task) -> None:
+        """Draw what does not change while training, ahead of the student's.
+
+        For those who will have no teacher later on.
+
+        Args:
+            progress: Told of every denoising step.
+        """
+        self.teacher_drawn = self._columns(KINDS[:2], 0, progress) is not None
+
+    def _columns(
+        self, kinds: Sequence[Kind], step: int, progress: Task
+    ) -> list[list[Picture]] | None:
+        """The pictures of several kinds; None, said once, where the pipeline draws none."""
+        try:
+            with self.session.whole():
+                return [self._column(kind, step, progress) for kind in kinds]
+        except (InputError, ValueError) as error:  # diffusers' word for an unknown output type
+            console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
+            self.prompts = []
+            return None
 
     def _column(self, kind: Kind, step: int, progress: Task) -> list[Picture]:
         """The pictures of one kind; what does not change while training is drawn once."""
@@ -117,7 +141,8 @@ class Previews:
     def _teacher_stands(self) -> bool:
         """Whether teacher and unguided teacher were drawn, and by what the index says."""
         files = [file for kind in KINDS[:2] for file in self._files(kind, 0)]
-        return bool(self.steps) and all(file.exists() for file in files)
+        named = self.teacher_drawn or bool(self.steps)
+        return named and all(file.exists() for file in files)
 
 
 def _read(path: Path) -> Picture:

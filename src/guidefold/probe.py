@@ -162,7 +162,7 @@ def probe(
     return Findings(
         pipeline=type(pipeline).__name__,
         scheduler=type(pipeline.scheduler).__name__,
-        prediction_type=_prediction_type(pipeline),
+        prediction_type=prediction_type(pipeline),
         denoiser=denoiser,
         denoiser_class=type(every[denoiser]).__name__,
         fingerprint=fingerprint(every[denoiser]),
@@ -331,7 +331,8 @@ def _find_layout(
         return None
 
 
-def _prediction_type(pipeline: DiffusionPipeline) -> str:
+def prediction_type(pipeline: DiffusionPipeline) -> str:
+    """What the denoiser predicts, as the scheduler says."""
     named = pipeline.scheduler.config.get("prediction_type")
     if named is None and "Flow" in type(pipeline.scheduler).__name__:
         return "flow_prediction"

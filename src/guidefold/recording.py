@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from guidefold.adapter import Adapter
 from guidefold.checkpoints import find_checkpoints
 from guidefold.plans import plan_round
 from guidefold.progress import Stop, stop_on_signals
+from guidefold.prompts import Prompt
 from guidefold.runs import sha256
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
+from guidefold.shards import Split, StateRef, read_round, state_refs
 from guidefold.trajectories import Recorder, record_round
 
 
@@ -54,6 +57,33 @@ def fill_round(session: Session, number: int, adapter: Adapter | None, stop: Sto
         recorder.adapter_hash = sha256(find_checkpoints(session.run)[-1] / "adapter.safetensors")
     batches = plan_round(settings, session.prompts, session.held_out, number)
     record_round(round_folder(session.run, number), source, batches, recorder, stop)
+
+
+def something_missing(
+    settings: Settings, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
+) -> bool:
+    """Whether a run still has to record or to draw; else it needs its denoiser alone.
+
+    Args:
+        settings: The run's.
+        prompts: For training.
+        held_out: For measuring.
+    """
+    if settings.distill.preview_prompts:
+        return True
+    for number in range(len(settings.record.rounds)):
+        # What is damaged is found when it is read in earnest.
+        lines = read_round(round_folder(Path(settings.run), number), verify=False)
+        batches = plan_round(settings, prompts, held_out, number)
+        if {plan.index for batch in batches for plan in batch} - {line["index"] for line in lines}:
+            return True
+    return False
+
+
+def recorded_states(run: Path, number: int, split: Split) -> list[StateRef]:
+    """The recorded states of every round up to one."""
+    folders = [round_folder(run, k) for k in range(number + 1)]
+    return [ref for f in folders for ref in state_refs(f, read_round(f), split)]
 
 
 def round_folder(run: Path, number: int) -> Path:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from torch import nn
 
 from guidefold.config import check_same, dump_toml, load_settings
-from guidefold.errors import ConfigError
+from guidefold.errors import ConfigError, PipelineError
 from guidefold.objective import strength_of
-from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
-from guidefold.probe import Findings, probe
+from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline, resolve_device
+from guidefold.probe import Findings, prediction_type, probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
-from guidefold.settings import Kind, Settings
+from guidefold.settings import Kind, PipelineSettings, Settings
+
+Need = Callable[[Settings, list[Prompt], list[Prompt]], bool]
 
 
 @dataclass
@@ -104,6 +107,7 @@ def open_session(
     *,
     main: bool = True,
     keep_settings: bool = False,
+    whole: Need | None = None,
 ) -> Iterator[Session]:
     """Hold a run folder, open its pipeline, and make sure that they belong together.
 
@@ -115,6 +119,8 @@ def open_session(
         main: Whether this process writes; other processes of one launch only read.
         keep_settings: Whether the run goes on with these settings from now on. Measuring and
             drawing do not decide that.
+        whole: Asked, before anything is opened, whether all of the pipeline is needed; where not,
+            and the run has been probed before, its denoiser alone is loaded. None: it is.
 
     Raises:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
@@ -127,13 +133,13 @@ def open_session(
         torch.set_num_threads(settings.threads)
     run = Path(settings.run)
     if not main:
-        yield _open(run, settings, prompts, held_out, place)
+        yield _open(run, settings, prompts, held_out, place, whole)
         return
     with locked(run):
         stored = run / "config.toml"
         if stored.exists():
             check_same(load_settings(stored), settings, run)
-        session = _open(run, settings, prompts, held_out, place)
+        session = _open(run, settings, prompts, held_out, place, whole)
         if keep_settings or not stored.exists():
             write_text(stored, dump_toml(settings))
         write_json(run / "probe.json", session.findings.to_json())
@@ -141,19 +147,69 @@ def open_session(
 
 
 def _open(
-    run: Path, settings: Settings, prompts: list[Prompt], held_out: list[Prompt], device: str
+    run: Path,
+    settings: Settings,
+    prompts: list[Prompt],
+    held_out: list[Prompt],
+    device: str,
+    whole: Need | None,
 ) -> Session:
+    asked, path = settings.pipeline, run / "probe.json"
+    stored = Findings.from_json(read_json(path)) if path.exists() else None
+    opened = None
+    if stored is not None and whole is not None and not whole(settings, prompts, held_out):
+        opened = _open_denoiser(asked, stored, device)
+    if opened is None:
+        opened = _open_whole(settings, device)
+    pipeline, findings = opened
+    _check_guidance(settings, findings)
+    if stored is not None:
+        stored.check_same_base(findings)
+    return Session(run, settings, prompts, held_out, pipeline, findings)
+
+
+def _open_whole(settings: Settings, device: str) -> tuple[DiffusionPipeline, Findings]:
+    """The pipeline, probed."""
     asked = settings.pipeline
     pipeline = open_pipeline(
         asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=device
     )
     guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
-    findings = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share)
-    _check_guidance(settings, findings)
-    stored = run / "probe.json"
-    if stored.exists():
-        Findings.from_json(read_json(stored)).check_same_base(findings)
-    return Session(run, settings, prompts, held_out, pipeline, findings)
+    found = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share)
+    return pipeline, found
+
+
+def _open_denoiser(
+    asked: PipelineSettings, stored: Findings, device: str
+) -> tuple[DiffusionPipeline, Findings] | None:
+    """The pipeline without encoders and autoencoder, which are not even loaded.
+
+    Returns:
+        The pipeline, and what was found of it before with its weights looked at again; None where
+        a pipeline cannot be opened so.
+    """
+    if Path(asked.source).is_file():
+        return None
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # that a safety checker is missing is no news
+    try:
+        pipeline = open_pipeline(
+            asked.source, dtype=DTYPES[asked.dtype], device=device, only=stored.denoiser
+        )
+    except PipelineError:
+        return None
+    finally:
+        logging.set_verbosity(said)
+    denoiser = modules(pipeline).get(stored.denoiser)
+    if denoiser is None:
+        return None
+    return pipeline, replace(
+        stored,
+        pipeline=type(pipeline).__name__,
+        prediction_type=prediction_type(pipeline),
+        denoiser_class=type(denoiser).__name__,
+        fingerprint=fingerprint(denoiser),
+    )
 
 
 def _check_guidance(settings: Settings, findings: Findings) -> None:

@@ -13,6 +13,8 @@ KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
 StateSource = Literal["teacher", "student", "noise"]
 Preset = Literal["attention", "linear", "all"]
 Precision = Literal["fp32", "fp16", "bf16"]
+Storage = Literal["same", "bf16", "int8", "int4"]
+OptimizerName = Literal["adamw", "adamw8bit"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -29,7 +31,7 @@ class PipelineSettings(Section):
         source: A folder, a hub id, a single checkpoint file, or ``"bundled"``.
         config: A diffusers folder that describes a single checkpoint file.
         dtype: Precision of the weights while the teacher is recorded, and of the frozen weights
-            while the student is trained.
+            while the student is trained, unless ``distill.frozen_weights`` stores them smaller.
         device: ``"auto"`` takes the first accelerator, else the CPU.
         negative_prompt: Folded into the adapter: the teacher runs with it.
         guided_share: Of the teacher's steps, from the first, that are guided; below 1 is Selective
@@ -138,6 +140,13 @@ class DistillSettings(Section):
         loss: ``normalised`` (the loss is residual guidance) or ``plain`` squared error.
         strength_floor: Lowest strength that the normalisation divides by.
         normaliser_states: States that measure the size of the guidance before training.
+        frozen_weights: How the frozen weights of linear layers and convolutions are stored while
+            the student trains: ``same`` as recorded, ``bf16``, ``int8``, or ``int4`` (linear layers
+            in 4 bits, convolutions in 8). Each is whole again, in the pipeline's precision, only
+            while its layer computes. The teacher is recorded before, and the adapter measured
+            after, on the weights of ``pipeline.dtype``.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (the extra
+            ``guidefold[lean]``).
         mixed_precision: Autocast of the student's passes.
         gradient_checkpointing: Trade time for memory.
         log_every: Steps between log lines.
@@ -161,6 +170,8 @@ class DistillSettings(Section):
     loss: Literal["normalised", "plain"] = "normalised"
     strength_floor: float = Field(default=0.2, gt=0)
     normaliser_states: Positive = 256
+    frozen_weights: Storage = "same"
+    optimizer: OptimizerName = "adamw"
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     log_every: Positive = 10
@@ -225,6 +236,17 @@ class Settings(Section):
     adapter: AdapterSettings = AdapterSettings()
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _teacher_is_heard_whole(self) -> Settings:
+        stored = self.distill.frozen_weights
+        if stored != "same" and "student" in self.record.rounds:
+            raise ValueError(
+                f"distill.frozen_weights: '{stored}' leaves no whole teacher to record once "
+                f"training has begun, and record.rounds is {self.record.rounds}; leave the "
+                "'student' rounds out, or set distill.frozen_weights=same"
+            )
+        return self
 
 
 def _leaves(value: object) -> Iterator[object]:

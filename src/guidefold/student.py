@@ -12,11 +12,14 @@ from torch import nn
 from guidefold.adapter import Adapter, attach
 from guidefold.batches import Batch, collate, mixes
 from guidefold.errors import UnfoldableError
+from guidefold.frozen import BITS, shrink_weights
 from guidefold.objective import GuidanceSize, squared_error, strength_of
 from guidefold.outputs import output_tensor
 from guidefold.probe import Findings
-from guidefold.settings import AdapterSettings
+from guidefold.settings import AdapterSettings, Storage
 from guidefold.shards import StateRef
+
+FARTHEST = 0.5  # part of what it says that a denoiser may lose with its weights' precision
 
 
 class Student:
@@ -34,6 +37,7 @@ class Student:
         adapter: The LoRA.
         model: What is called: the denoiser, or a wrapper of it that a launcher made.
         together: Whether mixed states may share a call.
+        whole: Whether the frozen weights are the teacher's own.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Student:
         self.findings, self.asked = findings, asked
         self.device = next(denoiser.parameters()).device
         self.autocast: Any = nullcontext
+        self.whole = True
         (first,) = collate(refs[:1], None, together=False)
         self.first = first.to(self.device)
         self.adapter: Adapter = attach(
@@ -96,6 +101,7 @@ class Student:
             batch_size: States per call.
             adapted: Of the student; else of the unguided teacher.
         """
+        assert adapted or self.whole, "the teacher's weights are gone"
         found: list[float] = []
         for first in range(0, len(refs), batch_size):
             for batch in self.calls(refs[first : first + batch_size]):
@@ -144,6 +150,39 @@ class Student:
                 f"{name}: gradient checkpointing changes its output, a fault of this diffusers",
                 remedy,
             )
+
+    def shrink(self, storage: Storage) -> float:
+        """Store the frozen weights small; from then on there is no teacher to ask.
+
+        Args:
+            storage: ``bf16``, ``int8`` or ``int4``.
+
+        Returns:
+            How far that moves what the denoiser says, as part of it (root mean square).
+
+        Raises:
+            UnfoldableError: It moves it too far, or the denoiser cannot be called any more.
+        """
+        name = type(self.denoiser).__name__
+        remedy = "Set distill.frozen_weights=same, or bf16."
+        with self.adapter.teacher_mode():
+            before = self.predict(self.first, self.denoiser).float()
+            shrink_weights(self.denoiser, *BITS[storage])
+            self.whole = False
+            try:
+                after = self.predict(self.first, self.denoiser).float()
+            except (AttributeError, TypeError, RuntimeError) as error:
+                said = str(error).splitlines()[0]
+                raise UnfoldableError(
+                    f"distill.frozen_weights: {name} cannot be called in '{storage}' ({said})",
+                    remedy,
+                ) from error
+        moved = float((after - before).norm() / before.norm().clamp_min(1e-12))
+        if not moved <= FARTHEST:
+            raise UnfoldableError(
+                f"distill.frozen_weights: '{storage}' moves what {name} says by {moved:.0%}", remedy
+            )
+        return moved
 
     def _raw(self, batch: Batch) -> torch.Tensor:
         args, kwargs = batch.arguments

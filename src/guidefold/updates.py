@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from guidefold.objective import learning_rate
+from guidefold.optimizers import make_optimizer
 from guidefold.settings import DistillSettings
 
 
@@ -31,7 +32,7 @@ class Updates:
 
     Args:
         parameters: The adapter's.
-        asked: Learning rate, schedule, weight decay and clipping.
+        asked: Optimizer, learning rate, schedule, weight decay and clipping.
         scaler: The accelerator's, of float16 gradients; None in other precisions.
     """
 
@@ -39,7 +40,7 @@ class Updates:
         self, parameters: Sequence[nn.Parameter], asked: DistillSettings, scaler: Any
     ) -> None:
         self.parameters, self.asked, self.scaler = parameters, asked, scaler
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=asked.weight_decay)
+        self.optimizer = make_optimizer(asked.optimizer, parameters, asked.weight_decay)
 
     def apply(self, step: int) -> Update:
         """Turn the gradients at hand into new parameters.

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
-from guidefold.errors import InputError
+from guidefold.optimizers import make_optimizer
 
 BLOCK = 256  # values that share a scale
 SMALLEST = 4096  # smaller tensors keep whole moments
-LIBRARY = "bitsandbytes"
 
 
 def eight_bit_adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW whose moments take a byte a value.
 
     Raises:
-        InputError: bitsandbytes is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
     if _fake(parameters[0]):
         return Shape8(parameters)
-    if find_spec(LIBRARY) is None:
-        raise InputError(
-            f"the 8-bit optimizer needs {LIBRARY}, which is not installed",
-            f"pip install {LIBRARY}",
-        )
-    optimizer: torch.optim.Optimizer = import_module(f"{LIBRARY}.optim").AdamW8bit(parameters)
-    return optimizer
+    return make_optimizer("adamw8bit", parameters, 0.0)
 
 
 class Shape8(torch.optim.Optimizer):

@@ -16,8 +16,8 @@ from guidefold import __version__
 from guidefold.bench.cases import REFERENCE, Case, Load
 from guidefold.bench.estimate import Peak, estimate
 from guidefold.bench.measure import measure
-from guidefold.bench.optimizers import LIBRARY
 from guidefold.errors import ConfigError
+from guidefold.optimizers import LIBRARY
 from guidefold.progress import task
 
 How = Literal["estimate", "cpu", "cuda"]

@@ -62,7 +62,7 @@ class Training:
         for group in self.updates.optimizer.param_groups:
             group["foreach"] = True  # torch's own choice on CUDA, and it costs memory: everywhere
         if self.case.optimizer == "adamw-8bit":
-            self.updates.optimizer = eight_bit_adamw(self.trained)  # type: ignore[assignment]
+            self.updates.optimizer = eight_bit_adamw(self.trained)
         self.ema = EMAModel(self.trained) if self.case.ema else None
         if self.ema is not None:
             mark("moving average", self.ema.shadow_params)
@@ -93,7 +93,7 @@ class Training:
                 self.denoiser, load.targets, load.rank, 0, lambda: self.denoiser(*args, **kwargs)
             )
         if case.bits is not None:
-            shrink_weights(self.denoiser, linear_bits=case.bits[0])
+            shrink_weights(self.denoiser, *case.bits)
         if case.checkpointing:
             self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
 

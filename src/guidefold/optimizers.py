@@ -1,0 +1,119 @@
+"""AdamW, its moments whole or in 8 bits, and the state that a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidefold.errors import ConfigError, MismatchError
+from guidefold.settings import OptimizerName
+
+LIBRARY = "bitsandbytes"
+SHARED = ("qmap1", "qmap2")  # what the 256 values of a byte stand for: one table for all parameters
+
+
+def check_optimizer(name: OptimizerName) -> None:
+    """Refuse an optimizer that could not be made.
+
+    Args:
+        name: ``adamw`` or ``adamw8bit``.
+
+    Raises:
+        ConfigError: Its package is not installed.
+    """
+    if name == "adamw8bit" and find_spec(LIBRARY) is None:
+        raise ConfigError(
+            f"distill.optimizer: '{name}' needs {LIBRARY}, which is not installed",
+            "Install it with pip install 'guidefold[lean]', or set distill.optimizer=adamw.",
+        )
+
+
+def make_optimizer(
+    name: OptimizerName, parameters: Sequence[nn.Parameter], weight_decay: float
+) -> torch.optim.Optimizer:
+    """An optimizer without a state yet; the caller sets the learning rate of each step.
+
+    Args:
+        name: ``adamw``, or ``adamw8bit``: moments of a byte a value, with a float32 for every 256
+            (tensors under 4,096 values keep whole moments).
+        parameters: What it updates.
+        weight_decay: AdamW's.
+
+    Raises:
+        ConfigError: Its package is not installed.
+    """
+    check_optimizer(name)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=weight_decay)
+    made: torch.optim.Optimizer = import_module(f"{LIBRARY}.optim").AdamW8bit(
+        parameters, weight_decay=weight_decay
+    )
+    return made
+
+
+def optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state by name: ``exp_avg/NAME`` and so on; nothing before the first step."""
+    states = {name: optimizer.state.get(p, {}) for name, p in parameters.items()}
+    return {key: torch.as_tensor(value) for key, _, _, value in _entries(states)}
+
+
+def restore_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Give the state back.
+
+    Raises:
+        MismatchError: A tensor is missing, left over, or of another kind.
+    """
+    states = {name: _first_state(optimizer, p) for name, p in parameters.items()}
+    wanted = {key: torch.as_tensor(value) for key, _, _, value in _entries(states)}
+    for key in sorted(wanted.keys() ^ tensors.keys()):
+        raise MismatchError(
+            f"optimizer: '{key}' is {'missing' if key in wanted else 'unknown'}",
+            "It was saved by another optimizer: set distill.optimizer to the checkpoint's.",
+        )
+    for key, mine in wanted.items():
+        if (mine.shape, mine.dtype) != (tensors[key].shape, tensors[key].dtype):
+            raise MismatchError(
+                f"optimizer: '{key}' is {_kind(tensors[key])} in the file, {_kind(mine)} here"
+            )
+    for key, name, entry, value in _entries(states):
+        if isinstance(value, torch.Tensor):
+            value.copy_(tensors[key])
+        else:
+            states[name][entry] = tensors[key].item()
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = states[name]
+
+
+def _first_state(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
+    """A parameter's state before its first step, as the optimizer itself would make it."""
+    if not hasattr(optimizer, "init_state"):
+        zeros = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+        return {**zeros, "step": torch.tensor(0.0)}
+    group = optimizer.param_groups[0]
+    index = [id(p) for p in group["params"]].index(id(parameter))
+    optimizer.init_state(group, parameter, 0, index)
+    return dict(optimizer.state.pop(parameter))
+
+
+def _entries(
+    states: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, str, str, Any]]:
+    """``(key in the file, parameter's name, entry's name, value)``; a shared table has one key."""
+    for name, state in states.items():
+        for entry, value in state.items():
+            yield entry if entry in SHARED else f"{entry}/{name}", name, entry, value
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
