@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guidefold.errors import InputError
 from guidefold.progress import console
+
+if TYPE_CHECKING:
+    from guidefold.bench.speed_ways import Subject
 
 bench = typer.Typer(
     help="Measure what the paper claims, one command a claim.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-@bench.callback()
-def _root() -> None:
-    """Keep ``memory`` a command of its own while it is the only one."""
 
 
 @bench.command()
@@ -59,6 +60,78 @@ def memory(
         typer.echo(json.dumps(to_json(rows, load, way), indent=2))
     else:
         console.print(to_table(rows, load, way))
+
+
+@bench.command()
+def speed(
+    *,
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(help="bundled (the default), a folder, a single file or a hub id."),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="A published denoiser alone, random weights: sd15, ... or a .toml file."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Pictures in a call; repeatable; 1 and 4 by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 20,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often every way is timed.")] = 5,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    rank: Annotated[int, typer.Option(help="Of the random adapter.")] = 32,
+    targets: Annotated[
+        str, typer.Option(help="The random adapter's layers: attention, linear or all.")
+    ] = "all",
+    adapter: Annotated[
+        Path | None, typer.Option(help="A run's folder: its adapter, not a random one.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also with torch.compile, if it works.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time of teacher, unguided teacher, student and Selective Guidance, interleaved."""
+    if arch is not None and pipeline is not None:
+        raise InputError(f"{pipeline} and --arch {arch}: two things to measure", "Name one.")
+    from guidefold.bench.speed_ways import Options
+
+    options = Options(
+        batches=tuple(batch or (1, 4)),
+        steps=steps,
+        rounds=rounds,
+        size=size,
+        dtype=dtype,
+        rank=rank,
+        targets=targets,
+        adapter=adapter,
+        compiled=compiled,
+    )
+    from guidefold.bench.architectures import load_architecture
+    from guidefold.bench.speed import bench_speed
+    from guidefold.bench.speed_report import describe, make_rows, to_json, to_tables
+    from guidefold.bench.speed_subjects import DenoiserAlone, WholePipeline, find_device
+
+    options = replace(options, device=find_device(device))
+    with _progress_aside(as_json):
+        if arch is None:
+            subject: Subject = WholePipeline.open(pipeline or "bundled", options)
+        else:
+            subject = DenoiserAlone(load_architecture(arch), options)
+        rows = make_rows(bench_speed(subject, options), subject.clocks)
+    if as_json:
+        typer.echo(json.dumps(to_json(rows, subject, options), indent=2))
+        return
+    console.print(describe(subject, options), markup=False)
+    for table in to_tables(rows):
+        console.print()
+        console.print(table)
+    for note in subject.notes:
+        console.print(note, markup=False)
 
 
 def plan(
