@@ -14,8 +14,8 @@ ORDER = """
     __init__ errors randomness prompts settings config progress runs memory pipelines arguments
     outputs stub capture selective probe calls adapter frozen objective features optimizers
     alignment shards plans batches student yardstick trajectories checkpoints session recording
-    export sample previews tracking updates distill gallery dial evaluate charts exhibits report
-    bench api demo cli __main__
+    export weights sample previews tracking updates distill gallery dial evaluate charts exhibits
+    report bench api demo cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

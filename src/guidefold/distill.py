@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from guidefold.adapter import attach
 from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
@@ -26,7 +27,7 @@ from guidefold.runs import append_line, read_lines, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings, StateSource
 from guidefold.shards import Split, StateRef
-from guidefold.student import Student
+from guidefold.student import Attach, Student
 from guidefold.tracking import open_accelerator, track, track_picture, tracking
 from guidefold.updates import Updates
 from guidefold.yardstick import Yardstick
@@ -34,11 +35,12 @@ from guidefold.yardstick import Yardstick
 LOG = "log.jsonl"
 
 
-def distill(settings: Settings) -> Path:
+def distill(settings: Settings, attach: Attach = attach) -> Path:
     """Record what is missing, then train; goes on where it stopped.
 
     Args:
         settings: The run's.
+        attach: Puts on what is trained.
 
     Returns:
         The last checkpoint's folder.
@@ -60,7 +62,7 @@ def distill(settings: Settings) -> Path:
             whole=something_missing,
         ) as session,
     ):
-        return Training(session, accelerator, stop).run()
+        return Training(session, accelerator, stop, attach).run()
 
 
 @dataclass
@@ -71,11 +73,13 @@ class Training:
         session: Run folder and pipeline.
         accelerator: Devices, processes and precision.
         stop: Asked after every step.
+        attach: Puts on what is trained.
     """
 
     session: Session
     accelerator: Accelerator
     stop: Stop
+    attach: Attach = attach
 
     def __post_init__(self) -> None:
         self.settings = self.session.settings
@@ -146,7 +150,9 @@ class Training:
         else:
             self.session.keep_denoiser_only()
         denoiser = self.session.denoiser.to(self.device)
-        self.student = Student(denoiser, self.findings, asked.adapter, asked.seed, refs)
+        self.student = Student(
+            denoiser, self.findings, asked.adapter, asked.seed, refs, self.attach
+        )
         self.student.autocast = self.accelerator.autocast
         self.adapter = self.student.adapter
         if asked.distill.gradient_checkpointing:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from guidefold import dial
-from guidefold.adapter import adapter_off, fuse_adapter
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
-from guidefold.export import METADATA, open_adapter
+from guidefold.export import METADATA
 from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
@@ -33,6 +32,7 @@ from guidefold.sample import (
 )
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings
+from guidefold.weights import Lora, StudentWeights
 
 Errors = tuple[float, float, float]
 INDEX = "index.json"
@@ -70,7 +70,9 @@ class Measured:
     clip_scores: dict[Kind, float]
 
 
-def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
+def evaluate(
+    settings: Settings, judge: Judge | None = None, weights: StudentWeights | None = None
+) -> dict[str, Any]:
     """Measure a run's adapter; write ``results.json`` and ``grid.png`` into its folder.
 
     Pictures that were drawn before, by the same pipeline and the same adapter, are not drawn again.
@@ -79,6 +81,7 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
         settings: The run's.
         judge: Tells of each picture whether it shows what its prompt says; None measures no
             alignment.
+        weights: What was trained; None for the run's adapter.
 
     Returns:
         What ``results.json`` holds.
@@ -89,12 +92,14 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
     """
     require_run(Path(settings.run))
     with open_session(settings) as session:
-        return measure(session, judge)
+        return measure(session, judge, weights)
 
 
-def measure(session: Session, judge: Judge | None = None) -> dict[str, Any]:
+def measure(
+    session: Session, judge: Judge | None = None, weights: StudentWeights | None = None
+) -> dict[str, Any]:
     """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
-    measured = _look(session, judge)
+    measured = _look(session, judge, weights or Lora())
     results = _results(session, measured)
     write_json(session.run / "evaluation" / INDEX, _index(session, measured))
     write_json(session.run / "results.json", results)
@@ -111,7 +116,7 @@ def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
     return student / max(unguided, 1e-12)
 
 
-def _look(session: Session, judge: Judge | None) -> Measured:
+def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
     """Draw every picture, judge it, and measure residual guidance."""
     asked = session.settings.evaluate
     features, clip = _features(session, judge), _open_model(session, asked.clip)
@@ -127,11 +132,11 @@ def _look(session: Session, judge: Judge | None) -> Measured:
         drawn["teacher"] = gallery.draw("teacher", prompts, seeds, progress)
         drawn["unguided"] = gallery.draw("unguided", prompts, seeds, progress)
         strengths["teacher"] = dial.draw_teacher(gallery, turned, seeds[: len(turned)], progress)
-        open_adapter(session, session.strength)
+        weights.load(session, session.strength)
         drawn["student"] = gallery.draw("student", prompts, seeds, progress)
         strengths["student"] = dial.draw_student(gallery, turned, seeds[: len(turned)], progress)
-        residual = _residual(session, stated, seeds, progress)
-        fuse_adapter(session.denoiser)
+        residual = _residual(session, weights, stated, seeds, progress)
+        weights.fuse(session.denoiser)
         fused = draw_session(session, few, seeds[: len(few)], session.findings.off, progress)
     return Measured(
         prompts=prompts,
@@ -177,12 +182,16 @@ def _compare(
 
 
 def _residual(
-    session: Session, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+    session: Session,
+    weights: StudentWeights,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    progress: Task,
 ) -> dict[str, Any]:
     """Residual guidance at the teacher's states and at the student's, adapter loaded."""
     rows: dict[str, list[Errors]] = {"teacher_states": [], "student_states": []}
     for prompt, seed in zip(prompts, seeds, strict=False):
-        at_teachers, at_students = _along(session, prompt, seed, progress)
+        at_teachers, at_students = _along(session, weights, prompt, seed, progress)
         rows["teacher_states"] += at_teachers
         rows["student_states"] += at_students
     found = {}
@@ -194,7 +203,7 @@ def _residual(
 
 
 def _along(
-    session: Session, prompt: str, seed: int, progress: Task
+    session: Session, weights: StudentWeights, prompt: str, seed: int, progress: Task
 ) -> tuple[list[Errors], list[Errors]]:
     """Errors at the states that the teacher visits, and at those that the student visits."""
     findings, pipeline, steps = session.findings, session.pipeline, session.settings.evaluate.steps
@@ -210,12 +219,12 @@ def _along(
             return drive(pipeline, inputs, [seed], listened, on_step=progress.advance)
         return follow(pipeline, inputs, [seed], listened, states, on_step=progress.advance)
 
-    with adapter_off(session.denoiser):
+    with weights.off(session.denoiser):
         target = go(on)
         unguided = go(off, target)
     at_teachers = _errors(go(off, target), unguided, target)
     student = go(off)
-    with adapter_off(session.denoiser):
+    with weights.off(session.denoiser):
         target, unguided = go(on, student), go(off, student)
     return at_teachers, _errors(student, unguided, target)
 

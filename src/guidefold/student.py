@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,6 +21,9 @@ from guidefold.shards import StateRef
 
 FARTHEST = 0.5  # part of what it says that a denoiser may lose with its weights' precision
 
+Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
+"""As :func:`~guidefold.adapter.attach`, or as a rival that is measured against a LoRA."""
+
 
 class Student:
     """A denoiser with an adapter attached, fresh: it says what the unguided teacher says.
@@ -32,6 +35,7 @@ class Student:
         seed: The run's.
         refs: Recorded states; one is used to see how the layers are called, two to see whether
             states of several timesteps and strengths may share a call.
+        attach: Puts on what is trained.
 
     Attributes:
         adapter: The LoRA.
@@ -47,6 +51,7 @@ class Student:
         asked: AdapterSettings,
         seed: int,
         refs: Sequence[StateRef],
+        attach: Attach = attach,
     ) -> None:
         self.denoiser, self.model = denoiser, denoiser
         self.findings, self.asked = findings, asked
