@@ -8,5 +8,7 @@ watch           the bytes that live, by part, as tensors are born and die
 estimate        a case's peak without weights or device
 measure         a case's peak in a process of its own, on a CPU or a CUDA device
 report          the table
+copy            a full copy of the denoiser as the student
+series          many runs of one preset, recorded, trained, measured and kept
 speed           time of every way to draw, interleaved (speed_ways, _students, _subjects, _report)
 """

@@ -35,7 +35,7 @@ from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import Findings, probe
 from guidefold.recording import record
-from guidefold.runs import read_json, read_lines, write_json, write_text
+from guidefold.runs import finished_folder, read_json, read_lines, write_json, write_text
 from guidefold.session import open_session
 from guidefold.settings import Settings
 from guidefold.student import Attach
@@ -251,22 +251,19 @@ def _link(source: Path, target: Path) -> None:
         else:
             os.link(old, new)
 
-    shutil.copytree(source, target, copy_function=place)
+    shutil.copytree(
+        source, target, copy_function=place, ignore=shutil.ignore_patterns("MANIFEST.json")
+    )
 
 
 def _share(evaluation: Path, shared: Path) -> None:
     """Keep what no student drew, for the next trial with this seed."""
     if shared.exists():
         return
-    fresh = shared.with_name(f"{shared.name}.{os.getpid()}")
-    fresh.mkdir(parents=True)
     lines = read_lines(evaluation / "pictures.jsonl")
     kept = [line for line in lines if line["of"]["kind"] in DRAWN_FOR_ALL]
-    for line in kept:
-        os.link(evaluation / line["file"], fresh / line["file"])
-    text = "".join(f"{json.dumps(line)}\n" for line in kept)
-    write_text(fresh / "pictures.jsonl", text)
-    if shared.exists():  # another process was faster
-        shutil.rmtree(fresh)
-    else:
-        fresh.rename(shared)
+    with finished_folder(shared) as temporary:
+        for line in kept:
+            os.link(evaluation / line["file"], temporary / line["file"])
+        text = "".join(f"{json.dumps(line)}\n" for line in kept)
+        write_text(temporary / "pictures.jsonl", text)
