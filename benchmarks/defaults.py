@@ -21,10 +21,8 @@ import torch
 from torch import nn
 
 from guidefold.adapter import NAME, Adapter, attach
-from guidefold.alignment import Judge
 from guidefold.bench.copy import copy_weights
 from guidefold.bench.series import Series, Trial
-from guidefold.demo.judge import category, judge_pictures, see_features
 from guidefold.student import Attach
 
 SEEDS = (0, 1, 2)
@@ -239,7 +237,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose group and name hold this")
     parser.add_argument("--table", type=Path, help="write TABLE.md and TABLE.json instead")
     given = parser.parse_args()
-    series = Series(given.out, "demo", COMMON, Judge(judge_pictures, category, see_features))
+    series = Series(given.out, "demo", COMMON)
     if given.table:
         write_table(series, given.seeds, given.table)
         return

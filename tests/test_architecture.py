@@ -15,7 +15,7 @@ ORDER = """
     outputs stub capture selective probe calls adapter frozen objective features optimizers
     alignment shards plans batches student yardstick trajectories checkpoints session recording
     export weights sample previews tracking updates distill gallery dial evaluate charts exhibits
-    report bench api demo cli __main__
+    report demo bench api cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

@@ -21,7 +21,6 @@ from guidefold.progress import Stopped, console
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
-    from guidefold.alignment import Judge
     from guidefold.probe import Findings
     from guidefold.settings import Settings
 
@@ -236,19 +235,10 @@ def _teach(settings: Settings) -> None:
 def _measure(settings: Settings) -> None:
     """Measure, write the page, print the table."""
     from guidefold import api
+    from guidefold.demo.judge import judge_of
 
-    results = api.evaluate(settings, _judge(settings))
+    results = api.evaluate(settings, judge_of(settings.pipeline.source))
     _print_results(results, Path(settings.run), api.report(settings))
-
-
-def _judge(settings: Settings) -> Judge | None:
-    """The bundled world can be judged; for other pipelines there is no judge."""
-    if settings.pipeline.source != "bundled":
-        return None
-    from guidefold.alignment import Judge
-    from guidefold.demo.judge import category, judge_pictures, see_features
-
-    return Judge(judge_pictures, category, see_features)
 
 
 def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:

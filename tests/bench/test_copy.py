@@ -27,7 +27,7 @@ def train(copy: WholeCopy) -> torch.Tensor:
         copy.denoiser(x).sum().backward()
     with torch.no_grad():
         for parameter in copy.named_parameters().values():
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
     return x
 
 

@@ -13,7 +13,7 @@ from guidefold.bench.copy import copy_weights
 from guidefold.bench.series import Passes, Series, Trial
 from guidefold.capture import drive
 from guidefold.config import dump_toml
-from guidefold.settings import Settings
+from guidefold.settings import KINDS, Settings
 from guidefold.stub import RandomStub
 
 TRIAL = Trial((), seed=0)
@@ -121,10 +121,12 @@ def test_a_full_copy_goes_through_the_same_road(series: Series) -> None:
     assert found["results"]["teacher"] == lora["results"]["teacher"], "drawn once for both"
 
 
-def test_the_students_first_pictures_are_kept(series: Series) -> None:
+def test_the_first_pictures_of_every_kind_are_kept(series: Series) -> None:
     series.run(TRIAL)
     kept = sorted(series.pictures(TRIAL).iterdir())
-    assert [path.name for path in kept] == ["000.png", "001.png"]
+    assert [path.name for path in kept] == [
+        f"{kind}-00{k}.png" for kind in sorted(KINDS) for k in (0, 1)
+    ]
     for path in kept:
         with Image.open(path) as picture:
             assert picture.size == (16, 16)

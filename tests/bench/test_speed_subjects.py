@@ -15,7 +15,7 @@ from zoo import ZOO, build
 
 from guidefold.adapter import adapted_layers
 from guidefold.bench import speed_subjects
-from guidefold.bench.speed_students import SEED, share
+from guidefold.bench.speed_students import SEED, settle, share
 from guidefold.bench.speed_subjects import (
     DenoiserAlone,
     WholePipeline,
@@ -131,6 +131,24 @@ def test_two_modules_on_one_storage_share_tied_weights_too() -> None:
     assert second[0].weight.data_ptr() == module[0].weight.data_ptr()
     assert module[0].weight.requires_grad
     assert not second[0].weight.requires_grad
+
+
+def test_weights_that_lie_in_a_file_are_measured_where_fused_weights_lie(saved: Any) -> None:
+    """A kernel is slower on a weight at an odd address: the bound would look too slow."""
+    subject = WholePipeline.open(str(saved("sd15")), options())
+    for module in subject.denoisers.values():
+        assert all(p.data_ptr() % 64 == 0 for p in module.parameters())
+
+
+def test_settling_keeps_values_and_ties() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    before = [p.clone() for p in module.parameters()]
+    places = [p.data_ptr() for p in module.parameters()]
+    settle(module)
+    assert module[1].weight is module[0].weight
+    assert all(map(torch.equal, before, module.parameters()))
+    assert not {p.data_ptr() for p in module.parameters()} & set(places)
 
 
 def test_the_users_pipeline_is_left_as_it_was() -> None:

@@ -9,6 +9,8 @@ estimate        a case's peak without weights or device
 measure         a case's peak in a process of its own, on a CPU or a CUDA device
 report          the table
 copy            a full copy of the denoiser as the student
+methods         the paper's systems and ours, as data
+fidelity        alignment and distance of every method (fidelity_report: its tables and pictures)
 series          many runs of one preset, recorded, trained, measured and kept
 speed           time of every way to draw, interleaved (speed_ways, _students, _subjects, _report)
 """

@@ -134,6 +134,43 @@ def speed(
         console.print(note, markup=False)
 
 
+@bench.command()
+def fidelity(
+    *,
+    config: Annotated[str, typer.Argument(help="A preset or a TOML file.")] = "demo",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where runs are kept; what is finished there is not run again.")
+    ] = Path("runs/fidelity"),
+    method: Annotated[
+        list[str] | None, typer.Option(help="One method; repeatable; all by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Alignment and distance from the CFG picture: the paper's ways beside Guidefold's default."""
+    from guidefold.bench.fidelity import bench_fidelity
+    from guidefold.bench.fidelity_report import categories, levels, overview, to_json, to_rich
+    from guidefold.bench.methods import find_methods
+    from guidefold.bench.series import Series
+
+    methods = find_methods(method or [])
+    series = Series(out, config, tuple(overrides or []))
+    with _progress_aside(as_json):
+        found = bench_fidelity(series, methods, range(seeds))
+    if as_json:
+        typer.echo(json.dumps(to_json(found), indent=2))
+        return
+    tables = {"Means over seeds": overview(found), "Alignment by category": categories(found)}
+    for states in ("teacher", "student"):
+        title = f"Residual guidance by noise level, at the {states}'s states"
+        tables[title] = levels(found, f"{states}_states")
+    for title, table in tables.items():
+        console.print(to_rich(title, table))
+
+
 def plan(
     config: Annotated[str, typer.Argument(help="A preset, a TOML file, or a run folder.")],
     overrides: Annotated[

@@ -28,6 +28,7 @@ from guidefold.adapter import attach
 from guidefold.alignment import Judge
 from guidefold.bench.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.config import load_settings
+from guidefold.demo.judge import judge_of
 from guidefold.distill import LOG, distill
 from guidefold.evaluate import INDEX, evaluate
 from guidefold.export import export
@@ -103,13 +104,16 @@ class Series:
         out: Folder.
         preset: A preset's name or a TOML file.
         common: Overrides that all trials have in common.
-        judge: Tells of pictures whether they show their prompts; None for other worlds.
     """
 
     out: Path
     preset: str
     common: tuple[str, ...] = ()
-    judge: Judge | None = None
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """Tells of pictures whether they show their prompts; None where nobody can."""
+        return judge_of(self.settings(Trial((), 0)).pipeline.source)
 
     def settings(self, trial: Trial, run: Path | str = "unnamed") -> Settings:
         """What a trial runs with."""
@@ -174,8 +178,8 @@ class Series:
         return kept
 
     def pictures(self, trial: Trial) -> Path:
-        """The folder of the student's pictures that a finished trial keeps: 000.png and so on."""
-        return self.out / "students" / self.file(trial).stem
+        """The folder of the first pictures of a finished trial: student-000.png, and so on."""
+        return self.out / "shown" / self.file(trial).stem
 
     def _recordings(self, trial: Trial) -> Path:
         """The rounds that need no student, recorded once for all trials that share them."""
@@ -210,21 +214,22 @@ class Series:
             asked = settings.evaluate.model_copy(update={"guidance": scale})
             moved = settings.model_copy(update={"evaluate": asked})
             line["elsewhere"][f"{scale:g}"] = self._evaluate(trial, moved)
-        self._keep_pictures(settings, self.file(trial).stem)
+        self._keep_pictures(trial, settings)
         return line
 
     def _evaluate(self, trial: Trial, settings: Settings) -> dict[str, Any]:
         weights = CopiedWeights() if trial.attach is copy_weights else None
         return evaluate(settings, self.judge, weights)
 
-    def _keep_pictures(self, settings: Settings, name: str) -> None:
-        """The first of the student's pictures, for a grid."""
+    def _keep_pictures(self, trial: Trial, settings: Settings) -> None:
+        """The first pictures of each kind, for a grid."""
         evaluation = Path(settings.run) / "evaluation"
-        target = self.out / "students" / name
+        target = self.pictures(trial)
         target.mkdir(parents=True, exist_ok=True)
         rows = read_json(evaluation / INDEX)["pictures"][: settings.evaluate.grid_prompts]
         for k, row in enumerate(rows):
-            shutil.copy2(evaluation / row["files"]["student"], target / f"{k:03d}.png")
+            for kind, file in row["files"].items():
+                shutil.copy2(evaluation / file, target / f"{kind}-{k:03d}.png")
 
 
 def _curve(settings: Settings, recording: int, total: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from guidefold.bench.speed_students import (
     find_adapter,
     make_denoisers,
     random_adapter,
+    settle,
 )
 from guidefold.bench.speed_ways import (
     GUIDANCE,
@@ -35,7 +36,7 @@ from guidefold.bench.speed_ways import (
 from guidefold.capture import Listener, drive, run
 from guidefold.errors import ConfigError, UnfoldableError
 from guidefold.outputs import rows_of
-from guidefold.pipelines import DTYPES, call_inputs, open_pipeline, resolve_device
+from guidefold.pipelines import DTYPES, call_inputs, modules, open_pipeline, resolve_device
 from guidefold.probe import PROMPT, Findings, probe
 from guidefold.selective import stop_guiding
 
@@ -87,7 +88,10 @@ class WholePipeline(Subject):
             InputError: It cannot be opened, or measured.
         """
         dtype = DTYPES[options.dtype]
-        return cls(open_pipeline(source, dtype=dtype, device=options.device), options)
+        pipeline = open_pipeline(source, dtype=dtype, device=options.device)
+        for module in modules(pipeline).values():
+            settle(module)
+        return cls(pipeline, options)
 
     def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
         """Draw a batch of pictures; all clocks run, and what the denoiser is asked is counted."""

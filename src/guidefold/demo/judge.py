@@ -9,6 +9,7 @@ import torch
 from PIL.Image import Image
 from torch.nn import functional as F
 
+from guidefold.alignment import Judge
 from guidefold.demo.captions import COLOURS, Facts, Thing, parse
 from guidefold.demo.reading import UNKNOWN, Reading, SeenThing, read_pictures
 from guidefold.demo.shapes import SHAPES
@@ -109,6 +110,11 @@ def judge_pictures(pictures: Sequence[Image], captions: Sequence[str]) -> list[b
         said = facts[start : start + _AT_ONCE]
         judged += map(agrees, read_pictures(pixels), said)
     return judged
+
+
+def judge_of(source: str) -> Judge | None:
+    """The judge of a pipeline's pictures, by its source; None for worlds that nobody can judge."""
+    return Judge(judge_pictures, category, see_features) if source == "bundled" else None
 
 
 def see_features(pictures: Sequence[Image]) -> Matrix:
