@@ -25,6 +25,19 @@ def settings(**tables: Any) -> Settings:
     return Settings.model_validate({"run": "r", "pipeline": {"source": "p"}, **tables})
 
 
+@pytest.mark.parametrize("storage", ["bf16", "int8", "int4"])
+def test_a_student_round_after_the_teachers_weights_are_gone_is_refused_by_name(
+    toml: Path, storage: str
+) -> None:
+    rounds = 'record.rounds=["teacher", "student"]'
+    said = complaint(toml, rounds, f"distill.frozen_weights={storage}")
+    assert said.startswith(f"{toml}: distill.frozen_weights: '{storage}' leaves no whole teacher")
+    assert "record.rounds is ['teacher', 'student']" in said
+    assert "set distill.frozen_weights=same" in said
+    load_settings(toml, [rounds])
+    load_settings(toml, [f"distill.frozen_weights={storage}"])
+
+
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"

@@ -14,7 +14,7 @@ from zoo import WARNINGS
 
 from guidefold import session as sessions
 from guidefold.config import load_settings
-from guidefold.errors import ConfigError, MismatchError, PromptError, RunError
+from guidefold.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
 from guidefold.runs import require_run
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
@@ -114,6 +114,57 @@ def test_measuring_and_drawing_with_other_settings_do_not_change_the_run(begun: 
     with open_session(with_(begun, evaluate={"guidance": 3.0})) as session:
         assert session.guidance == 3.0
     assert load_settings(begun.run) == begun
+
+
+def nothing(*_: object) -> bool:
+    return False
+
+
+def loaded(session: Session) -> set[str]:
+    parts = session.pipeline.components.items()
+    return {name for name, part in parts if isinstance(part, torch.nn.Module)}
+
+
+def test_a_probed_run_that_needs_no_more_loads_its_denoiser_alone(begun: Settings) -> None:
+    with open_session(begun, whole=nothing) as session:
+        assert loaded(session) == {"unet"}
+        with open_session(begun, main=False) as other:
+            assert loaded(other) > {"unet"}
+            assert other.findings == session.findings
+
+
+@pytest.mark.parametrize("need", [None, lambda *_: True])
+def test_a_run_that_needs_more_or_was_never_probed_is_opened_whole(
+    settings: Settings, need: sessions.Need | None
+) -> None:
+    with open_session(settings, whole=nothing) as session:
+        assert loaded(session) == {"unet", "vae", "text_encoder"}
+    with open_session(settings, whole=need) as session:
+        assert loaded(session) == {"unet", "vae", "text_encoder"}
+
+
+def test_a_pipeline_that_is_never_without_its_encoders_is_opened_whole(
+    begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = sessions.open_pipeline, []
+
+    def refuse(*args: object, only: str | None = None, **options: object) -> object:
+        asked.append(only)
+        if only is not None:
+            raise PipelineError("an encoder is missing")
+        return real(*args, **options)
+
+    monkeypatch.setattr(sessions, "open_pipeline", refuse)
+    with open_session(begun, whole=nothing) as session:
+        assert loaded(session) == {"unet", "vae", "text_encoder"}
+    assert asked == ["unet", None]
+
+
+def test_other_weights_are_refused_also_where_the_denoiser_alone_would_do(begun: Settings) -> None:
+    path = next(Path(begun.pipeline.source).glob("unet/*.safetensors"))
+    save_file({n: t + 1 for n, t in load_file(path).items()}, path)
+    with pytest.raises(MismatchError, match="fingerprint"), open_session(begun, whole=nothing):
+        pass
 
 
 def test_other_weights_are_refused_with_both_sides(begun: Settings) -> None:

@@ -185,8 +185,8 @@ def _open_denoiser(
     """The pipeline without encoders and autoencoder, which are not even loaded.
 
     Returns:
-        The pipeline, and what was found of it before with its weights looked at again; None where
-        a pipeline cannot be opened so.
+        The pipeline and what was found of it before; None where it cannot be opened so, or is not
+        seen to be the same: that is for the whole pipeline to show.
     """
     if Path(asked.source).is_file():
         return None
@@ -203,13 +203,14 @@ def _open_denoiser(
     denoiser = modules(pipeline).get(stored.denoiser)
     if denoiser is None:
         return None
-    return pipeline, replace(
+    found = replace(
         stored,
         pipeline=type(pipeline).__name__,
         prediction_type=prediction_type(pipeline),
         denoiser_class=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
     )
+    return (pipeline, stored) if found == stored else None
 
 
 def _check_guidance(settings: Settings, findings: Findings) -> None:

@@ -170,24 +170,26 @@ class Student:
         """
         name = type(self.denoiser).__name__
         remedy = "Set distill.frozen_weights=same, or bf16."
-        with self.adapter.teacher_mode():
-            before = self.predict(self.first, self.denoiser).float()
-            shrink_weights(self.denoiser, *BITS[storage])
-            self.whole = False
-            try:
-                after = self.predict(self.first, self.denoiser).float()
-            except (AttributeError, TypeError, RuntimeError) as error:
-                said = str(error).splitlines()[0]
-                raise UnfoldableError(
-                    f"distill.frozen_weights: {name} cannot be called in '{storage}' ({said})",
-                    remedy,
-                ) from error
+        before = self._unguided()
+        shrink_weights(self.denoiser, *BITS[storage])  # in teacher mode the adapter is frozen too
+        self.whole = False
+        try:
+            after = self._unguided()
+        except (AttributeError, TypeError, RuntimeError) as error:
+            said = str(error).splitlines()[0]
+            raise UnfoldableError(
+                f"distill.frozen_weights: {name} cannot be called in '{storage}' ({said})", remedy
+            ) from error
         moved = float((after - before).norm() / before.norm().clamp_min(1e-12))
         if not moved <= FARTHEST:
             raise UnfoldableError(
                 f"distill.frozen_weights: '{storage}' moves what {name} says by {moved:.0%}", remedy
             )
         return moved
+
+    def _unguided(self) -> torch.Tensor:
+        with self.adapter.teacher_mode():
+            return self.predict(self.first, self.denoiser).float()
 
     def _raw(self, batch: Batch) -> torch.Tensor:
         args, kwargs = batch.arguments

@@ -55,7 +55,15 @@ def real_peak(settings: Settings, patch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulation": 2}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"}],
+    [
+        {},
+        {"accumulation": 2},
+        {"gradient_checkpointing": True},
+        {"mixed_precision": "bf16"},
+        {"frozen_weights": "bf16", "mixed_precision": "bf16"},
+        {"frozen_weights": "int8"},
+        {"frozen_weights": "int4", "gradient_checkpointing": True},
+    ],
     ids=str,
 )
 def test_a_plan_is_what_the_run_takes(
@@ -82,6 +90,25 @@ def test_a_pipeline_of_any_family_is_planned_from_its_configs(
     assert planned.recording_bytes > planned.parts["weights"]
     assert planned.rows == settings.distill.batch_size // settings.distill.accumulation
     assert sum(planned.parts.values()) == planned.peak_bytes
+
+
+def test_smaller_weights_and_moments_take_their_part_less(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    def parts(**distill: Any) -> dict[str, int]:
+        wide = {"rank": 256, "targets": "linear"}
+        return make_plan(settings_for("sd15", tmp_path, adapter=wide, distill=distill)).parts
+
+    whole = parts()
+    sixteen, eight, four = (
+        parts(frozen_weights=storage)["weights"] / whole["weights"]
+        for storage in ("bf16", "int8", "int4")
+    )
+    # Norms keep theirs and scales are added: these layers are a few dozen wide.
+    assert sixteen == pytest.approx(0.5, abs=0.1)
+    assert eight == pytest.approx(0.25, abs=0.15)
+    assert four < eight
+    assert parts(optimizer="adamw8bit")["optimizer"] < 0.5 * whole["optimizer"]
 
 
 def test_what_looks_at_values_is_refused_by_name(settings_for: Make, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from guidefold.arguments import Tree, tree_map
 from guidefold.bench.cases import Case, Subject
 from guidefold.bench.estimate import estimate
 from guidefold.bench.hollow import find_folder, first_call, open_hollow, unplannable
+from guidefold.frozen import BITS
 from guidefold.outputs import output_tensor
 from guidefold.pipelines import DTYPES, modules, resolve_device
 from guidefold.settings import Settings
@@ -110,15 +111,8 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
     denoiser = modules(open_hollow(folder, dtype))[call.denoiser]
     heard = Heard(denoiser, call.arguments, output_tensor(call.output), settings)
     parameters = sum(p.numel() for p in denoiser.parameters())
-    case = Case(
-        name="run",
-        title="the run's training step",
-        trains="adapter",
-        encoders=False,
-        checkpointing=settings.distill.gradient_checkpointing,
-    )
     try:
-        peak = estimate(case, heard)
+        peak = estimate(_case(settings), heard)
     except (RuntimeError, ValueError, TypeError) as error:  # it looks at values, which are none
         raise unplannable(type(denoiser).__name__, error) from error
     device = "given" if available_bytes is not None else resolve_device(asked.device)
@@ -135,11 +129,27 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
     )
 
 
+def _case(settings: Settings) -> Case:
+    """A run's way to train."""
+    asked = settings.distill
+    return Case(
+        name="run",
+        title="the run's training step",
+        trains="adapter",
+        encoders=False,
+        checkpointing=asked.gradient_checkpointing,
+        optimizer="adamw-8bit" if asked.optimizer == "adamw8bit" else "adamw",
+        bits=BITS.get(asked.frozen_weights),
+    )
+
+
 def describe(plan: Plan, settings: Settings) -> str:
     """A plan for people: its parts, the largest first, and the verdict."""
+    stored = settings.distill.frozen_weights
+    frozen = "" if stored == "same" else f", trained on in {stored}"
     lines = [
-        f"{plan.denoiser}, {plan.parameters:,} parameters in {settings.pipeline.dtype}; adapter of "
-        f"rank {settings.adapter.rank} on '{settings.adapter.targets}', "
+        f"{plan.denoiser}, {plan.parameters:,} parameters in {settings.pipeline.dtype}{frozen}; "
+        f"adapter of rank {settings.adapter.rank} on '{settings.adapter.targets}', "
         f"{plan.trained_parameters:,} parameters; {plan.rows} samples in a call",
         "",
         *(
@@ -166,10 +176,14 @@ def _verdict(plan: Plan, settings: Settings) -> str:
 def _remedies(plan: Plan, settings: Settings) -> list[str]:
     """What is left to try, the most helpful first."""
     asked = settings.distill
+    shrinks = "student" not in settings.record.rounds
     left = {
         "pipeline.dtype=bf16": settings.pipeline.dtype == "fp32",
         "distill.gradient_checkpointing=true": not asked.gradient_checkpointing,
         f"distill.accumulation={asked.batch_size}": asked.accumulation < asked.batch_size,
+        "distill.frozen_weights=int8": shrinks and asked.frozen_weights in ("same", "bf16"),
+        "distill.frozen_weights=int4": shrinks and asked.frozen_weights == "int8",
+        "distill.optimizer=adamw8bit": asked.optimizer == "adamw",
         "adapter.rank=4": settings.adapter.rank > 4,
         "adapter.targets=attention": settings.adapter.targets != "attention",
     }
