@@ -38,6 +38,7 @@ COMMANDS = (
     "sample",
     "config",
     "plan",
+    "reproduce",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guidefold import __version__
-from guidefold.bench.command import bench, plan
+from guidefold.bench.command import bench, plan, reproduce
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.progress import Stopped, console
 from guidefold.settings import KINDS
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(plan)
+app.command()(reproduce)
 
 Config = Annotated[
     str, typer.Argument(help="A preset, a TOML file, or a run folder to go on with.")

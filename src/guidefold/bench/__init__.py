@@ -11,6 +11,7 @@ report          the table
 copy            a full copy of the denoiser as the student
 methods         the paper's systems and ours, as data
 fidelity        alignment and distance of every method (fidelity_report: its tables and pictures)
+reproduce       every claim of the paper, one command each (paper: the page it writes)
 series          many runs of one preset, recorded, trained, measured and kept
 speed           time of every way to draw, interleaved (speed_ways, _students, _subjects, _report)
 """

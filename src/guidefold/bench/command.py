@@ -152,7 +152,14 @@ def fidelity(
 ) -> None:
     """Alignment and distance from the CFG picture: the paper's ways beside Guidefold's default."""
     from guidefold.bench.fidelity import bench_fidelity
-    from guidefold.bench.fidelity_report import categories, levels, overview, to_json, to_rich
+    from guidefold.bench.fidelity_report import (
+        categories,
+        levels,
+        overview,
+        to_json,
+        to_rich,
+        write_pictures,
+    )
     from guidefold.bench.methods import find_methods
     from guidefold.bench.series import Series
 
@@ -160,6 +167,7 @@ def fidelity(
     series = Series(out, config, tuple(overrides or []))
     with _progress_aside(as_json):
         found = bench_fidelity(series, methods, range(seeds))
+    write_pictures(series, methods, found)
     if as_json:
         typer.echo(json.dumps(to_json(found), indent=2))
         return
@@ -169,6 +177,27 @@ def fidelity(
         tables[title] = levels(found, f"{states}_states")
     for title, table in tables.items():
         console.print(to_rich(title, table))
+
+
+def reproduce(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of the fidelity runs as section.key=value."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where to; a stopped reproduction goes on there.")
+    ] = Path("runs/paper"),
+    seeds: Annotated[int, typer.Option(min=1, help="Of the fidelity runs.")] = 3,
+    part: Annotated[
+        list[str] | None, typer.Option(help="One part; repeatable; all by default.")
+    ] = None,
+) -> None:
+    """Run every claim of the source paper, and write paper.md: its figures beside ours."""
+    from guidefold.bench.reproduce import find_parts
+    from guidefold.bench.reproduce import reproduce as run
+
+    page = run(out, find_parts(out, seeds, overrides or [], part or []))
+    console.print(f"Written: {page}", markup=False)
 
 
 def plan(

@@ -18,7 +18,8 @@ from guidefold.bench.methods import Method
 from guidefold.bench.series import Series, Trial
 from guidefold.charts import curves
 from guidefold.prompts import load_prompts, split_prompts
-from guidefold.sample import Picture, grid
+from guidefold.runs import write_bytes
+from guidefold.sample import Picture, grid, png
 
 Table = tuple[list[str], list[list[str]]]
 """Headings, and rows of cells."""
@@ -127,6 +128,14 @@ def curve_svg(found: Sequence[Found]) -> bytes | None:
     title = "Residual guidance on held-out states, each method's own"
     chart = curves(title, lines, "thousand denoiser passes", "residual guidance")
     return base64.b64decode(chart.light.split(",", 1)[1])
+
+
+def write_pictures(series: Series, methods: Sequence[Method], found: Sequence[Found]) -> None:
+    """Write ``grid.png`` and ``curves.svg`` into the series' folder, where anything was trained."""
+    drawn = curve_svg(found)
+    if drawn is not None:
+        write_bytes(series.out / "curves.svg", drawn)
+        write_bytes(series.out / "grid.png", png(picture_grid(series, methods, found[0].seed)))
 
 
 def picture_grid(series: Series, methods: Sequence[Method], seed: int) -> Picture:
