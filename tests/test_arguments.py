@@ -8,6 +8,7 @@ import torch
 
 from guidefold.arguments import (
     NotBatchableError,
+    alike,
     find_layout,
     flatten,
     join,
@@ -170,3 +171,26 @@ def test_tree_map_reaches_every_tensor_and_leaves_the_rest() -> None:
         assert torch.equal(before * 2, after)
     assert len(list(tensors_of(tree))) == 7
     assert doubled[1]["lengths"] == tree[1]["lengths"]
+
+
+def test_trees_are_alike_up_to_the_noise_of_their_precision() -> None:
+    one, other = arguments([1, 2]), arguments([1, 2])
+    assert alike(one, other)
+    one[0][0].mul_(1 + 1e-5)
+    assert alike(one, other)
+
+
+@pytest.mark.parametrize("change", ["value", "whole number", "shape", "key", "text", "length"])
+def test_trees_that_differ_in_one_leaf_are_not_alike(change: str) -> None:
+    one: dict[str, Any] = {"x": [torch.ones(2, 3)], "ids": torch.tensor([5000]), "text": "a"}
+    other = {
+        "value": {**one, "x": [torch.ones(2, 3).index_fill(0, torch.tensor([1]), 1.01)]},
+        "whole number": {**one, "ids": torch.tensor([5001])},
+        "shape": {**one, "x": [torch.ones(2, 4)]},
+        "key": {**one, "y": None},
+        "text": {**one, "text": "b"},
+        "length": {**one, "x": []},
+    }[change]
+    assert alike(one, one)
+    assert not alike(one, other)
+    assert not alike(other, one)

@@ -248,3 +248,21 @@ def test_the_first_of_two_processes_draws_what_one_alone_draws_in_half_precision
     for name in ("teacher-0.png", "unguided-0.png", "student-0-step-000000.png"):
         assert files(two)[name] == files(one)[name]
     assert len(list((Path(two.run) / "trackers" / "guidefold").glob("events.*"))) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "", '{"steps": 3}', "5", "{}", "lacks its steps"])
+def test_a_damaged_index_counts_as_none_so_that_previews_are_drawn_again(
+    run: tuple[Settings, Outcome], content: str
+) -> None:
+    settings, _ = run
+    index = folder_of(settings) / "previews.json"
+    whole = index.read_text()
+    if content == "lacks its steps":
+        content = json.dumps({k: v for k, v in json.loads(whole).items() if k != "steps"})
+    try:
+        index.write_text(content)
+        with open_session(settings) as session:
+            assert previews._indexed(index, json.loads(whole)) == []
+            assert Previews(session, None).missing(4)
+    finally:
+        index.write_text(whole)

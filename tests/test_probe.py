@@ -1,7 +1,9 @@
 """The probe: how a pipeline guides, and whether that can be folded."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +19,11 @@ from guidefold.errors import (
     ConfigError,
     CorruptFileError,
     MismatchError,
+    PipelineError,
     UnfoldableError,
 )
 from guidefold.outputs import OutputMap
+from guidefold.pipelines import bundled_teacher, open_pipeline
 from guidefold.probe import Findings, lora_loader, probe
 
 FOLDED = [name for name in ZOO if name != "sd15_pag"]
@@ -110,6 +114,9 @@ class Scaling(Plain):
 
     factor = 1.0
 
+    def reading(self, prompt):
+        return len(set(prompt)) / 100
+
     @torch.no_grad()
     def __call__(
         self, prompt, guidance_scale=5.0, num_inference_steps=2, generator=None, output_type="pil"
@@ -117,7 +124,7 @@ class Scaling(Plain):
         state = torch.randn((1, 4), generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)
         for timestep in self.scheduler.timesteps:
-            output = self.unet(state)
+            output = self.unet(state + self.reading(prompt[0]))
             if guidance_scale > 1:
                 output = guidance_scale * output - self.unet(-state)
             state = self.scheduler.step(self.factor * output, timestep, state).prev_sample
@@ -133,6 +140,54 @@ def test_an_output_map_that_guidefold_does_not_know_is_refused_by_name() -> None
     assert probe(Scaling(*parts), {}, 5.0).output_map == OutputMap("whole")
     with pytest.raises(UnfoldableError, match="in a way Guidefold does not know"):
         probe(Doubling(*parts), {}, 5.0)
+
+
+class Deaf(Scaling):
+    """Reads no prompt."""
+
+    def reading(self, prompt):
+        return 0.0
+
+
+def test_a_pipeline_that_does_not_tell_prompts_apart_is_refused_with_the_likely_cause() -> None:
+    with pytest.raises(UnfoldableError, match="Deaf does not tell prompts apart") as caught:
+        probe(Deaf(torch.nn.Linear(4, 4), DDIMScheduler()), {}, 5.0)
+    assert "reach its unet as the same arguments" in caught.value.message
+    assert "tokenizer or of a text encoder is likely missing" in caught.value.remedy
+
+
+def test_the_prompts_to_be_told_apart_have_as_many_words_and_letters() -> None:
+    one, other = probing.PROMPT.split(), probing.OTHER.split()
+    assert [len(word) for word in one] == [len(word) for word in other]
+    assert sum(map(str.__eq__, one, other)) < len(one) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        ("sd15", "tokenizer"),
+        ("sd3", "tokenizer_3"),
+        ("qwen_image", "tokenizer"),
+        ("lumina2", "tokenizer"),
+    ],
+)
+def test_a_folder_that_lost_a_tokenizer_s_vocabulary_is_refused_by_the_tokenizer_s_name(
+    saved: Any, tmp_path: Path, name: str, tokenizer: str
+) -> None:
+    folder = shutil.copytree(saved(name), tmp_path / name)
+    (folder / tokenizer / "tokenizer.json").unlink()
+    with pytest.raises(PipelineError, match=f"its {tokenizer} does not tell prompts") as caught:
+        ask(open_pipeline(str(folder)), name)
+    assert f"{tokenizer}/tokenizer.json" in caught.value.remedy
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.json", "vocab.json", "merges.txt"])
+def test_a_vocabulary_that_is_there_twice_may_lose_one_of_its_files(
+    tmp_path: Path, lost: str
+) -> None:
+    folder = shutil.copytree(bundled_teacher(), tmp_path / "teacher")
+    (folder / "tokenizer" / lost).unlink()
+    assert probe(open_pipeline(str(folder)), {}, 5.0).passes_off == 1
 
 
 class Remembering(torch.nn.Linear):

@@ -437,8 +437,20 @@ def test_a_picture_that_cannot_be_shown_is_named(run: Path, picture: str, damage
 def test_a_file_that_is_not_json_is_named(run: Path, name: str) -> None:
     text = (run / name).read_text()
     (run / name).write_text(text[:-1])
-    with pytest.raises(CorruptFileError, match=f"{name}: not valid JSON"):
+    with pytest.raises(CorruptFileError, match=f"{name}: not valid JSON") as caught:
         gather(run)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null"])
+@pytest.mark.parametrize("name", ["results.json", "probe.json", "evaluation/index.json"])
+def test_a_file_that_holds_no_table_is_named_with_the_remedy(
+    run: Path, name: str, content: str
+) -> None:
+    (run / name).write_text(content)
+    with pytest.raises(CorruptFileError, match=f"{name}: holds no table") as caught:
+        gather(run)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize(

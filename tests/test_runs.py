@@ -229,6 +229,28 @@ class TestCheckFolder:
         with pytest.raises(CorruptFileError, match="no MANIFEST"):
             runs.check_folder(folder)
 
+    @pytest.mark.parametrize(
+        "content", ["[]", "{}", "5", '"all"', "null", '{"state.json": []}', "{"]
+    )
+    def test_refuses_a_manifest_that_names_no_files_with_the_remedy(
+        self, folder: Path, content: str
+    ) -> None:
+        (folder / runs.MANIFEST).write_text(content)
+        with pytest.raises(CorruptFileError, match=r"MANIFEST\.json: ") as caught:
+            runs.check_folder(folder)
+        assert f"rm -r '{folder}'" in caught.value.remedy
+
+    def test_refuses_a_file_that_the_manifest_does_not_name(self, folder: Path) -> None:
+        manifest = json.loads((folder / runs.MANIFEST).read_text())
+        del manifest["t.safetensors"]
+        (folder / runs.MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(CorruptFileError, match=r"t\.safetensors: not named in"):
+            runs.check_folder(folder)
+
+    def test_does_not_mind_what_a_desktop_hides_in_it(self, folder: Path) -> None:
+        (folder / ".DS_Store").touch()
+        runs.check_folder(folder)
+
     def test_any_flipped_bit_of_the_manifest_is_refused_or_harmless(self, folder: Path) -> None:
         path = folder / runs.MANIFEST
         whole = path.read_bytes()

@@ -78,7 +78,8 @@ def load_checkpoint(
         CorruptFileError: A file is truncated or altered.
         MismatchError: Rank, names or shapes differ.
     """
-    check_folder(folder)
+    remedy = f"To go on from the checkpoint before it, or else from step 0: rm -r '{folder}'"
+    check_folder(folder, remedy)
     state: dict[str, Any] = read_json(folder / "state.json")
     if state["rank"] != adapter.rank:
         raise MismatchError(

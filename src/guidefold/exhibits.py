@@ -104,25 +104,28 @@ def pictures_by_step(run: Path) -> dict[str, Any] | None:
     return {"prompts": about["prompts"], "steps": steps, **fixed, "student": student}
 
 
-def optional_json(path: Path, keys: Sequence[str] = ()) -> Any:
+def optional_json(path: Path, keys: Sequence[str] = (), remedy: str = AGAIN) -> Any:
     """A file of a run that may not be there yet.
 
     Args:
         path: The file.
         keys: What it must hold.
+        remedy: What to do where it is damaged.
 
     Returns:
-        Its JSON; None where there is no file.
+        Its JSON, a table; None where there is no file.
 
     Raises:
-        CorruptFileError: It is no JSON, or lacks a key.
+        CorruptFileError: It is no JSON or no table, or lacks a key.
     """
     if not path.exists():
         return None
-    value = read_json(path)
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{path}: holds no table", remedy)
     missing = [key for key in keys if key not in value]
     if missing:
-        raise CorruptFileError(f"{path}: '{missing[0]}' is not in it", AGAIN)
+        raise CorruptFileError(f"{path}: '{missing[0]}' is not in it", remedy)
     return value
 
 

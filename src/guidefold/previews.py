@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from guidefold.adapter import Adapter
-from guidefold.errors import InputError
+from guidefold.errors import CorruptFileError, InputError
 from guidefold.progress import Task, console
 from guidefold.runs import read_json, write_bytes, write_json
 from guidefold.sample import Picture, draw_session, grid, picture_seeds, png
@@ -47,12 +48,7 @@ class Previews:
             "denoising_steps": asked.evaluate.steps,
         }
         self.teacher_drawn = False
-        self.steps: list[int] = []
-        if (self.folder / INDEX).exists():
-            stored = read_json(self.folder / INDEX)
-            # Pictures of other prompts or another guidance scale do not belong beside these.
-            if {name: stored.get(name) for name in self.about} == self.about:
-                self.steps = stored["steps"]
+        self.steps = _indexed(self.folder / INDEX, self.about)
 
     def due(self, step: int) -> bool:
         """Whether a step is one of those that are drawn."""
@@ -143,6 +139,22 @@ class Previews:
         files = [file for kind in KINDS[:2] for file in self._files(kind, 0)]
         named = self.teacher_drawn or bool(self.steps)
         return named and all(file.exists() for file in files)
+
+
+def _indexed(index: Path, about: Mapping[str, Any]) -> list[int]:
+    """The steps that an index names.
+
+    None where it is damaged, for then its pictures are drawn again; nor where it is of other
+    prompts or of another guidance scale, for pictures of those do not belong beside these.
+    """
+    try:
+        stored = read_json(index) if index.exists() else None
+    except CorruptFileError:
+        return []
+    if not isinstance(stored, dict) or {name: stored.get(name) for name in about} != about:
+        return []
+    steps = stored.get("steps")
+    return steps if isinstance(steps, list) and all(isinstance(s, int) for s in steps) else []
 
 
 def _read(path: Path) -> Picture:

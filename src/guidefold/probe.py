@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from guidefold.arguments import Layout, find_layout
+from guidefold.arguments import Layout, Tree, alike, find_layout
 from guidefold.capture import (
     Step,
     denoisers_of,
@@ -22,6 +24,7 @@ from guidefold.errors import (
     ConfigError,
     CorruptFileError,
     MismatchError,
+    PipelineError,
     UnfoldableError,
 )
 from guidefold.outputs import OutputMap, find_output_map, output_tensor
@@ -32,6 +35,8 @@ from guidefold.stub import RandomStub
 STEPS = 2
 SEED = 0
 PROMPT = "a photograph of a cat"
+# As many words and letters: without a vocabulary both are the same row of unknown tokens.
+OTHER = "a watercolor of a dog"
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
 OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
 
@@ -136,8 +141,10 @@ def probe(
 
     Raises:
         UnfoldableError: There is nothing to fold, or no known way to; says which.
+        PipelineError: A tokenizer has lost its vocabulary.
         ConfigError: The pipeline refuses the call.
     """
+    _check_tokenizers(pipeline)
     negative = negative_prompt is not None or "negative_prompt" in call
     argument = guidance_argument(pipeline, negative=negative)
     inputs = {
@@ -159,6 +166,9 @@ def probe(
     heard = follow(pipeline, inputs, [SEED], listened, unguided, stub=stub, keep_arguments=True)
     output_map = find_output_map(stub.answers[0], heard[0].model_output)
     _prove(listened[denoiser], output_map, heard, unguided)
+    one = heard[0].calls[0].arguments
+    ask = partial(_arguments, pipeline, inputs, call, negative_prompt, listened, stub)
+    _check_tells_apart(pipeline, denoiser, one, ask([OTHER]))
     return Findings(
         pipeline=type(pipeline).__name__,
         scheduler=type(pipeline.scheduler).__name__,
@@ -171,8 +181,8 @@ def probe(
         passes_on=passes_on,
         passes_off=_passes(unguided, denoiser),
         output_map=output_map,
-        layout=_find_layout(pipeline, inputs, call, negative_prompt, listened, PROMPT),
-        company=_find_layout(pipeline, inputs, call, negative_prompt, listened, LONGER) is not None,
+        layout=_find_layout(one, partial(ask, [PROMPT, PROMPT])),
+        company=_find_layout(one, partial(ask, [PROMPT, LONGER])) is not None,
         loader=lora_loader(pipeline, denoiser),
     )
 
@@ -306,27 +316,56 @@ def _prove(
             )
 
 
-def _find_layout(
+def _arguments(
     pipeline: DiffusionPipeline,
     inputs: Mapping[str, Any],
     call: Mapping[str, Any],
     negative_prompt: str | None,
     listened: Mapping[str, nn.Module],
-    other: str,
-) -> Layout:
+    stub: RandomStub,
+    prompts: list[str],
+) -> Tree:
+    """What the denoiser is asked first for some prompts, at no cost of its own."""
+    given = {**inputs, **call_inputs(pipeline, prompts, call, negative_prompt)}
+    seeds = range(SEED, SEED + len(prompts))
+    steps = drive(pipeline, given, seeds, listened, stub=stub, keep_arguments=True)
+    return steps[0].calls[0].arguments
+
+
+def _check_tokenizers(pipeline: DiffusionPipeline) -> None:
+    """A tokenizer whose files are gone is built without a vocabulary, and nobody is told."""
+    for name, part in pipeline.components.items():
+        if not isinstance(part, PreTrainedTokenizerBase):
+            continue
+        one, other = (part.convert_tokens_to_ids(part.tokenize(t)) for t in (PROMPT, OTHER))
+        if one == other:
+            raise PipelineError(
+                f"{type(pipeline).__name__}: its {name} does not tell prompts apart: "
+                f"'{PROMPT}' and '{OTHER}' become the same tokens",
+                f"Its vocabulary is missing: look for {name}/tokenizer.json (or vocab.json and "
+                "merges.txt, or a .model file) where the pipeline came from.",
+            )
+
+
+def _check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, other: Tree) -> None:
+    """From the same noise, another prompt must ask the denoiser something else."""
+    if alike(one, other):
+        raise UnfoldableError(
+            f"{type(pipeline).__name__} does not tell prompts apart: '{PROMPT}' and '{OTHER}' "
+            f"reach its {denoiser} as the same arguments",
+            "A file of a tokenizer or of a text encoder is likely missing or damaged: compare the "
+            "pipeline's folder with where it came from.",
+        )
+
+
+def _find_layout(one: Tree, ask_two: Callable[[], Tree]) -> Layout:
     """The layout of a call for two prompts; None where they cannot share one.
 
     A pipeline may take one prompt at a time, or pad prompts to the longest among them, so that a
     prompt's arguments depend on its company.
     """
-    stub, heard = RandomStub(SEED), []
     try:
-        for prompts in ([PROMPT], [PROMPT, other]):
-            given = {**inputs, **call_inputs(pipeline, prompts, call, negative_prompt)}
-            seeds = range(SEED, SEED + len(prompts))
-            steps = drive(pipeline, given, seeds, listened, stub=stub, keep_arguments=True)
-            heard.append(steps[0].calls[0].arguments)
-        return find_layout(heard[0], heard[1])
+        return find_layout(one, ask_two())
     except (ValueError, TypeError, RuntimeError, UnfoldableError):
         return None
 

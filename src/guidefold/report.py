@@ -25,6 +25,8 @@ from guidefold.runs import read_lines, readable_size, require_run, write_text
 from guidefold.settings import KINDS, Settings
 
 PAGE = "report.html"
+PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
+EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
 RESULTS = (
     *KINDS,
     *("residual_guidance", "relative_distance", "guidance", "strength", "prompts", "steps"),
@@ -64,7 +66,7 @@ def gather(run: Path) -> dict[str, Any]:
     settings = load_settings(run / "config.toml")
     results = optional_json(run / "results.json", RESULTS)
     index = optional_json(run / "evaluation" / "index.json", ("pictures", "dial"))
-    findings = optional_json(run / "probe.json")
+    findings = optional_json(run / "probe.json", remedy=PROBE_AGAIN)
     log = read_lines(run / "log.jsonl")
     dial = pictures_by_strength(run, index) if index else []
     return {
@@ -82,7 +84,7 @@ def gather(run: Path) -> dict[str, Any]:
         "previews": pictures_by_step(run),
         "charts": _charts(log, results),
         "costs": _costs(run, settings, log, results),
-        "adapter": optional_json(run / "adapter" / "guidefold.json"),
+        "adapter": optional_json(run / "adapter" / "guidefold.json", remedy=EXPORT_AGAIN),
         "findings": findings,
         "settings": (run / "config.toml").read_text(encoding="utf-8"),
         "names": NAMES,

@@ -165,8 +165,12 @@ def read_metadata(path: Path) -> Any:
     return json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "") -> Any:
     """Read a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is damaged.
 
     Raises:
         CorruptFileError: It is not JSON.
@@ -174,7 +178,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path}: not valid JSON ({error})") from error
+        raise CorruptFileError(f"{path}: not valid JSON ({error})", remedy) from error
 
 
 def append_line(path: Path, value: object) -> None:
@@ -257,15 +261,29 @@ def check_folder(folder: Path, remedy: str = "") -> None:
         remedy: What to do where they differ; by default, to remove it.
 
     Raises:
-        CorruptFileError: A file is missing, truncated or altered.
+        CorruptFileError: A file is missing, truncated, altered, or not named in the manifest.
     """
-    remedy = remedy or f"Remove {folder} to go on from what stood before it."
+    remedy = remedy or f"To go on from what stood before it: rm -r '{folder}'"
     if not (folder / MANIFEST).exists():
         raise CorruptFileError(f"{folder}: no {MANIFEST}", remedy)
-    for name, entry in read_json(folder / MANIFEST).items():
-        if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
-            raise CorruptFileError(f"{folder / MANIFEST}: damaged at '{name}'", remedy)
+    entries = _read_manifest(folder / MANIFEST, remedy)
+    for name, entry in entries.items():
         check_file(folder / name, entry["sha256"], entry["size"], remedy)
+    for path in sorted(folder.iterdir()):
+        hidden = path.name.startswith(".")  # what desktops leave behind is none of ours
+        if not hidden and path.name not in {MANIFEST, *entries}:
+            raise CorruptFileError(f"{path}: not named in {folder / MANIFEST}", remedy)
+
+
+def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
+    """A folder's files by name, each with its checksum and its size."""
+    entries = read_json(path, remedy)
+    if not isinstance(entries, dict) or not entries:
+        raise CorruptFileError(f"{path}: damaged: it names no files", remedy)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
+            raise CorruptFileError(f"{path}: damaged at '{name}'", remedy)
+    return entries
 
 
 def check_file(path: Path, digest: str, size: int, remedy: str = "") -> None:
