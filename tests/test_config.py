@@ -169,9 +169,92 @@ def test_what_is_no_override_is_named(toml: Path, override: str, said: str) -> N
 def test_a_missing_setting_is_named_with_its_file(toml: Path) -> None:
     toml.write_text("[pipeline]\n", encoding="utf-8")
     assert complaint(toml).splitlines() == [
-        f"{toml}: run: Field required",
-        f"{toml}:1: pipeline.source: Field required",
+        f"{toml}: run: not set, but needed: run=runs/NAME",
+        f"{toml}:1: pipeline.source: not set, but needed: pipeline.source=FOLDER",
     ]
+
+
+def test_a_file_without_a_pipeline_is_answered_in_our_words_after_its_misspelt_names(
+    toml: Path,
+) -> None:
+    toml.write_text("run = 'r'\n[pipelin]\nsource = 'p'\n", encoding="utf-8")
+    assert complaint(toml).splitlines() == [
+        f"{toml}:2: pipelin: no such setting. Did you mean pipeline?",
+        f"{toml}: pipeline: not set, but needed: pipeline.source=FOLDER",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("distill.step=5", "distill.steps"),
+        ("distil.steps=5", "distill"),
+        ("adapter.gref=5", "adapter.g_ref"),
+        ("steps=5", "record.steps or distill.steps or evaluate.steps"),
+        ("rank=5", "adapter.rank"),
+    ],
+)
+def test_a_misspelt_setting_is_answered_with_the_one_that_was_meant(
+    toml: Path, override: str, meant: str
+) -> None:
+    assert complaint(toml, override).endswith(f": no such setting. Did you mean {meant}?")
+
+
+def test_a_setting_like_no_other_is_answered_without_a_guess(toml: Path) -> None:
+    assert complaint(toml, "distill.xyzzy=5").endswith(": no such setting")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distill=3", "a table of settings: write [distill] in a file, or distill.NAME=value"),
+        (
+            "pipeline.call=3",
+            "a table: write [pipeline.call] in a file, or pipeline.call.NAME=value",
+        ),
+        ("record.steps=20", "record.steps: must be a pair, the lower and the upper bound"),
+        ("record.steps=[20]", "record.steps: must be a pair, the lower and the upper bound"),
+        ("record.steps=[]", "record.steps: must be a pair, the lower and the upper bound"),
+        ("record.steps=[1, 2, 3]", "record.steps: must be a pair, the lower and the upper bound"),
+        ("distill.steps=1e30", "distill.steps: must be a smaller whole number (got 1e+30)"),
+        ("distill.steps=0", "distill.steps: must be at least 1 (got 0)"),
+        ("distill.steps=few", "distill.steps: must be a whole number (got 'few')"),
+        ("distill.learning_rate=0", "must be greater than 0"),
+        ("prompts.held_out_share=1", "must be less than 1"),
+        ("adapter.rank=5000", "must be at most 1024"),
+        ("adapter.dial=2", "must be true or false"),
+        ("adapter.g_ref=nan", "must be a finite number"),
+        ("run=", "run: must not be empty (got '')"),
+        ("run=5", "run: must be text (got 5)"),
+        ("distill.loss=best", "must be 'normalised' or 'plain'"),
+        ("distill.trackers=wandb", 'must be a list, such as ["one", "two"]'),
+    ],
+)
+def test_a_wrong_value_is_answered_in_our_own_words(toml: Path, override: str, said: str) -> None:
+    answer = complaint(toml, override)
+    assert said in answer
+    assert len(answer.splitlines()) == 1
+    assert not any(word in answer for word in ("Input", "valid", "instance", "Field", "parse"))
+
+
+def test_the_remedy_names_a_command_that_shows_settings(toml: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(toml, ["distill.steps=0"])
+    assert "'guidefold config demo'" in caught.value.remedy
+
+
+def test_a_pipeline_in_the_place_of_a_preset_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").touch()
+    for source in (tmp_path, Path("some/model.safetensors")):
+        with pytest.raises(ConfigError, match="a pipeline, not a run's settings") as caught:
+            load_settings(source)
+        assert f"guidefold distill sd15 pipeline.source={source} run=" in caught.value.remedy
+
+
+def test_a_folder_in_the_place_of_a_run_s_settings_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"no config\.toml in this folder"):
+        load_settings(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"run = \n", b"run = 'a'\nrun = 'b'\n", b"run = '\xff'\n"])

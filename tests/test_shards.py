@@ -10,7 +10,15 @@ from safetensors import safe_open
 
 from guidefold.errors import CorruptFileError, NonFiniteError
 from guidefold.runs import append_line
-from guidefold.shards import LINES, KeptState, StateRef, read_round, state_refs, write_trajectory
+from guidefold.shards import (
+    LINES,
+    KeptState,
+    StateRef,
+    drop_damaged,
+    read_round,
+    state_refs,
+    write_trajectory,
+)
 
 TIMESTEPS = (901.0, 601.5, 1.0)
 LAST = torch.zeros(1, 4, 2, 2)
@@ -141,8 +149,27 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: Callable[[Pat
         write(tmp_path, k)
     assert len(read_round(tmp_path)) == 2
     damage(tmp_path / "1.safetensors")
-    with pytest.raises(CorruptFileError, match=r"1\.safetensors"):
+    with pytest.raises(CorruptFileError, match=r"1\.safetensors") as caught:
         read_round(tmp_path)
+    assert "guidefold record" in caught.value.remedy
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+def test_what_is_damaged_is_dropped_from_the_manifest_and_nothing_else(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    lines = [write(tmp_path, k) for k in range(3)]
+    damage(tmp_path / "1.safetensors")
+    drop_damaged(tmp_path)
+    assert read_round(tmp_path) == [lines[0], lines[2]]
+
+
+def test_dropping_leaves_a_whole_manifest_untouched(tmp_path: Path) -> None:
+    write(tmp_path, 0)
+    before = (tmp_path / LINES).stat()
+    drop_damaged(tmp_path)
+    assert (tmp_path / LINES).stat().st_mtime_ns == before.st_mtime_ns
+    drop_damaged(tmp_path / "never recorded")
 
 
 def test_a_torn_last_line_is_dropped_and_a_damaged_one_within_is_named(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from guidefold.errors import ConfigError, MismatchError
 from guidefold.settings import Settings
@@ -27,6 +28,43 @@ FREE = {
     "distill.preview_every",
     "distill.trackers",
 }
+# What is wrong with a setting, by pydantic's type of the error and with what it tells of it.
+WORDS = {
+    "missing": "not set",
+    "extra_forbidden": "no such setting",
+    "model_type": "a table of settings: write [{key}] in a file, or {key}.NAME=value",
+    "dict_type": "a table: write [{key}] in a file, or {key}.NAME=value",
+    "tuple_type": "must be a pair, the lower and the upper bound, such as [20, 50]",
+    "list_type": 'must be a list, such as ["one", "two"]',
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "too_long": "must be a pair, the lower and the upper bound, such as [20, 50]",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "value_error": "{error}",
+}
+NEEDED = {
+    "run": "run=runs/NAME",
+    "pipeline": "pipeline.source=FOLDER",
+    "pipeline.source": "pipeline.source=FOLDER",
+}
+HINT = (
+    "'guidefold config demo' prints a preset with comments; docs/configuration.md of the "
+    "repository lists every setting."
+)
 
 
 def load_settings(source: str | Path, overrides: list[str] | None = None) -> Settings:
@@ -81,9 +119,15 @@ def find_config(source: str | Path) -> Path:
         ConfigError: There is none.
     """
     path = Path(source)
+    if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
+        raise ConfigError(
+            f"{source}: a pipeline, not a run's settings",
+            "Name a preset, and the pipeline as a setting: "
+            f"guidefold distill sd15 pipeline.source={source} run=runs/NAME",
+        )
     if path.is_dir():
         path = path / "config.toml"
-        if not path.exists():
+        if not path.is_file():
             raise ConfigError(f"{source}: no config.toml in this folder", "Name a run's folder.")
         return path
     if path.is_file():
@@ -171,22 +215,48 @@ def _apply(values: dict[str, Any], override: str) -> str:
 def _complaint(
     error: ValidationError, file: str, text: str, origins: dict[str, str]
 ) -> tuple[str, str]:
-    """Turn pydantic's first errors into messages with place, field and value."""
+    """Turn pydantic's errors into messages with place, field and value, misspelt names first."""
     lines = []
-    for detail in error.errors():
-        location = [str(part) for part in detail["loc"]]
+    details = error.errors()
+    for detail in sorted(details, key=lambda detail: detail["type"] != "extra_forbidden"):
+        kind, location = detail["type"], [str(part) for part in detail["loc"]]
+        if kind == "missing" and isinstance(detail["loc"][-1], int):  # the second of a pair
+            kind, location = "tuple_type", location[:-1]
         key = ".".join(location)
         named = next(
             (k for k in origins if f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.")), None
         )
         line = None if named else _line_of(text, location)
         where = origins[named] if named else f"{file}:{line}" if line else file
-        message = detail["msg"].removeprefix("Value error, ")
-        unknown = detail["type"] == "extra_forbidden"
-        got = "" if detail["type"] == "missing" or unknown else _value(detail["input"])
+        message = WORDS.get(kind, detail["msg"]).format(key=key, **detail.get("ctx", {}))
+        message += {"missing": _needed, "extra_forbidden": _meant}.get(kind, _given)(key, detail)
         place = f"{where}: {key}" if key else where  # two tables at odds name themselves
-        lines.append(f"{place}: {'no such setting' if unknown else message}{got}")
-    return "\n".join(lines), "See docs/configuration.md for every setting."
+        lines.append(f"{place}: {message}")
+    return "\n".join(dict.fromkeys(lines)), HINT
+
+
+def _needed(key: str, _detail: Mapping[str, Any]) -> str:
+    return f", but needed: {NEEDED[key]}" if key in NEEDED else ""
+
+
+def _meant(key: str, _detail: Mapping[str, Any]) -> str:
+    """The settings that a misspelt name comes near; of a name without its table, those it ends."""
+    known = list(_keys(Settings))
+    near = [name for name in known if name.endswith(f".{key}")]
+    near = near or get_close_matches(key, known, n=1, cutoff=0.75)
+    return f". Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _given(_key: str, detail: Mapping[str, Any]) -> str:
+    return _value(detail["input"])
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every setting and table by its dotted name."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
 def _value(value: object) -> str:

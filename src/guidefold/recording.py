@@ -13,12 +13,12 @@ from guidefold.prompts import Prompt
 from guidefold.runs import sha256
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.shards import Split, StateRef, read_round, state_refs
+from guidefold.shards import Split, StateRef, drop_damaged, read_round, state_refs
 from guidefold.trajectories import Recorder, record_round
 
 
 def record(settings: Settings) -> Path:
-    """Record every round that needs no trained student.
+    """Record every round that needs no trained student; what is damaged is recorded again.
 
     Args:
         settings: The run's.
@@ -33,6 +33,7 @@ def record(settings: Settings) -> Path:
     with stop_on_signals() as stop, open_session(settings, keep_settings=True) as session:
         for number, source in enumerate(settings.record.rounds):
             if source != "student":
+                drop_damaged(round_folder(session.run, number))
                 fill_round(session, number, None, stop)
     return Path(settings.run)
 

@@ -5,6 +5,7 @@ What is the same at every kept step (prompt embeddings) is stored once, what dif
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from guidefold.arguments import Tree, flatten, unflatten
 from guidefold.errors import CorruptFileError
-from guidefold.runs import check_file, read_lines, read_metadata, write_tensors
+from guidefold.runs import check_file, read_lines, read_metadata, write_tensors, write_text
 
 Split = Literal["training", "held-out"]
 LINES = "manifest.jsonl"
@@ -117,9 +118,19 @@ def read_round(folder: Path, *, verify: bool = True) -> list[dict[str, Any]]:
     lines = read_lines(folder / LINES)
     if verify:
         for line in lines:
-            remedy = f"Remove its line from {folder / LINES} to record it again."
-            check_file(folder / line["file"], line["sha256"], line["size"], remedy)
+            _check(folder, line)
     return lines
+
+
+def drop_damaged(folder: Path) -> None:
+    """Forget the trajectories whose files are missing or altered, so that they are recorded anew.
+
+    Each is a function of its seed: what is recorded is what was.
+    """
+    lines = read_lines(folder / LINES)
+    whole = [line for line in lines if _is_whole(folder, line)]
+    if len(whole) < len(lines):
+        write_text(folder / LINES, "".join(json.dumps(line) + "\n" for line in whole))
 
 
 def state_refs(folder: Path, lines: Sequence[dict[str, Any]], split: Split) -> list[StateRef]:
@@ -130,6 +141,21 @@ def state_refs(folder: Path, lines: Sequence[dict[str, Any]], split: Split) -> l
         for line in chosen
         for row, timestep in enumerate(line["timesteps"])
     ]
+
+
+def _check(folder: Path, line: dict[str, Any]) -> None:
+    remedy = f"To record it again, as it was: guidefold record {folder.parent.parent}"
+    if line.get("source") == "student":
+        remedy = "The student that visited these states is gone: choose another run=FOLDER."
+    check_file(folder / line["file"], line["sha256"], line["size"], remedy)
+
+
+def _is_whole(folder: Path, line: dict[str, Any]) -> bool:
+    try:
+        _check(folder, line)
+    except CorruptFileError:
+        return False
+    return True
 
 
 class _Trajectory:
