@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(BIN)/guidefold demo
 
 test: .venv/ready
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
