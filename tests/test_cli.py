@@ -170,6 +170,10 @@ MISTAKES: dict[str, str] = {
     "Name a run's folder.": "report {here}",
     "--kind painter: no such kind": "sample {here} -p cat -k painter",
     "config: no such file": "config config",
+    "nosuch: no such run": "evaluate {here}/nosuch",
+    "demo: no such run": "report demo",
+    "a pipeline, not a run's settings": "distill {here}/code",
+    "prompt: an empty one": "sample {config} --prompt=",
 }
 """What must be said of commands that cannot work."""
 
@@ -198,6 +202,17 @@ def test_a_foreseeable_mistake_ends_in_a_message_and_code_2(
     assert answer.err.startswith("Error: ")
     assert said in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_the_commands_are_listed_whole_and_in_the_order_of_their_use(
+    run: Guidefold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run("--help").out.partition("Commands:")[2]
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    road = ["demo", "probe", "plan", "config", "record", "distill", "sample", "evaluate", "export"]
+    assert listed[: len(road)] == road
+    assert "..." not in out
 
 
 @pytest.mark.parametrize("verb", ["export", "evaluate", "sample"])

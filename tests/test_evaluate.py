@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.distill import distill
 from guidefold.errors import RunError
-from guidefold.evaluate import _errors, evaluate, relative_distance
+from guidefold.evaluate import LINES, _errors, evaluate, measure, relative_distance
 from guidefold.export import export
 from guidefold.features import VisionModel, frechet_distance
-from guidefold.progress import task
+from guidefold.progress import Stopped, task
 from guidefold.prompts import load_prompts, split_prompts
 from guidefold.randomness import generator
-from guidefold.runs import read_lines
+from guidefold.runs import append_line, read_lines
 from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings
 
@@ -265,6 +266,21 @@ def test_progress_counts_every_step_of_a_measurement(
     evaluate(untrained)
     # three kinds of 3 pictures, 2 rows of 6 strengths twice, 6 runs over states, 1 fused
     assert seen == [(80, 80)]
+
+
+def test_a_stopped_measurement_says_how_many_pictures_stand_and_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*_: Any) -> None:
+        append_line(tmp_path / "evaluation" / LINES, {"file": "teacher-0000.png"})
+        raise KeyboardInterrupt
+
+    (tmp_path / "evaluation").mkdir()
+    monkeypatch.setattr("guidefold.evaluate._look", look)
+    session: Any = SimpleNamespace(run=tmp_path)
+    with pytest.raises(Stopped, match=f"1 picture drawn so far in {tmp_path}/evaluation") as stop:
+        measure(session)
+    assert stop.value.exit_code == 130
 
 
 # Against the stock pipeline

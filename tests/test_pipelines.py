@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from listening import plain_run
 from original_layout import write_original_layout
 from test_capture import Plain
@@ -212,7 +214,31 @@ def test_what_is_neither_file_nor_folder_nor_hub_id_is_refused(source: str) -> N
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused_without_a_traceback() -> None:
-    assert "model_index.json cannot be had" in refusal("nobody/nothing-of-the-sort").message
+    message = refusal("nobody/nothing-of-the-sort").message
+    assert "model_index.json cannot be had: HF_HUB_OFFLINE is set" in message
+
+
+class NoSuchRepositoryError(RepositoryNotFoundError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "404")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NoSuchRepositoryError(), "the hub has no such repository"),
+        (HfHubHTTPError.__bases__[0]("connection refused"), "no connection to http"),
+        (ConnectionError("unreachable"), "no connection to http"),
+    ],
+)
+def test_a_hub_that_does_not_answer_or_has_no_such_repository_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "model_info", fail)
+    assert f"cannot be had: {reason}" in refusal("nobody/nothing-of-the-sort").message
 
 
 def test_every_refusal_of_a_folder_comes_before_any_component_is_loaded(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from guidefold import progress
-from guidefold.progress import Stop, stop_on_signals, task
+from guidefold.progress import Stop, plural, stop_on_signals, task
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -142,3 +142,7 @@ def test_on_a_terminal_work_aside_is_a_note_beside_the_bar(
         work.aside("previews", 40).advance(20)
     (last,) = [line for line in capsys.readouterr().out.splitlines() if "previews 20/40" in line]
     assert "1/2" in last
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [plural(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from guidefold.errors import PromptError
-from guidefold.prompts import BUNDLED, Prompt, load_prompts, split_prompts
+from guidefold.prompts import BUNDLED, Prompt, count_duplicates, load_prompts, split_prompts
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -71,9 +71,9 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "a.txt": (b"a cat\na d\xffg\n", "a.txt:2: not valid UTF-8 at byte 3"),
     "first-byte.txt": (b"\xff\xfea\0", "first-byte.txt:1: not valid UTF-8 at byte 0"),
     "nul.txt": ("a cat\na d\0g\n", "nul.txt:2: NUL character"),
-    "one.txt": ("a cat\n\n", "one.txt: 1 prompts"),
-    "same.txt": ("a cat\na cat \n", "same.txt: 1 prompts"),
-    "none.txt": ("", "none.txt: 0 prompts"),
+    "one.txt": ("a cat\n\n", "one.txt: too few prompts (1)"),
+    "same.txt": ("a cat\na cat \n", "same.txt: too few prompts (1)"),
+    "none.txt": ("", "none.txt: too few prompts (0)"),
     "bytes.csv": (b"prompt\na cat\n\xc3\n", "bytes.csv:3: not valid UTF-8 at byte 0"),
     "empty-column.csv": ("id,prompt\n1,a cat\n2,\n", "empty-column.csv:3: empty prompt"),
     "short-row.csv": ("id,prompt\n1\n", "short-row.csv:2: empty prompt"),
@@ -166,3 +166,10 @@ def test_no_side_of_a_split_is_empty(share: float, count: int) -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_list_is_read_by_its_name(name: str) -> None:
     assert all(split_prompts(load_prompts(name), 0.1))
+
+
+def test_duplicates_are_counted_as_they_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.txt", "a cat\na dog\na cat\na cat\n")
+    assert len(load_prompts(path)) == 2
+    assert count_duplicates(path) == 2
+    assert count_duplicates("world") == 0

@@ -216,3 +216,14 @@ def test_a_strength_that_is_no_number_is_refused_before_anything_is_drawn(begun,
 def test_a_folder_that_holds_no_adapter_is_refused_by_name(begun, tmp_path):
     with pytest.raises(RunError, match=r"no adapter of Guidefold's"):
         sample(begun("sd15"), ["a red cat"], tmp_path / "out", kinds=["student"], adapter=tmp_path)
+
+
+@pytest.mark.parametrize("prompt", ["", "  "])
+def test_an_empty_prompt_is_refused(begun: Any, tmp_path: Path, prompt: str) -> None:
+    with pytest.raises(InputError, match="prompt: an empty one"):
+        sample(begun("sd15"), ["a cat", prompt], tmp_path / "out", kinds=["teacher"])
+
+
+def test_the_same_prompt_with_the_same_seed_is_drawn_once(begun: Any, tmp_path: Path) -> None:
+    files = sample(begun("sd15"), ["a cat"], tmp_path, kinds=["unguided"], seeds=[3, 4, 3])
+    assert [file.name for file in files] == ["grid.png", "unguided-000.png", "unguided-001.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from rich.table import Table
 from guidefold import __version__
 from guidefold.bench.command import bench, plan, reproduce
 from guidefold.errors import GuidefoldError, InputError
-from guidefold.progress import Stopped, console
+from guidefold.progress import Stopped, console, plural
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(bench, name="bench")
-app.command()(plan)
-app.command()(reproduce)
+app.add_typer(bench, name="bench")  # shown after the commands, which stand in a user's order
 
 Config = Annotated[
-    str, typer.Argument(help="A preset, a TOML file, or a run folder to go on with.")
+    str,
+    typer.Argument(
+        help="A preset (sd15, sdxl, sd3, demo), a TOML file, or a run folder to go on with."
+    ),
 ]
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 Overrides = Annotated[
@@ -85,7 +87,10 @@ def _root(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """Fold the bundled teacher's guidance, from recording to pictures, in minutes on a CPU."""
+    """Fold the bundled teacher's guidance on a CPU, in minutes.
+
+    From recording to pictures: the same as distill and evaluate with the preset 'demo'.
+    """
     settings = _settings("demo", overrides)
     _teach(settings)
     _measure(settings)
@@ -100,7 +105,7 @@ def probe(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find out how a pipeline guides, and whether its guidance can be folded."""
+    """Find out whether a pipeline's guidance can be folded."""
     from guidefold.config import make_settings
 
     values = {"run": "unused", "pipeline": {"source": pipeline}}
@@ -125,6 +130,17 @@ def probe(
         _print_findings(findings)
 
 
+app.command(short_help="Say whether a run's training step fits into memory.")(plan)
+
+
+@app.command()
+def config(preset: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
+    """Print a commented preset, to save and to change."""
+    from guidefold.config import find_config
+
+    typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
+
+
 @app.command()
 def record(config: Config, overrides: Overrides = None) -> None:
     """Record the teacher's trajectories; goes on where it stopped."""
@@ -136,30 +152,13 @@ def record(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def distill(config: Config, overrides: Overrides = None) -> None:
-    """Record what is missing, train the adapter, write and check it; goes on where it stopped."""
+    """Record what is missing, train, write and check the adapter.
+
+    Goes on where it stopped. Example:
+
+    guidefold distill sd15 pipeline.source=FOLDER run=runs/mine
+    """
     _teach(_settings(config, overrides))
-
-
-@app.command()
-def export(run: Run) -> None:
-    """Write the last checkpoint as an adapter, reload it as a client would, and compare."""
-    from guidefold import api
-
-    console.print(f"Written and checked: {api.export(_settings(run))}", markup=False)
-
-
-@app.command()
-def evaluate(run: Run, overrides: Overrides = None) -> None:
-    """Measure teacher, unguided teacher and student on held-out prompts."""
-    _measure(_settings(run, overrides))
-
-
-@app.command()
-def report(run: Run) -> None:
-    """Write a run's page, report.html: pictures, dial, curves, costs; works while it trains."""
-    from guidefold import api
-
-    console.print(f"Written: {api.report(_settings(run))}", markup=False)
 
 
 @app.command()
@@ -175,24 +174,25 @@ def sample(
         list[int] | None, typer.Option("--seed", "-s", min=0, help="Repeatable.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Of the adapter; by default the one for g.")
+        float | None,
+        typer.Option(help="Of the adapter; by default what stands for the teacher's guidance."),
     ] = None,
     adapter: Annotated[
         Path | None, typer.Option(help="An adapter folder; by default the run's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="by default RUN/samples.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as section.key=value.")
     ] = None,
 ) -> None:
-    """Draw prompts with teacher, unguided teacher and student, side by side."""
+    """Draw prompts with teacher, unguided and student, side by side."""
     for name in kind or ():
         if name not in KINDS:
             raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
     from guidefold import api
 
     files = api.sample(
-        _settings(run, override),
+        _settings_of(run, override),
         prompt,
         out or run / "samples",
         kinds=[name for name in KINDS if name in (kind or KINDS)],
@@ -200,21 +200,52 @@ def sample(
         strength=strength,
         adapter=adapter,
     )
-    console.print(f"Written: {files[0]} and {len(files) - 1} files beside it", markup=False)
+    beside = plural(len(files) - 1, "file")
+    console.print(f"Written: {files[0]} and {beside} beside it", markup=False)
 
 
 @app.command()
-def config(preset: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
-    """Print a commented preset, to save and to change."""
-    from guidefold.config import find_config
+def evaluate(run: Run, overrides: Overrides = None) -> None:
+    """Measure teacher, unguided and student on held-out prompts."""
+    _measure(_settings_of(run, overrides))
 
-    typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
+
+@app.command()
+def export(run: Run) -> None:
+    """Write the last checkpoint as an adapter, and check it.
+
+    It is loaded again as a client would, and compared with what was trained.
+    """
+    from guidefold import api
+
+    console.print(f"Written and checked: {api.export(_settings_of(run))}", markup=False)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's page, report.html, also while it trains.
+
+    Pictures, dial, curves and costs.
+    """
+    from guidefold import api
+
+    console.print(f"Written: {api.report(_settings_of(run))}", markup=False)
+
+
+app.command(short_help="Run the source paper's claims, and write paper.md.")(reproduce)
 
 
 def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Settings:
     from guidefold.config import load_settings
 
     return load_settings(source, list(overrides or []))
+
+
+def _settings_of(run: Path, overrides: Sequence[str] | None = None) -> Settings:
+    """The settings of a run that has begun; no preset stands for one."""
+    if not run.exists():
+        raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
+    return _settings(run, overrides)
 
 
 def _teach(settings: Settings) -> None:
@@ -258,8 +289,8 @@ def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:
     console.print(table)
     residual = results["residual_guidance"]
     console.print(
-        f"\n{results['prompts']} held-out prompts, guidance {results['guidance']:g} against "
-        f"strength {results['strength']:g}, {results['steps']} steps\n"
+        f"\n{plural(results['prompts'], 'held-out prompt')}, guidance {results['guidance']:g} "
+        f"against strength {results['strength']:g}, {results['steps']} steps\n"
         f"residual guidance: {residual['teacher_states']['mean']:.3f} at the teacher's states, "
         f"{residual['student_states']['mean']:.3f} at the student's (1 nothing folded, 0 all)\n"
         f"distance to the CFG picture: {results['relative_distance']:.3f} of the unguided one's\n"
@@ -297,7 +328,10 @@ def _quiet() -> None:
     """Libraries keep their notes to themselves; set their variables to hear them."""
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft imports bitsandbytes where it finds it, which then speaks of kernels that nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console.quiet = not _main_process()
     if not sys.warnoptions:
         import warnings

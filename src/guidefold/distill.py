@@ -104,7 +104,7 @@ class Training:
         """Train every stretch from the current step on."""
         self._take_leave()
         if self.main and self.previews.missing(self.step):
-            with task("Drawing previews", self.previews.work()) as progress:
+            with task("Drawing previews, denoising steps", self.previews.work()) as progress:
                 self._preview(progress)
         for number, source, start, end in self._stretches():
             # Past its first step a round is whole, and the student that visited it is gone.
@@ -128,7 +128,7 @@ class Training:
             for number, *_ in self._stretches():
                 self.yardstick.measure(number, self._refs(number, "training"))
             if self.main and self.previews.teacher_missing():
-                with task("Drawing the teacher", self.previews.work()) as progress:
+                with task("Drawing the teacher, denoising steps", self.previews.work()) as progress:
                     self.previews.draw_teacher(progress)
             moved = self.student.shrink(storage)
             if self.main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,10 +18,10 @@ from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.export import METADATA
 from guidefold.features import Features, VisionModel, compare
-from guidefold.gallery import Gallery
+from guidefold.gallery import LINES, Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
-from guidefold.progress import Task, task
-from guidefold.runs import read_json, require_run, write_bytes, write_json
+from guidefold.progress import Stopped, Task, plural, task
+from guidefold.runs import read_json, read_lines, require_run, write_bytes, write_json
 from guidefold.sample import (
     Drawn,
     Picture,
@@ -89,6 +90,7 @@ def evaluate(
     Raises:
         RunError: There is no adapter yet.
         MismatchError: The adapter belongs to another base.
+        Stopped: On Ctrl-C; pictures that were drawn stand.
     """
     require_run(Path(settings.run))
     with open_session(settings) as session:
@@ -99,7 +101,12 @@ def measure(
     session: Session, judge: Judge | None = None, weights: StudentWeights | None = None
 ) -> dict[str, Any]:
     """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
-    measured = _look(session, judge, weights or Lora())
+    try:
+        measured = _look(session, judge, weights or Lora())
+    except KeyboardInterrupt:
+        folder = session.run / "evaluation"
+        count = plural(len(read_lines(folder / LINES)), "picture")
+        raise Stopped(signal.SIGINT, f"Stopped: {count} drawn so far in {folder}.") from None
     results = _results(session, measured)
     write_json(session.run / "evaluation" / INDEX, _index(session, measured))
     write_json(session.run / "results.json", results)
@@ -127,7 +134,7 @@ def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Mea
     strengths, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
     pictures = len(KINDS) * len(prompts) + 2 * len(turned) * len(dial.STRENGTHS) + len(few)
     runs = RUNS_PER_PROMPT * len(stated)
-    with task("Measuring", (pictures + runs) * asked.steps) as progress:
+    with task("Measuring, denoising steps", (pictures + runs) * asked.steps) as progress:
         gallery = Gallery(session)
         drawn["teacher"] = gallery.draw("teacher", prompts, seeds, progress)
         drawn["unguided"] = gallery.draw("unguided", prompts, seeds, progress)

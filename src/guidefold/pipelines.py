@@ -8,13 +8,15 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -45,6 +47,9 @@ OURS = {
     "output_type",
     "return_dict",
 }
+HUB_SECONDS = 10.0
+# What the hub's HTTP client raises, whichever that is: the hub's own error derives from it.
+NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 # A blank negative prompt is what pipelines with true CFG expect where the user has none.
 BLANK = " "
 
@@ -309,15 +314,33 @@ def _read_index(index: Path) -> Any:
 
 
 def _load_index(hub_id: str) -> dict[str, Any]:
+    unreachable = _why_unreachable(hub_id)
     try:
-        values = DiffusionPipeline.load_config(hub_id)
+        # Without a connection only what was downloaded before can be had, and no waiting helps.
+        values = DiffusionPipeline.load_config(hub_id, local_files_only=unreachable is not None)
     except (OSError, ValueError) as error:
+        reason = unreachable or str(error).splitlines()[0]
         raise PipelineError(
-            f"{hub_id}: its model_index.json cannot be had: {str(error).splitlines()[0]}",
+            f"{hub_id}: its model_index.json cannot be had: {reason}",
             "Check the name and the connection, or give a local folder; for a single file, "
             "name one that describes it with pipeline.config=FOLDER.",
         ) from error
     return dict(values)
+
+
+def _why_unreachable(hub_id: str) -> str | None:
+    """Why the hub does not give this repository, in one short attempt; None where it may."""
+    try:
+        HfApi().model_info(hub_id, timeout=HUB_SECONDS)
+    except RepositoryNotFoundError:
+        return "the hub has no such repository, or does not show it without a login"
+    except HfHubHTTPError:
+        return None  # a mirror may give files without this door
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set, and it was not downloaded before"
+    except NETWORK_ERRORS:
+        return f"no connection to {constants.ENDPOINT}, and it was not downloaded before"
+    return None
 
 
 def _check_index(where: str, index: Any) -> None:

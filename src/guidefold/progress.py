@@ -136,6 +136,11 @@ def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
         yield Task(title, total, done, bar)
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: ``'1 prompt'``, ``'2 prompts'``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return (

@@ -54,18 +54,23 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     Raises:
         PromptError: Not found, not UTF-8, an empty or malformed line, or too few prompts.
     """
-    bundled = BUNDLED.get(str(path))
-    source = Path(path) if bundled is None else Path(str(files("guidefold") / bundled))
+    source = _locate(path)
     first: dict[str, Prompt] = {}
     for prompt in _read(source):
         first.setdefault(prompt.text, prompt)
     prompts = list(first.values())
     if len(prompts) < 2:
         raise PromptError(
-            f"{source}: {len(prompts)} prompts",
+            f"{source}: too few prompts ({len(prompts)})",
             "Give at least two different prompts: some are held out to measure with.",
         )
     return prompts
+
+
+def count_duplicates(path: str | Path) -> int:
+    """How many prompts :func:`load_prompts` leaves out because their text came before."""
+    texts = [prompt.text for prompt in _read(_locate(path))]
+    return len(texts) - len(set(texts))
 
 
 def split_prompts(
@@ -90,6 +95,11 @@ def split_prompts(
         [p for p in prompts if p.digest not in held_out],
         [p for p in prompts if p.digest in held_out],
     )
+
+
+def _locate(path: str | Path) -> Path:
+    bundled = BUNDLED.get(str(path))
+    return Path(path) if bundled is None else Path(str(files("guidefold") / bundled))
 
 
 def _place(prompt: Prompt) -> float:

@@ -8,12 +8,12 @@ from pathlib import Path
 from guidefold.adapter import Adapter
 from guidefold.checkpoints import find_checkpoints
 from guidefold.plans import plan_round
-from guidefold.progress import Stop, stop_on_signals
-from guidefold.prompts import Prompt
+from guidefold.progress import Stop, console, plural, stop_on_signals
+from guidefold.prompts import Prompt, count_duplicates
 from guidefold.runs import sha256
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.shards import Split, StateRef, drop_damaged, read_round, state_refs
+from guidefold.shards import LINES, Split, StateRef, drop_damaged, read_round, state_refs
 from guidefold.trajectories import Recorder, record_round
 
 
@@ -57,7 +57,10 @@ def fill_round(session: Session, number: int, adapter: Adapter | None, stop: Sto
         # The student that visits is the one of the checkpoint that stands when its round begins.
         recorder.adapter_hash = sha256(find_checkpoints(session.run)[-1] / "adapter.safetensors")
     batches = plan_round(settings, session.prompts, session.held_out, number)
-    record_round(round_folder(session.run, number), source, batches, recorder, stop)
+    folder = round_folder(session.run, number)
+    if number == 0 and not (folder / LINES).exists():
+        _announce(session)
+    record_round(folder, source, batches, recorder, stop)
 
 
 def something_missing(
@@ -79,6 +82,23 @@ def something_missing(
         if {plan.index for batch in batches for plan in batch} - {line["index"] for line in lines}:
             return True
     return False
+
+
+def _announce(session: Session) -> None:
+    """Say what is begun with: which prompts go where, and a dial that nothing will be read off."""
+    settings = session.settings
+    dropped = plural(count_duplicates(settings.prompts.path), "duplicate")
+    console.print(
+        f"Prompts: {len(session.prompts)} to train on, {len(session.held_out)} held out to measure "
+        f"with{'' if dropped.startswith('0 ') else f'; {dropped} left out'}."
+    )
+    (low, high), g_ref = settings.record.guidance, settings.adapter.g_ref
+    if settings.adapter.dial and not low <= g_ref <= high:
+        console.print(
+            f"Beware: adapter.g_ref={g_ref:g} lies outside record.guidance=[{low:g}, {high:g}]: "
+            "the student is never trained at strength 1.",
+            markup=False,
+        )
 
 
 def recorded_states(run: Path, number: int, split: Split) -> list[StateRef]:

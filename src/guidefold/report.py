@@ -21,6 +21,7 @@ from guidefold.exhibits import (
     pictures_by_step,
     pictures_by_strength,
 )
+from guidefold.progress import plural
 from guidefold.runs import read_lines, readable_size, require_run, write_text
 from guidefold.settings import KINDS, Settings
 
@@ -145,7 +146,7 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if teacher["alignment"]:
         ratio = student["alignment"] / teacher["alignment"]
-        meaning = f"of the teacher's alignment, over {results['prompts']} paired prompts"
+        meaning = f"of the teacher's alignment, over {plural(results['prompts'], 'paired prompt')}"
         bounds = student.get("alignment_over_teacher_95")
         if bounds:
             meaning += f" (95% interval {bounds[0]:.0%} to {bounds[1]:.0%})"

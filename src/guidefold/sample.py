@@ -64,7 +64,7 @@ def sample(
         prompts: What to draw.
         out: Folder for ``grid.png`` and a file per picture.
         kinds: Who draws; one column each.
-        seeds: Every prompt is drawn with every seed.
+        seeds: Every prompt is drawn with every seed, the same pair once.
         strength: The adapter's; None takes the one for the teacher's guidance scale.
         adapter: An adapter's folder; None takes the run's.
 
@@ -72,19 +72,22 @@ def sample(
         The files written, the grid first.
 
     Raises:
+        InputError: A prompt is empty, or the strength is no number.
         RunError: There is no run, or no adapter yet.
         MismatchError: The adapter belongs to another base.
     """
+    if not all(prompt.strip() for prompt in prompts):
+        raise InputError("prompt: an empty one", "Say what to draw.")
     require_run(Path(settings.run))
     ensure_folder(out)
     if strength is not None and not math.isfinite(strength):
         raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    pairs = list(dict.fromkeys((prompt, seed) for prompt in prompts for seed in seeds))
     texts, numbers = [p for p, _ in pairs], [s for _, s in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
         total = len(kinds) * len(pairs) * settings.evaluate.steps
-        with task("Drawing", total) as progress:
+        with task("Drawing, denoising steps", total) as progress:
             for kind in sorted(kinds, key=KINDS.index):  # the student last: it loads the adapter
                 if kind == "student":
                     open_adapter(

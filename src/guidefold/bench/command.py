@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from guidefold.bench.speed_ways import Subject
 
 bench = typer.Typer(
-    help="Measure what the paper claims, one command a claim.",
+    help="Measure what the paper (Golnari 2023, arXiv 2312.06899) claims.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
