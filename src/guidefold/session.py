@@ -155,7 +155,8 @@ def _open(
     whole: Need | None,
 ) -> Session:
     asked, path = settings.pipeline, run / "probe.json"
-    stored = Findings.from_json(read_json(path)) if path.exists() else None
+    again = "Remove it to probe again."
+    stored = Findings.from_json(read_json(path, again)) if path.exists() else None
     opened = None
     if stored is not None and whole is not None and not whole(settings, prompts, held_out):
         opened = _open_denoiser(asked, stored, device)
