@@ -28,6 +28,12 @@ from guidefold.settings import KINDS, Settings
 PAGE = "report.html"
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
 EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
+MEASURES = {
+    "alignment": "alignment",
+    "clip_score": "CLIP score",
+    "frechet_distance": "Fréchet distance",
+    "recall": "recall",
+}
 RESULTS = (
     *KINDS,
     *("residual_guidance", "relative_distance", "guidance", "strength", "prompts", "steps"),
@@ -74,7 +80,7 @@ def gather(run: Path) -> dict[str, Any]:
         "name": run.resolve().name,
         "state": _state(run, settings, log, results),
         "headline": _headline(results) if results else [],
-        "rows": _rows(results) if results else [],
+        "table": _table(results) if results else None,
         "results": results,
         "pictures": pictures_by_prompt(run, index) if index else [],
         "categories": list((results or {}).get("categories", {})),
@@ -156,18 +162,24 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return figures
 
 
-def _rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """The table: kind, alignment, passes, denoiser seconds."""
+def _table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a row a kind; what nobody measured has no column."""
+    student = results["student"]
+    names = {n: title for n, title in MEASURES.items() if student.get(n) is not None}
     rows = []
     for kind in KINDS:
         its = results[kind]
-        alignment = "-" if its["alignment"] is None else f"{its['alignment']:.3f}"
-        seconds = f"{its['denoiser_seconds_per_image']:.3f}"
-        rows.append([NAMES[kind], alignment, f"{its['passes_per_image']:g}", seconds])
-    student = results["student"]
+        passes, seconds = its["passes_per_image"], its["denoiser_seconds_per_image"]
+        measures = [_number(its.get(name)) for name in names]
+        rows.append([NAMES[kind], f"{passes:g}", f"{seconds:.3f}", *measures])
     fused = f"{student['denoiser_seconds_per_image_fused']:.3f}"
-    rows.append(["student, fused", "", f"{student['passes_per_image']:g}", fused])
-    return rows
+    blank = [""] * len(names)
+    rows.append(["student, fused", f"{student['passes_per_image']:g}", fused, *blank])
+    return ["who", "passes", "seconds", *names.values()], rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:
