@@ -330,7 +330,7 @@ def _quiet() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # peft imports bitsandbytes where it finds it, which then speaks of kernels that nobody asked for
+    # peft imports bitsandbytes where it is, which then speaks of kernels that nobody asked for
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console.quiet = not _main_process()
     if not sys.warnoptions:

@@ -14,29 +14,17 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from safetensors import SafetensorError
 from torch import nn
 
 from guidefold.errors import ConfigError, PipelineError, UnfoldableError
+from guidefold.loading import load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CODE = {".py"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 SINGLE_FILES = {".safetensors"}
-# What diffusers' loaders raise; the last two are plain exceptions.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    SafetensorError,
-    SingleFileComponentError,
-)
 # Call arguments that Guidefold sets itself.
 OURS = {
     "prompt",
@@ -85,7 +73,7 @@ def open_pipeline(
     if path.is_dir():
         check_folder(path)
         absent = _all_but(only, _read_index(path / "model_index.json"))
-        pipeline = _load(
+        pipeline = load_pipeline(
             DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True, **absent
         )
     elif path.is_file():
@@ -94,7 +82,7 @@ def open_pipeline(
         index = _load_index(source)
         _check_index(source, index)
         absent = _all_but(only, index)
-        pipeline = _load(DiffusionPipeline.from_pretrained, source, dtype, **absent)
+        pipeline = load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **absent)
     else:
         raise PipelineError(
             f"{source}: no such pipeline",
@@ -250,17 +238,6 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(loader: Any, source: object, dtype: torch.dtype, **options: Any) -> DiffusionPipeline:
-    """Call a diffusers loader; what it complains of is the pipeline's fault, not ours."""
-    try:
-        return loader(source, dtype=dtype, use_safetensors=True, **options)
-    except LOADING_ERRORS as error:
-        raise PipelineError(
-            f"{source}: diffusers cannot open it: {error}",
-            "Check that every component named in model_index.json is there, as safetensors.",
-        ) from error
-
-
 def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
     if path.suffix.lower() not in SINGLE_FILES:
         raise PipelineError(
@@ -283,7 +260,7 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
             "Convert it to a diffusers folder first.",
         )
     options = {"config": config, "local_files_only": Path(config).is_dir()}
-    return _load(pipeline_class.from_single_file, str(path), dtype, **options)
+    return load_pipeline(pipeline_class.from_single_file, str(path), dtype, **options)
 
 
 def _infer_config(path: Path) -> str:

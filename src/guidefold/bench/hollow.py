@@ -25,8 +25,8 @@ from guidefold.bench.materials import occupy
 from guidefold.bench.watch import Watch
 from guidefold.capture import Call, denoisers_of, drive
 from guidefold.errors import PipelineError, UnfoldableError
+from guidefold.loading import LOADING_ERRORS
 from guidefold.pipelines import (
-    LOADING_ERRORS,
     bundled_teacher,
     call_inputs,
     check_folder,

@@ -1,0 +1,91 @@
+"""Call diffusers' loaders: what they complain of, or pass over, is the pipeline's fault."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError
+from torch import nn
+
+from guidefold.errors import PipelineError
+
+# What the loaders raise; the last two are plain exceptions.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+    SingleFileComponentError,
+)
+REMEDY = "Check that every component named in model_index.json is there, as safetensors."
+# transformers' word for weights that are not in the files: it fills them with random values.
+MADE_UP = "newly initialized"
+
+
+def load_pipeline(
+    loader: Any, source: object, dtype: torch.dtype, **options: Any
+) -> DiffusionPipeline:
+    """Load all of a pipeline, or nothing.
+
+    Args:
+        loader: ``from_pretrained`` or ``from_single_file`` of a pipeline class.
+        source: Its first argument.
+        dtype: Precision of the weights.
+        **options: Its further arguments.
+
+    Raises:
+        PipelineError: It cannot be loaded, or some of its weights are missing.
+    """
+    try:
+        with _heard() as warnings:
+            pipeline: DiffusionPipeline = loader(
+                source, dtype=dtype, use_safetensors=True, **options
+            )
+    except LOADING_ERRORS as error:
+        raise PipelineError(f"{source}: diffusers cannot open it: {error}", REMEDY) from error
+    for name, module in pipeline.components.items():
+        if isinstance(module, nn.Module) and (missing := _without_weights(module)):
+            raise PipelineError(
+                f"{source}: {name}: {len(missing)} weights are missing, such as {missing[0]}",
+                REMEDY,
+            )
+    made_up = [text for text in warnings if MADE_UP in text]
+    if made_up:
+        raise PipelineError(f"{source}: weights are missing: {made_up[0].strip()}", REMEDY)
+    return pipeline
+
+
+def _without_weights(module: nn.Module) -> list[str]:
+    """Parameters that diffusers found no values for, and left without memory."""
+    return [name for name, parameter in module.named_parameters() if parameter.is_meta]
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What transformers warns of while it loads, whether or not anybody shows it."""
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    logger, ear = logging.getLogger("transformers.modeling_utils"), Ear()
+    level, shown = logger.level, logger.propagate
+    logger.addHandler(ear)
+    logger.propagate = shown and logger.isEnabledFor(logging.WARNING)  # as quiet as it was
+    logger.setLevel(logging.WARNING)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(ear)
+        logger.setLevel(level)
+        logger.propagate = shown
