@@ -122,6 +122,8 @@ def results(prompts: Sequence[str], *, judged: bool) -> dict[str, Any]:
     found: dict[str, Any] = {**kinds}
     if judged:
         kinds["student"]["alignment_over_teacher_95"] = [0.9, 1.0]
+        kinds["unguided"] |= {"frechet_distance": 3.25, "recall": 0.5}
+        kinds["student"] |= {"frechet_distance": 0.5, "recall": 0.75}
         found["categories"] = {prompt: {"prompts": 1, **shares} for prompt in prompts}
     states = ("teacher_states", "student_states")
     residual = {name: {"mean": 0.125, "levels": levels(0.125)} for name in states}

@@ -334,6 +334,13 @@ def test_nothing_sticks_out_sideways(
     assert root.get_property("scrollWidth") <= root.get_property("clientWidth") <= width
 
 
+def test_the_names_of_rows_stay_readable_on_a_phone(browser: Browser, page: Path):
+    browser.open(page, 390)
+    names = browser.visible("section[aria-labelledby=table] tbody th")
+    assert names[0].text == "CFG teacher"
+    assert all(name.size["width"] >= 80 for name in names), "a name is not a column of letters"
+
+
 def test_every_control_is_reached_by_tab_in_the_order_of_reading(browser: Browser, page: Path):
     browser.open(page)
     browser.js("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -341,7 +348,7 @@ def test_every_control_is_reached_by_tab_in_the_order_of_reading(browser: Browse
     expected = browser.visible(
         "a, select, summary, pre, .scroll[tabindex], input:not([type=radio]), input:checked"
     )
-    assert len(expected) == 7 + 1 + 1 + 1 + 3 + 2 + 3 * 2 + 3 + 1  # links, ..., settings
+    assert len(expected) == 7 + 1 + 1 + 1 + 3 + 2 + 3 * 2 + 1 + 3 + 1  # links, ..., table, settings
     for element in expected:
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
         assert browser.driver.switch_to.active_element == element
