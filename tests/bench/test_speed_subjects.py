@@ -136,8 +136,8 @@ def test_two_modules_on_one_storage_share_tied_weights_too() -> None:
 def test_weights_that_lie_in_a_file_are_measured_where_fused_weights_lie(saved: Any) -> None:
     """A kernel is slower on a weight at an odd address: the bound would look too slow."""
     subject = WholePipeline.open(str(saved("sd15")), options())
-    for module in subject.denoisers.values():
-        assert all(p.data_ptr() % 64 == 0 for p in module.parameters())
+    for name in ("teacher", "fused"):  # a loaded adapter's own weights lie where clients put them
+        assert all(p.data_ptr() % 64 == 0 for p in subject.denoisers[name].parameters())
 
 
 def test_settling_keeps_values_and_ties() -> None:
