@@ -47,7 +47,10 @@ def memory(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Peak memory of a training step: the paper's Table 1, and the way down from there."""
+    """Peak memory of a training step: the paper's Table 1.
+
+    Then the way down from there, rung by rung.
+    """
     from guidefold.bench.architectures import load_architecture
     from guidefold.bench.cases import find_cases, make_load
     from guidefold.bench.report import bench_memory, check_how, to_json, to_table
@@ -95,7 +98,10 @@ def speed(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time of teacher, unguided teacher, student and Selective Guidance, interleaved."""
+    """Time of teacher, student and Selective Guidance.
+
+    Runs are interleaved, and the unguided teacher is the bound.
+    """
     if arch is not None and pipeline is not None:
         raise InputError(f"{pipeline} and --arch {arch}: two things to measure", "Name one.")
     from guidefold.bench.speed_ways import Options
@@ -150,7 +156,10 @@ def fidelity(
     seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Alignment and distance from the CFG picture: the paper's ways beside Guidefold's default."""
+    """Alignment and distance from the CFG picture, by method.
+
+    The paper's ways beside Guidefold's default, at about equal denoiser passes.
+    """
     from guidefold.bench.fidelity import bench_fidelity
     from guidefold.bench.fidelity_report import (
         categories,

@@ -154,7 +154,7 @@ def picture_grid(series: Series, methods: Sequence[Method], seed: int) -> Pictur
         [_read(series.pictures(trial) / f"{kind}-{k:03d}.png") for trial, kind in columns.values()]
         for k in range(len(prompts))
     ]
-    return grid(rows, [fill(title, 18) for title in columns], prompts)
+    return grid(rows, [fill(title, 20) for title in columns], prompts)
 
 
 def _by_method(found: Sequence[Found]) -> dict[str, list[Found]]:

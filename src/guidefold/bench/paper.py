@@ -10,6 +10,7 @@ from guidefold.bench.fidelity import Found
 from guidefold.bench.fidelity_report import Table, categories, cell, levels, markdown, overview
 from guidefold.bench.methods import GUIDEFOLD, PAPER, PLAIN
 from guidefold.bench.speed_ways import FUSED
+from guidefold.progress import plural
 from guidefold.runs import write_text
 
 Results = Mapping[str, Any]
@@ -69,10 +70,11 @@ def _page(commands: Mapping[str, str], results: Results) -> Iterator[str]:
     yield "\n## Memory\n\nPeak of a training step; in brackets, against full fine-tuning + EMA.\n"
     memory = {n: r for n, r in results.items() if n.startswith("memory")}
     yield markdown(_memory(memory))
-    yield "\n## Time\n\nMedians of interleaved runs, quartiles in brackets.\n"
-    for name, result in results.items():
-        if name.startswith("speed"):
-            yield from _speed(name, result)
+    timed = {n: r for n, r in results.items() if n.startswith("speed")}
+    if timed:
+        yield "\n## Time\n\nMedians of interleaved runs, quartiles in brackets.\n"
+    for name, result in timed.items():
+        yield from _speed(name, result)
     if "fidelity" in results:
         yield from _fidelity([Found(**entry) for entry in results["fidelity"]])
     yield "\n## Commands\n"
@@ -106,7 +108,13 @@ def _claims(results: Results) -> Iterator[list[str]]:
         for method, theirs in ((GUIDEFOLD, "no loss"), (PAPER, ""), (PLAIN, "")):
             ratios = _ratios(found, method.name)
             title = f"alignment over the CFG teacher's: {method.title}"
-            yield [title, theirs, cell(ratios), f"measured, {len(ratios)} seeds", "fidelity"]
+            yield [
+                title,
+                theirs,
+                cell(ratios),
+                f"measured, {plural(len(ratios), 'seed')}",
+                "fidelity",
+            ]
 
 
 def _ratios(found: Sequence[Found], method: str) -> list[float]:
@@ -134,7 +142,7 @@ def _memory(results: Results) -> Table:
 def _peak(row: dict[str, Any]) -> str:
     if row["peak_bytes"] is None:
         return "-"
-    saving = "" if row["saving"] is None else f" ({-row['saving']:+.1%})"
+    saving = f" ({-row['saving']:+.1%})" if row["saving"] else ""  # none beside the reference
     return f"{row['peak_bytes'] / GIB:.2f}{saving}"
 
 
