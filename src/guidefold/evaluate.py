@@ -126,7 +126,7 @@ def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
 def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
     """Draw every picture, judge it, and measure residual guidance."""
     asked = session.settings.evaluate
-    features, clip = _features(session, judge), _open_model(session, asked.clip)
+    features, clip = features_of(session, judge), _open_model(session, asked.clip)
     prompts = [p.text for p in session.held_out[: asked.prompts]]
     seeds = picture_seeds(session.settings.seed, len(prompts))
     turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
@@ -168,7 +168,7 @@ def _verdicts(
     return {kind: list(judge.aligned(drawn[kind].pictures, prompts)) for kind in KINDS}
 
 
-def _features(session: Session, judge: Judge | None) -> Features | None:
+def features_of(session: Session, judge: Judge | None) -> Features | None:
     """Who sees the features: the model that was asked for, else the judge."""
     model = _open_model(session, session.settings.evaluate.features)
     return model or (judge.features if judge else None)

@@ -22,6 +22,7 @@ from guidefold.bench.fidelity_report import (
 )
 from guidefold.bench.methods import GUIDEFOLD, METHODS, PAPER, PLAIN, SELECTIVE, find_methods
 from guidefold.bench.series import Series, Trial
+from guidefold.config import dump_toml
 from guidefold.errors import ConfigError
 
 TINY = (
@@ -113,6 +114,18 @@ def test_guidance_in_half_the_steps_is_nearer_to_the_teacher_than_in_none(
 ) -> None:
     (selective,) = (f for f in found if f.method == SELECTIVE.name)
     assert 0 < selective.distance < 1
+
+
+def test_a_pipeline_without_a_judge_is_compared_by_the_model_that_was_asked_for(
+    settings_for: Any, vision: Path, tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path, evaluate={"features": str(vision), "prompts": 2})
+    preset = tmp_path / "preset.toml"
+    preset.write_text(dump_toml(settings))
+    (entry,) = bench_fidelity(Series(tmp_path / "out", str(preset)), [SELECTIVE], [0])
+    assert (entry.alignment, entry.categories) == (None, {})
+    assert entry.frechet_distance is not None
+    assert 0 < entry.distance < 1
 
 
 def test_what_is_finished_is_not_run_again(

@@ -9,8 +9,8 @@ from typing import Any
 from guidefold.alignment import Judge, by_category, share
 from guidefold.bench.methods import Method
 from guidefold.bench.series import Series, Trial
-from guidefold.evaluate import relative_distance
-from guidefold.features import compare
+from guidefold.evaluate import features_of, relative_distance
+from guidefold.features import Features, compare
 from guidefold.gallery import Gallery
 from guidefold.progress import task
 from guidefold.runs import read_json, write_bytes, write_json
@@ -128,19 +128,24 @@ def _drawn_only(series: Series, method: Method, seed: int) -> Found:
         settings = series.settings(Trial((), seed), series.out / "runs" / path.stem)
         with open_session(settings) as session:
             drawn, prompts = _draw(session, method)
+            features = features_of(session, series.judge)
         shown = drawn["student"].pictures[: settings.evaluate.grid_prompts]
         for k, picture in enumerate(shown):
             write_bytes(series.pictures(trial) / f"student-{k:03d}.png", png(picture))
-        write_json(path, _judge(series.judge, drawn, prompts))
+        write_json(path, _judge(series.judge, features, drawn, prompts))
     return Found(method=method.name, title=method.title, seed=seed, **read_json(path))
 
 
-def _judge(judge: Judge | None, drawn: dict[Kind, Drawn], prompts: Sequence[str]) -> dict[str, Any]:
+def _judge(
+    judge: Judge | None,
+    features: Features | None,
+    drawn: dict[Kind, Drawn],
+    prompts: Sequence[str],
+) -> dict[str, Any]:
     """What is found of pictures that no training led to."""
     verdicts = list(judge.aligned(drawn["student"].pictures, prompts)) if judge else []
     categories = [judge.category(prompt) for prompt in prompts] if judge else []
     table = by_category({"student": verdicts}, categories)
-    features = judge.features if judge else None
     seen = {k: features(d.pictures) for k, d in drawn.items()} if features else {}
     sets = compare(seen["teacher"], seen["student"]) if seen else {}
     return {
