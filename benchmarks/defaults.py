@@ -22,6 +22,7 @@ from torch import nn
 
 from guidefold.adapter import NAME, Adapter, attach
 from guidefold.bench.copy import copy_weights
+from guidefold.bench.fidelity_report import cell
 from guidefold.bench.series import Series, Trial
 from guidefold.student import Attach
 
@@ -213,7 +214,7 @@ def _table(lines: list[dict[str, Any]]) -> list[str]:
     text = [f"| | seeds | passes | {names} |", "|---" * (len(columns) + 3) + "|"]
     for name in dict.fromkeys(line["name"] for line in lines):
         found = [line for line in lines if line["name"] == name]
-        cells = " | ".join(_cell([value(x) for x in found]) for _, value in columns)
+        cells = " | ".join(cell([value(x) for x in found]) for _, value in columns)
         passes = statistics.mean(x["passes"] for x in found)
         text.append(f"| {name} | {len(found)} | {passes / 1000:.1f} k | {cells} |")
     return text
@@ -221,11 +222,6 @@ def _table(lines: list[dict[str, Any]]) -> list[str]:
 
 def _at(guidance: str) -> Callable[[dict[str, Any]], float]:
     return lambda line: _residual(line["elsewhere"][guidance], "teacher")
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from defaults import COLUMNS, COMMON, SEEDS
 
+from guidefold.bench.fidelity_report import cell
 from guidefold.bench.plan import make_plan
 from guidefold.bench.series import Series, Trial
 from guidefold.optimizers import LIBRARY
@@ -62,7 +63,7 @@ def write_table(series: Series, seeds: Sequence[int], target: Path) -> None:
         if not numbers:
             continue
         mebibytes = make_plan(series.settings(Trial(overrides, 0))).peak_bytes / 2**20
-        cells = [f"{mebibytes:.1f}", *(_cell([x[n] for x in numbers]) for n, _ in COLUMNS)]
+        cells = [f"{mebibytes:.1f}", *(cell([x[n] for x in numbers]) for n, _ in COLUMNS)]
         cells.append(f"{statistics.mean(x['training_seconds'] for x in numbers):.0f}")
         text.append(f"| {name} | {len(numbers)} | {' | '.join(cells)} |")
         lines += [{"rung": name, "mebibytes": mebibytes, **x} for x in numbers]
@@ -92,11 +93,6 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
     return {name: value(result) for name, value in COLUMNS} | {
         "training_seconds": result["training_seconds"]
     }
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from guidefold import api
 ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness prompts settings config progress runs memory loading pipelines
-    arguments outputs stub capture selective probe calls adapter frozen objective features
-    optimizers alignment shards plans batches student yardstick trajectories checkpoints session
-    recording export weights sample previews tracking updates distill gallery dial evaluate
-    charts exhibits report demo bench api cli __main__
+    arguments outputs stub capture selective proofs probe calls adapter frozen objective
+    features optimizers alignment shards plans batches student yardstick trajectories
+    checkpoints session recording export weights sample previews tracking updates distill
+    gallery dial evaluate charts exhibits report demo bench api cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from guidefold.arguments import Layout, Tree, alike, find_layout
+from guidefold.arguments import Layout, Tree, find_layout
 from guidefold.capture import (
     Step,
     denoisers_of,
@@ -20,23 +18,26 @@ from guidefold.capture import (
     follow,
 )
 from guidefold.errors import (
-    CaptureError,
     ConfigError,
     CorruptFileError,
     MismatchError,
-    PipelineError,
     UnfoldableError,
 )
-from guidefold.outputs import OutputMap, find_output_map, output_tensor
+from guidefold.outputs import OutputMap, find_output_map
 from guidefold.pipelines import call_inputs, fingerprint, guidance_argument, modules
-from guidefold.selective import CALLBACK, stop_guiding
+from guidefold.proofs import (
+    OTHER,
+    PROMPT,
+    SEED,
+    STEPS,
+    check_tells_apart,
+    check_tokenizers,
+    prove_ending,
+    prove_output,
+)
+from guidefold.selective import stop_guiding
 from guidefold.stub import RandomStub
 
-STEPS = 2
-SEED = 0
-PROMPT = "a photograph of a cat"
-# As many words and letters: without a vocabulary both are the same row of unknown tokens.
-OTHER = "a watercolor of a dog"
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
 OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
 
@@ -144,7 +145,7 @@ def probe(
         PipelineError: A tokenizer has lost its vocabulary.
         ConfigError: The pipeline refuses the call.
     """
-    _check_tokenizers(pipeline)
+    check_tokenizers(pipeline)
     negative = negative_prompt is not None or "negative_prompt" in call
     argument = guidance_argument(pipeline, negative=negative)
     inputs = {
@@ -160,15 +161,15 @@ def probe(
     _check_fewer(pipeline, argument, guidance, off, passes_on, unguided)
     if guided_share < 1:
         ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
-        _prove_ending(pipeline, {**inputs, argument: guidance, **ending}, argument, off, listened)
+        prove_ending(pipeline, {**inputs, argument: guidance, **ending}, argument, off, listened)
     inputs[argument] = off
     stub = RandomStub(SEED)
     heard = follow(pipeline, inputs, [SEED], listened, unguided, stub=stub, keep_arguments=True)
     output_map = find_output_map(stub.answers[0], heard[0].model_output)
-    _prove(listened[denoiser], output_map, heard, unguided)
+    prove_output(listened[denoiser], output_map, heard, unguided)
     one = heard[0].calls[0].arguments
     ask = partial(_arguments, pipeline, inputs, call, negative_prompt, listened, stub)
-    _check_tells_apart(pipeline, denoiser, one, ask([OTHER]))
+    check_tells_apart(pipeline, denoiser, one, ask([OTHER]))
     return Findings(
         pipeline=type(pipeline).__name__,
         scheduler=type(pipeline.scheduler).__name__,
@@ -272,50 +273,6 @@ def _check_fewer(
         )
 
 
-def _prove_ending(
-    pipeline: DiffusionPipeline,
-    selective: dict[str, Any],
-    argument: str,
-    off: float,
-    listened: Mapping[str, nn.Module],
-) -> None:
-    """Where guidance ends after half the steps, the rest must be the pipeline's unguided steps."""
-    plain = {n: v for n, v in selective.items() if not n.startswith(CALLBACK)} | {argument: off}
-    try:
-        ended = drive(pipeline, selective, [SEED], listened)
-        unguided = follow(pipeline, plain, [SEED], listened, ended)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        fails = str(error).splitlines()[0]
-    else:
-        last, truth = ended[-1], unguided[-1].model_output
-        close = torch.allclose(last.model_output, truth, rtol=1e-3, atol=1e-4)
-        fails = "" if close and last.rows == 1 else f"{last.rows} passes in the last step"
-    if fails:
-        raise UnfoldableError(
-            f"{type(pipeline).__name__}: guidance does not end when its {CALLBACK} switches it "
-            f"off ({fails})",
-            "Set pipeline.guided_share=1.",
-        )
-
-
-def _prove(
-    denoiser: nn.Module, output_map: OutputMap, heard: list[Step], unguided: list[Step]
-) -> None:
-    """Recorded arguments and output map must give the pipeline's own unguided model output."""
-    for index, (answer, truth) in enumerate(zip(heard, unguided, strict=True)):
-        args, kwargs = answer.calls[0].arguments
-        with torch.no_grad():
-            raw = output_tensor(denoiser(*args, **kwargs))
-        size = truth.model_output.shape[output_map.dim] if truth.model_output.ndim else None
-        mine = output_map(raw, size).to(truth.model_output)
-        if not torch.allclose(mine, truth.model_output, rtol=1e-3, atol=1e-4):
-            worst = float((mine - truth.model_output).abs().max())
-            raise CaptureError(
-                f"step {index}: the denoiser, called with the recorded arguments, is {worst:.2g} "
-                "off the pipeline's own unguided model output"
-            )
-
-
 def _arguments(
     pipeline: DiffusionPipeline,
     inputs: Mapping[str, Any],
@@ -330,32 +287,6 @@ def _arguments(
     seeds = range(SEED, SEED + len(prompts))
     steps = drive(pipeline, given, seeds, listened, stub=stub, keep_arguments=True)
     return steps[0].calls[0].arguments
-
-
-def _check_tokenizers(pipeline: DiffusionPipeline) -> None:
-    """A tokenizer whose files are gone is built without a vocabulary, and nobody is told."""
-    for name, part in pipeline.components.items():
-        if not isinstance(part, PreTrainedTokenizerBase):
-            continue
-        one, other = (part.convert_tokens_to_ids(part.tokenize(t)) for t in (PROMPT, OTHER))
-        if one == other:
-            raise PipelineError(
-                f"{type(pipeline).__name__}: its {name} does not tell prompts apart: "
-                f"'{PROMPT}' and '{OTHER}' become the same tokens",
-                f"Its vocabulary is missing: look for {name}/tokenizer.json (or vocab.json and "
-                "merges.txt, or a .model file) where the pipeline came from.",
-            )
-
-
-def _check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, other: Tree) -> None:
-    """From the same noise, another prompt must ask the denoiser something else."""
-    if alike(one, other):
-        raise UnfoldableError(
-            f"{type(pipeline).__name__} does not tell prompts apart: '{PROMPT}' and '{OTHER}' "
-            f"reach its {denoiser} as the same arguments",
-            "A file of a tokenizer or of a text encoder is likely missing or damaged: compare the "
-            "pipeline's folder with where it came from.",
-        )
 
 
 def _find_layout(one: Tree, ask_two: Callable[[], Tree]) -> Layout:

@@ -40,7 +40,7 @@ from guidefold.distill import distill
 from guidefold.errors import ConfigError, MismatchError, RunError, UnfoldableError
 from guidefold.export import export
 from guidefold.pipelines import call_inputs
-from guidefold.probe import PROMPT
+from guidefold.proofs import PROMPT
 from guidefold.settings import Settings
 
 STEPS = 4

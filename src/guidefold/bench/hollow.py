@@ -33,7 +33,8 @@ from guidefold.pipelines import (
     guidance_argument,
     modules,
 )
-from guidefold.probe import OFF_VALUES, PROMPT, SEED, STEPS
+from guidefold.probe import OFF_VALUES
+from guidefold.proofs import PROMPT, SEED, STEPS
 from guidefold.settings import PipelineSettings
 from guidefold.stub import RandomStub, map_output
 

@@ -37,7 +37,8 @@ from guidefold.capture import Listener, drive, run
 from guidefold.errors import ConfigError, UnfoldableError
 from guidefold.outputs import rows_of
 from guidefold.pipelines import DTYPES, call_inputs, modules, open_pipeline, resolve_device
-from guidefold.probe import PROMPT, Findings, probe
+from guidefold.probe import Findings, probe
+from guidefold.proofs import PROMPT
 from guidefold.selective import stop_guiding
 
 
