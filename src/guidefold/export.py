@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,36 @@ def write_adapter(session: Session) -> Path:
     with finished_folder(folder) as temporary:
         about = describe_adapter(session, state["step"])
         write_json(temporary / METADATA, about)
-        if findings.loader == "diffusers":
-            named = {f"{findings.denoiser}.{name}": t for name, t in tensors.items()}
-            write_tensors(temporary / DIFFUSERS_FILE, named, about)
-        else:
-            write_json(temporary / PEFT_CONFIG, adapter_config(settings.adapter.rank, layers))
-            named = {f"base_model.model.{name}": t for name, t in tensors.items()}
-            write_tensors(temporary / PEFT_FILE, named, about)
+        prefix = findings.denoiser if findings.loader == "diffusers" else None
+        write_lora(temporary, prefix, settings.adapter.rank, layers, tensors, about)
         _verify(session, temporary, set(layers), few, expected)
     return folder
+
+
+def write_lora(
+    folder: Path,
+    prefix: str | None,
+    rank: int,
+    layers: Sequence[str],
+    tensors: Mapping[str, torch.Tensor],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files that a client loads.
+
+    Args:
+        folder: Where to.
+        prefix: The denoiser's component, where diffusers will load them; None where plain peft
+            will.
+        rank: The rank; alpha equals it.
+        layers: The adapted layers' names.
+        tensors: By peft's names.
+        about: Metadata within the file.
+    """
+    before = "base_model.model" if prefix is None else prefix
+    named = {f"{before}.{name}": tensor for name, tensor in tensors.items()}
+    write_tensors(folder / (PEFT_FILE if prefix is None else DIFFUSERS_FILE), named, about)
+    if prefix is None:
+        write_json(folder / PEFT_CONFIG, adapter_config(rank, layers))
 
 
 def describe_adapter(session: Session, step: int) -> dict[str, Any]:

@@ -16,20 +16,16 @@ import torch
 from torch import nn
 
 from guidefold.adapter import (
-    DIFFUSERS_FILE,
-    PEFT_CONFIG,
-    PEFT_FILE,
     adapted_layers,
-    adapter_config,
     attach,
     fuse_adapter,
 )
 from guidefold.bench.speed_ways import Weights
 from guidefold.errors import RunError
-from guidefold.export import METADATA
+from guidefold.export import METADATA, write_lora
 from guidefold.probe import Findings
 from guidefold.randomness import generator
-from guidefold.runs import check_folder, read_json, write_json, write_tensors
+from guidefold.runs import check_folder, read_json
 
 SEED = 0
 SIZE_OF_UPDATE = 1e-3  # not zero, and too small to overflow anything
@@ -99,13 +95,9 @@ def random_adapter(
     for name, tensor in tensors.items():
         if ".lora_B." in name:
             tensors[name] = SIZE_OF_UPDATE * torch.randn(tensor.shape, generator=noise)
-    before = "base_model.model" if prefix is None else prefix
-    named = {f"{before}.{name}": tensor for name, tensor in tensors.items()}
     with TemporaryDirectory(prefix="guidefold-") as made:
         folder = Path(made)
-        write_tensors(folder / (PEFT_FILE if prefix is None else DIFFUSERS_FILE), named)
-        if prefix is None:
-            write_json(folder / PEFT_CONFIG, adapter_config(rank, list(adapter.layers)))
+        write_lora(folder, prefix, rank, list(adapter.layers), tensors)
         yield folder
 
 
