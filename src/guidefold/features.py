@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,11 @@ class VisionModel:
                 f"{self.source}: reads no text, so it cannot score pictures against prompts",
                 "Give a CLIP model, such as openai/clip-vit-base-patch32.",
             )
-        seen, read = self(pictures), self._in_pieces(prompts, self._read)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        read = self._in_pieces(prompts, partial(self._read, tokenizer))
+        seen = self(pictures)
         cosines = (seen * read).sum(1) / np.linalg.norm(seen, axis=1) / np.linalg.norm(read, axis=1)
         return float(100 * cosines.clip(0).mean())
 
@@ -134,10 +139,7 @@ class VisionModel:
         return _tensor(self.model(**pixels))
 
     @torch.no_grad()
-    def _read(self, prompts: Sequence[str]) -> torch.Tensor:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.source)
+    def _read(self, tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
         tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         return _tensor(self.model.get_text_features(**tokens.to(self.device)))  # type: ignore[operator]
 
