@@ -26,8 +26,8 @@ from guidefold.probe import Findings, lora_loader, probe
 FOLDED = [name for name in ZOO if name != "sd15_pag"]
 MAPS = {
     "whole": OutputMap("whole"),
-    "negated": OutputMap("whole", negated=True),
-    "first_channels": OutputMap("prefix", 1),
+    "whole, negated": OutputMap("whole", negated=True),
+    "first along dimension 1": OutputMap("prefix", 1),
 }
 PREDICTIONS = {"flow": "flow_prediction"}
 every_pipeline = pytest.mark.parametrize("name", FOLDED)

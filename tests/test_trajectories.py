@@ -73,7 +73,7 @@ def say(name: str, recorder: Recorder, state: KeptState) -> torch.Tensor:
     with torch.no_grad():
         raw = output_tensor(getattr(recorder.pipeline, ZOO[name].denoisers[0])(*args, **kwargs))
     channels = state.target.shape[1]
-    maps = {"whole": raw, "negated": -raw, "first_channels": raw[:, :channels]}
+    maps = {"whole": raw, "whole, negated": -raw, "first along dimension 1": raw[:, :channels]}
     return maps[ZOO[name].output_map]
 
 

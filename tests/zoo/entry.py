@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,17 +11,68 @@ from diffusers import DiffusionPipeline
 
 Build = Callable[[], DiffusionPipeline]
 
+SMALL = MappingProxyType({"height": 16, "width": 16})
+SHORT = MappingProxyType({"max_sequence_length": 16})
+NEGATIVE = MappingProxyType({"negative_prompt": "blurry, low quality"})
+UNBINNED = MappingProxyType({"use_resolution_binning": False})
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One tiny pipeline and what a listener should find in it."""
+    """One tiny pipeline and what a listener should find in it.
+
+    Attributes:
+        build: Makes it, the same every time.
+        call: Arguments of its call that every run of it needs: sizes, and what keeps it quick.
+        inputs: What it is asked for beside a prompt, by call argument: numbers, text, and names of
+            files of :mod:`zoo.media`.
+        takes_prompt: Whether its call has a prompt at all.
+        denoisers: Components that are called at each step.
+        guidance_argument: What scales guidance.
+        prediction: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        output_map: What becomes of the denoiser's raw output before the scheduler sees it.
+        off: What else switches passes off, beside ``guidance_argument``.
+        passes: A step with guidance on, without anything of ``off``.
+    """
 
     build: Build
     call: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    takes_prompt: bool
     denoisers: tuple[str, ...]
     guidance_argument: str
     prediction: str
     output_map: str
+    off: Mapping[str, float]
+    passes: int
+
+
+def entry(
+    build: Build,
+    prediction: str,
+    call: Mapping[str, Any] = SMALL,
+    *,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+    takes_prompt: bool = True,
+    denoiser: str | tuple[str, ...] = "transformer",
+    guidance: str = "guidance_scale",
+    output: str = "whole",
+    off: Mapping[str, float] = MappingProxyType({}),
+    passes: int = 2,
+) -> Entry:
+    """An entry from what differs between pipelines; fields as in :class:`Entry`."""
+    return Entry(
+        build=ready(build, seed=0),
+        call=MappingProxyType(dict(call)),
+        inputs=MappingProxyType(dict(inputs)),
+        takes_prompt=takes_prompt,
+        denoisers=(denoiser,) if isinstance(denoiser, str) else denoiser,
+        guidance_argument=guidance,
+        prediction=prediction,
+        output_map=output,
+        off=MappingProxyType(dict(off)),
+        passes=passes,
+    )
 
 
 @contextmanager

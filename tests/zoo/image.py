@@ -22,6 +22,7 @@ from diffusers import (
 )
 
 from . import autoencoders, text
+from .entry import NEGATIVE, SHORT, SMALL, UNBINNED, entry
 
 LATENT = autoencoders.CHANNELS
 PACKED = 4 * LATENT  # two by two latent pixels make one token
@@ -200,3 +201,32 @@ def sana() -> SanaPipeline:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     )
+
+
+ENTRIES = {
+    "sd3": entry(sd3, "flow", SMALL | SHORT),
+    "pixart": entry(
+        pixart,
+        "epsilon",
+        SMALL | SHORT | UNBINNED | {"clean_caption": False},
+        output="first along dimension 1",
+    ),
+    "qwen_image": entry(qwen_image, "flow", SMALL | SHORT | NEGATIVE, guidance="true_cfg_scale"),
+    "chroma": entry(chroma, "flow", SMALL | SHORT),
+    "lumina2": entry(
+        lumina2,
+        "flow",
+        {"height": 64, "width": 64, "max_sequence_length": 32, "system_prompt": "a photo of"},
+        output="whole, negated",
+    ),
+    "flux": entry(flux, "flow", SMALL | SHORT | NEGATIVE, guidance="true_cfg_scale"),
+    "sana": entry(
+        sana,
+        "flow",
+        SHORT | UNBINNED | {"height": 32, "width": 32, "complex_human_instruction": None},
+    ),
+}
+
+UNFOLDABLE = {
+    "flux_guidance_embedded": entry(flux_guidance_embedded, "flow", SMALL | SHORT, passes=1)
+}

@@ -16,6 +16,7 @@ from diffusers import (
 )
 
 from . import autoencoders, text
+from .entry import SMALL, entry
 
 CHANNELS = (8, 16)
 GROUPS = 4
@@ -118,3 +119,14 @@ def animatediff() -> AnimateDiffPipeline:
         scheduler=ddim(),
         feature_extractor=None,
     )
+
+
+ENTRIES = {
+    "sd15": entry(sd15, "epsilon", denoiser="unet"),
+    "sdxl": entry(sdxl, "epsilon", denoiser="unet"),
+    "sd_v": entry(sd_v, "v_prediction", denoiser="unet"),
+    "animatediff": entry(animatediff, "epsilon", SMALL | {"num_frames": 3}, denoiser="unet"),
+    "sd15_pag": entry(sd15_pag, "epsilon", denoiser="unet", off={"pag_scale": 0.0}, passes=3),
+}
+
+UNFOLDABLE = {"lcm": entry(lcm, "epsilon", denoiser="unet", passes=1)}

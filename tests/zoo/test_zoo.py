@@ -1,25 +1,28 @@
 """The zoo keeps its word: every pipeline is what its entry says."""
 
+import inspect
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from . import UNFOLDABLE, WARNINGS, ZOO, Entry, build
+from . import UNFOLDABLE, WARNINGS, WIDE, ZOO, Entry, build
+from .media import read_media, write_media
 
 STEPS = 2
 LONG = "a big red dog with a small cat near the old blue house, by the tree"
-OFF: dict[str, dict[str, float]] = {"sd15_pag": {"pag_scale": 0.0}}  # beside guidance 1.0
 SEQUENTIAL = {"qwen_image", "wan", "chroma", "lumina2", "flux"}
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
-everyone = pytest.mark.parametrize("name", [*ZOO, *UNFOLDABLE])
+everyone = pytest.mark.parametrize("name", [*ZOO, "flux_guidance_embedded", "lcm"])
 foldable = pytest.mark.parametrize("name", ZOO)
 
 
 def entry(name: str) -> Entry:
-    return (ZOO | UNFOLDABLE)[name]
+    return (ZOO | WIDE | UNFOLDABLE)[name]
 
 
 def latents(
@@ -47,7 +50,7 @@ class Listener:
 
     def called(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
         raw = output[0] if not isinstance(output, torch.Tensor) else output
-        self.raw.append(raw)
+        self.raw.append(raw)  # some denoisers return a list, a tensor for each sample
         self.rows.append(len(raw))
 
     def stepping(self, step: Any) -> Any:
@@ -97,7 +100,7 @@ def test_components_are_ready(name: str) -> None:
 def test_passes_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = build(name)
     listener = Listener(pipeline, *entry(name).denoisers, monkeypatch)
-    several = 3 if name == "sd15_pag" else 2
+    several = entry(name).passes
 
     for prompts in ("a cat", ["a cat", LONG]):
         batch = 1 if isinstance(prompts, str) else len(prompts)
@@ -106,35 +109,74 @@ def test_passes_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if "negative_prompt" in entry(name).call and batch > 1:
             changes["negative_prompt"] = [entry(name).call["negative_prompt"]] * batch
 
-        latents(pipeline, name, 1.0, **changes, **OFF.get(name, {}))
+        latents(pipeline, name, 1.0, **changes, **entry(name).off)
         assert listener.take_rows() == [batch] * STEPS
         latents(pipeline, name, 5.0, **changes)
         call = [batch] * several if name in SEQUENTIAL else [batch * several]
         assert listener.take_rows() == call * STEPS
 
 
-@pytest.mark.parametrize("name", UNFOLDABLE)
-def test_no_second_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = build(name)
-    listener = Listener(pipeline, *entry(name).denoisers, monkeypatch)
-    latents(pipeline, name, 5.0)
-    assert listener.take_rows() == [1] * STEPS
+def ask(
+    pipeline: DiffusionPipeline, asked: Entry, folder: Path, guidance: float, prompt: str = "a cat"
+) -> torch.Tensor:
+    """The latents of a run at a guidance scale; 1.0 with all else that switches passes off."""
+    inputs = {n: read_media(write_media(folder, [v]), v) for n, v in asked.inputs.items()}
+    call: dict[str, Any] = {**asked.call, **inputs, "num_inference_steps": STEPS}
+    if asked.takes_prompt:
+        call["prompt"] = prompt
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    if "output_type" in parameters:
+        call["output_type"] = "latent"
+    on = guidance != 1.0
+    if asked.guidance_argument == "guider.guidance_scale":
+        pipeline.guider = pipeline.guider.new(guidance_scale=guidance, enabled=on)
+    else:
+        call[asked.guidance_argument] = guidance
+    call |= {} if on else dict(asked.off)
+    generator = torch.Generator().manual_seed(1)
+    result = pipeline(**call, generator=generator, return_dict=False)[0]
+    return torch.as_tensor(np.asarray(result)) if not isinstance(result, torch.Tensor) else result
+
+
+@pytest.mark.parametrize("name", [*WIDE, *UNFOLDABLE])
+def test_the_wide_zoo_is_what_its_entries_say(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, pipeline = entry(name), build(name)
+    listeners = [Listener(pipeline, denoiser, monkeypatch) for denoiser in asked.denoisers]
+
+    def passes() -> float:
+        steps = len(listeners[-1].model_outputs)
+        for listener in listeners:
+            listener.model_outputs.clear()
+        return sum(sum(listener.take_rows()) for listener in listeners) / steps
+
+    on = ask(pipeline, asked, tmp_path, 5.0)
+    assert passes() == asked.passes
+    off = ask(pipeline, asked, tmp_path, 1.0)
+    assert passes() == 1
+    for output in (on, off):
+        assert output.isfinite().all()
+        assert output.float().std() > 0.01
+    assert (on - off).abs().max() > 1e-3
+    if asked.takes_prompt:
+        assert (on - ask(pipeline, asked, tmp_path, 5.0, LONG)).abs().max() > 1e-4
 
 
 @foldable
 def test_output_map(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = build(name)
     listener = Listener(pipeline, *entry(name).denoisers, monkeypatch)
-    latents(pipeline, name, 1.0, **OFF.get(name, {}))
+    latents(pipeline, name, 1.0, **entry(name).off)
     maps = {
         "whole": lambda raw, _: raw,
-        "negated": lambda raw, _: -raw,
-        "first_channels": lambda raw, output: raw[:, : output.shape[1]],
+        "whole, negated": lambda raw, _: -raw,
+        "first along dimension 1": lambda raw, output: raw[:, : output.shape[1]],
     }
     of = maps[entry(name).output_map]
     for raw, output in zip(listener.raw, listener.model_outputs, strict=True):
         assert torch.equal(of(raw, output), output)
-        assert (raw.shape == output.shape) == (entry(name).output_map != "first_channels")
+        assert (raw.shape == output.shape) == (entry(name).output_map != "first along dimension 1")
 
 
 @everyone

@@ -11,6 +11,7 @@ from diffusers import (
 )
 
 from . import autoencoders, text
+from .entry import SHORT, entry
 from .image import HEADS, LATENT, WIDTH, flow
 
 
@@ -79,3 +80,12 @@ def cogvideox() -> CogVideoXPipeline:
             timestep_spacing="trailing",
         ),
     )
+
+
+FEW = {"height": 32, "width": 32, "num_frames": 9}
+
+ENTRIES = {
+    "wan": entry(wan, "flow", SHORT | {"height": 32, "width": 32, "num_frames": 5}),
+    "ltx": entry(ltx, "flow", SHORT | FEW),
+    "cogvideox": entry(cogvideox, "v_prediction", SHORT | FEW),
+}
