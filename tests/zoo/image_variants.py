@@ -1,0 +1,364 @@
+"""Variants of the pipelines of ``image.py``: from a picture, inpainting, control, PAG."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from diffusers import (
+    ChromaImg2ImgPipeline,
+    ChromaInpaintPipeline,
+    ChromaTransformer2DModel,
+    DiffusionPipeline,
+    FluxControlImg2ImgPipeline,
+    FluxControlInpaintPipeline,
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetInpaintPipeline,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPAGPipeline,
+    QwenImageControlNetInpaintPipeline,
+    QwenImageControlNetModel,
+    QwenImageControlNetPipeline,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
+    SanaControlNetModel,
+    SanaControlNetPipeline,
+    SanaPAGPipeline,
+    SanaSprintImg2ImgPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+    SD3ControlNetModel,
+    StableDiffusion3ControlNetInpaintingPipeline,
+    StableDiffusion3ControlNetPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3PAGImg2ImgPipeline,
+    StableDiffusion3PAGPipeline,
+)
+
+from . import image, text
+from .entry import NEGATIVE, SHORT, SMALL, UNBINNED, Build, entry
+from .image import HEADS, LATENT, PACKED, ROPE, WIDTH
+
+Parts = dict[str, Any]
+
+
+def like(base: Build, kind: type[DiffusionPipeline], **own: Callable[[Parts], Any]) -> Build:
+    """A pipeline of another class over the components of one, with some of its own.
+
+    Each of its own components is made from those of the base.
+    """
+
+    def built() -> DiffusionPipeline:
+        parts = base().components
+        taken = inspect.signature(kind).parameters
+        kept = {name: part for name, part in parts.items() if name in taken}
+        return kind(**kept | {name: make(parts) for name, make in own.items()})
+
+    return built
+
+
+def resized(component: str, **changes: Any) -> Callable[[Parts], Any]:
+    """A component of the base, made anew with other numbers in its configuration."""
+
+    def made(parts: Parts) -> Any:
+        return type(parts[component]).from_config(parts[component].config, **changes)
+
+    return made
+
+
+def sd3_controlnet(extra: int = 0) -> SD3ControlNetModel:
+    """`extra`: channels of a mask."""
+    return SD3ControlNetModel(
+        **HEADS,
+        sample_size=8,
+        in_channels=LATENT,
+        num_layers=1,
+        joint_attention_dim=text.T5_WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * text.WIDTH,
+        pos_embed_max_size=16,
+        extra_conditioning_channels=extra,
+    )
+
+
+def sana_controlnet() -> SanaControlNetModel:
+    return SanaControlNetModel(
+        **HEADS,
+        in_channels=LATENT,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        caption_channels=text.WIDTH,
+        sample_size=8,
+    )
+
+
+def flux_controlnet(*, guidance_embeds: bool = False) -> FluxControlNetModel:
+    return FluxControlNetModel(
+        **HEADS,
+        in_channels=PACKED,
+        num_layers=1,
+        num_single_layers=1,
+        joint_attention_dim=text.T5_WIDTH,
+        pooled_projection_dim=text.WIDTH,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=ROPE,
+    )
+
+
+def chroma_with_flux_setting(parts: Parts) -> ChromaTransformer2DModel:
+    """Chroma's inpainting asks the transformer for a setting that only Flux has."""
+    parts["transformer"].register_to_config(guidance_embeds=False)
+    return parts["transformer"]
+
+
+def sprint(parts: Parts) -> SanaTransformer2DModel:
+    return resized("transformer", guidance_embeds=True, qk_norm="rms_norm_across_heads")(parts)
+
+
+flux_controlled = resized("transformer", in_channels=2 * PACKED, out_channels=PACKED)
+
+
+def qwen_controlnet(extra: int = 0) -> QwenImageControlNetModel:
+    """`extra`: channels of a packed mask."""
+    return QwenImageControlNetModel(
+        **HEADS,
+        in_channels=PACKED,
+        out_channels=LATENT,
+        num_layers=1,
+        joint_attention_dim=text.WIDTH,
+        axes_dims_rope=ROPE,
+        extra_condition_channels=extra,
+    )
+
+
+SIZED = SMALL | SHORT
+TRUE_CFG: dict[str, Any] = {"guidance": "true_cfg_scale"}
+IMAGE = {"image": "cat.png"}
+MASKED = IMAGE | {"mask_image": "mask.png"}
+CONTROL = {"control_image": "edges.png"}
+PAG: dict[str, Any] = {"off": {"pag_scale": 0.0}, "passes": 3}
+LEARNED_VARIANCE = "first along dimension 1"
+PIXART = UNBINNED | {"clean_caption": False}
+SANA = SHORT | UNBINNED | {"height": 32, "width": 32, "complex_human_instruction": []}
+
+ENTRIES = {
+    "sd3_img2img": entry(
+        like(image.sd3, StableDiffusion3Img2ImgPipeline), "flow", SIZED, inputs=IMAGE
+    ),
+    "sd3_inpaint": entry(
+        like(
+            image.sd3,
+            StableDiffusion3InpaintPipeline,
+            vae=resized("vae", latent_channels=16),
+            transformer=resized("transformer", in_channels=16, out_channels=16),
+        ),
+        "flow",
+        SIZED,
+        inputs=MASKED,
+    ),
+    "sd3_controlnet": entry(
+        like(image.sd3, StableDiffusion3ControlNetPipeline, controlnet=lambda _: sd3_controlnet()),
+        "flow",
+        SIZED,
+        inputs=CONTROL,
+    ),
+    "sd3_controlnet_inpaint": entry(
+        like(
+            image.sd3,
+            StableDiffusion3ControlNetInpaintingPipeline,
+            controlnet=lambda _: sd3_controlnet(extra=1),
+        ),
+        "flow",
+        SIZED,
+        inputs={"control_image": "cat.png", "control_mask": "mask.png"},
+    ),
+    "sd3_skip_layer": entry(
+        image.sd3,
+        "flow",
+        SIZED
+        | {
+            "skip_guidance_layers": [0],
+            "skip_layer_guidance_start": -0.1,
+            "skip_layer_guidance_stop": 1.1,
+        },
+        passes=3,
+    ),
+    "sd3_pag": entry(like(image.sd3, StableDiffusion3PAGPipeline), "flow", SIZED, **PAG),
+    "sd3_pag_img2img": entry(
+        like(image.sd3, StableDiffusion3PAGImg2ImgPipeline), "flow", SIZED, inputs=IMAGE, **PAG
+    ),
+    "pixart_alpha": entry(
+        like(image.pixart, PixArtAlphaPipeline), "epsilon", SIZED | PIXART, output=LEARNED_VARIANCE
+    ),
+    "pixart_pag": entry(
+        like(image.pixart, PixArtSigmaPAGPipeline),
+        "epsilon",
+        SIZED | PIXART,
+        output=LEARNED_VARIANCE,
+        **PAG,
+    ),
+    "sana_pag": entry(like(image.sana, SanaPAGPipeline), "flow", SANA, **PAG),
+    "sana_controlnet": entry(
+        like(image.sana, SanaControlNetPipeline, controlnet=lambda _: sana_controlnet()),
+        "flow",
+        SANA,
+        inputs=CONTROL,
+    ),
+    "flux_img2img": entry(
+        like(image.flux, FluxImg2ImgPipeline), "flow", SIZED | NEGATIVE, inputs=IMAGE, **TRUE_CFG
+    ),
+    "flux_inpaint": entry(
+        like(image.flux, FluxInpaintPipeline), "flow", SIZED | NEGATIVE, inputs=MASKED, **TRUE_CFG
+    ),
+    "flux_kontext": entry(
+        like(image.flux, FluxKontextPipeline),
+        "flow",
+        SIZED | NEGATIVE | {"max_area": 256, "_auto_resize": False},
+        inputs=IMAGE,
+        output="first along dimension 1",
+        **TRUE_CFG,
+    ),
+    "flux_kontext_inpaint": entry(
+        like(image.flux, FluxKontextInpaintPipeline),
+        "flow",
+        SIZED | NEGATIVE | {"max_area": 256, "_auto_resize": False},
+        inputs=MASKED,
+        output="first along dimension 1",
+        **TRUE_CFG,
+    ),
+    "flux_controlnet": entry(
+        like(image.flux, FluxControlNetPipeline, controlnet=lambda _: flux_controlnet()),
+        "flow",
+        SIZED | NEGATIVE,
+        inputs=CONTROL,
+        **TRUE_CFG,
+    ),
+    "chroma_img2img": entry(like(image.chroma, ChromaImg2ImgPipeline), "flow", SIZED, inputs=IMAGE),
+    "chroma_inpaint": entry(
+        like(
+            image.chroma,
+            ChromaInpaintPipeline,
+            transformer=chroma_with_flux_setting,
+        ),
+        "flow",
+        SIZED,
+        inputs=MASKED,
+    ),
+    "qwen_image_img2img": entry(
+        like(image.qwen_image, QwenImageImg2ImgPipeline),
+        "flow",
+        SIZED | NEGATIVE,
+        inputs=IMAGE,
+        **TRUE_CFG,
+    ),
+    "qwen_image_inpaint": entry(
+        like(image.qwen_image, QwenImageInpaintPipeline),
+        "flow",
+        SIZED | NEGATIVE,
+        inputs=MASKED,
+        **TRUE_CFG,
+    ),
+    "qwen_image_controlnet": entry(
+        like(image.qwen_image, QwenImageControlNetPipeline, controlnet=lambda _: qwen_controlnet()),
+        "flow",
+        SIZED | NEGATIVE,
+        inputs=CONTROL,
+        **TRUE_CFG,
+    ),
+    "qwen_image_controlnet_inpaint": entry(
+        like(
+            image.qwen_image,
+            QwenImageControlNetInpaintPipeline,
+            controlnet=lambda _: qwen_controlnet(extra=4),
+        ),
+        "flow",
+        SIZED | NEGATIVE,
+        inputs={"control_image": "cat.png", "control_mask": "mask.png"},
+        **TRUE_CFG,
+    ),
+}
+
+EMBEDDED = image.flux_guidance_embedded
+
+UNFOLDABLE = {
+    "sana_sprint": entry(
+        like(
+            image.sana, SanaSprintPipeline, transformer=sprint, scheduler=lambda _: SCMScheduler()
+        ),
+        "flow",
+        SANA,
+        output="mixed with the state",
+        passes=1,
+    ),
+    "sana_sprint_img2img": entry(
+        like(
+            image.sana,
+            SanaSprintImg2ImgPipeline,
+            transformer=sprint,
+            scheduler=lambda _: SCMScheduler(),
+        ),
+        "flow",
+        SANA,
+        inputs=IMAGE,
+        output="mixed with the state",
+        passes=1,
+    ),
+    "flux_control": entry(
+        like(EMBEDDED, FluxControlPipeline, transformer=flux_controlled),
+        "flow",
+        SIZED,
+        inputs=CONTROL,
+        passes=1,
+    ),
+    "flux_control_img2img": entry(
+        like(EMBEDDED, FluxControlImg2ImgPipeline, transformer=flux_controlled),
+        "flow",
+        SIZED,
+        inputs=IMAGE | CONTROL,
+        passes=1,
+    ),
+    "flux_control_inpaint": entry(
+        like(EMBEDDED, FluxControlInpaintPipeline, transformer=flux_controlled),
+        "flow",
+        SIZED,
+        inputs=MASKED | CONTROL,
+        passes=1,
+    ),
+    "flux_fill": entry(
+        like(
+            EMBEDDED,
+            FluxFillPipeline,
+            # Noise, the masked picture, and four mask pixels for each latent one.
+            transformer=resized("transformer", in_channels=3 * PACKED, out_channels=PACKED),
+        ),
+        "flow",
+        SIZED,
+        inputs=MASKED,
+        passes=1,
+    ),
+    "flux_controlnet_img2img": entry(
+        like(EMBEDDED, FluxControlNetImg2ImgPipeline, controlnet=lambda _: flux_controlnet()),
+        "flow",
+        SIZED,
+        inputs=IMAGE | CONTROL,
+        passes=1,
+    ),
+    "flux_controlnet_inpaint": entry(
+        like(EMBEDDED, FluxControlNetInpaintPipeline, controlnet=lambda _: flux_controlnet()),
+        "flow",
+        SIZED,
+        inputs=MASKED | CONTROL,
+        passes=1,
+    ),
+}
