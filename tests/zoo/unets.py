@@ -51,7 +51,8 @@ SIMPLE: dict[str, Any] = {
 ROBERTA_POSITIONS = 80
 
 
-def vision() -> CLIPVisionModelWithProjection:
+def vision(side: int = 8) -> CLIPVisionModelWithProjection:
+    """Looks at a picture in four patches."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=text.WIDTH,
@@ -59,8 +60,8 @@ def vision() -> CLIPVisionModelWithProjection:
             projection_dim=text.WIDTH,
             num_hidden_layers=1,
             num_attention_heads=2,
-            image_size=8,
-            patch_size=4,
+            image_size=side,
+            patch_size=side // 2,
         )
     )
 
