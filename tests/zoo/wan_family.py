@@ -3,8 +3,6 @@
 from typing import Any
 
 from diffusers import (
-    AnyFlowFARPipeline,
-    AnyFlowFARTransformer3DModel,
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
     ChronoEditPipeline,
@@ -208,16 +206,6 @@ def anyflow() -> AnyFlowPipeline:
     )
 
 
-def anyflow_far() -> AnyFlowFARPipeline:
-    """One chunk, for after each but the last another pass fills its cache, without a step."""
-    return AnyFlowFARPipeline(
-        **parts() | {"scheduler": FlowMapEulerDiscreteScheduler(shift=3.0)},
-        transformer=AnyFlowFARTransformer3DModel(
-            **sizes(), chunk_partition=(2,), full_chunk_limit=1
-        ),
-    )
-
-
 SQUARE = {"height": 32, "width": 32}
 FEW = SQUARE | {"num_frames": 5}
 SHORTER = SHORT | FEW
@@ -257,5 +245,4 @@ ENTRIES = {
     "skyreels2": entry(skyreels2, "flow", SHORTER),
     "skyreels2_i2v": entry(skyreels2_i2v, "flow", FULL | FEW, inputs=CAT),
     "anyflow": entry(anyflow, "flow", SHORTER),
-    "anyflow_far": entry(anyflow_far, "flow", SHORTER),
 }
