@@ -15,7 +15,8 @@ from diffusers import DiffusionPipeline
 from tiny import make_settings
 from zoo import ZOO, build
 
-from guidefold.probe import Findings, probe
+from guidefold.findings import Findings
+from guidefold.probe import probe
 from guidefold.settings import Settings
 
 torch.set_num_threads(1)  # two threads that compete with another process run many times slower

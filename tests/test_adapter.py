@@ -16,7 +16,7 @@ from guidefold.adapter import Adapter, adapter_off, attach, find_targets, unload
 from guidefold.capture import drive, run
 from guidefold.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
 from guidefold.outputs import output_tensor
-from guidefold.pipelines import call_inputs
+from guidefold.inputs import call_inputs
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

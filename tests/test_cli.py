@@ -19,7 +19,7 @@ from guidefold import api, cli
 from guidefold.checkpoints import find_checkpoints
 from guidefold.config import dump_toml, find_config, presets
 from guidefold.errors import CorruptFileError, GuidefoldError, PromptError
-from guidefold.probe import Findings
+from guidefold.findings import Findings
 from guidefold.progress import Stopped
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings

@@ -21,13 +21,14 @@ from guidefold.errors import (
 )
 from guidefold.outputs import OutputMap
 from guidefold.pipelines import bundled_teacher, open_pipeline
-from guidefold.probe import Findings, lora_loader, probe
+from guidefold.findings import Findings
+from guidefold.probe import lora_loader, probe
 
 FOLDED = [name for name in ZOO if name != "sd15_pag"]
 MAPS = {
     "whole": OutputMap("whole"),
     "whole, negated": OutputMap("whole", negated=True),
-    "first along dimension 1": OutputMap("prefix", 1),
+    "first along dimension 1": OutputMap("first", 1),
 }
 PREDICTIONS = {"flow": "flow_prediction"}
 every_pipeline = pytest.mark.parametrize("name", FOLDED)
@@ -43,8 +44,8 @@ def test_the_probe_finds_what_the_zoo_says(built: Any, found: Any, name: str) ->
     findings, entry, pipeline = found(name), ZOO[name], built(name)
     assert findings.pipeline == type(pipeline).__name__
     assert findings.scheduler == type(pipeline.scheduler).__name__
-    assert (findings.denoiser,) == entry.denoisers
-    assert findings.denoiser_class == type(getattr(pipeline, findings.denoiser)).__name__
+    assert findings.denoisers == entry.denoisers
+    assert findings.denoiser_class == type(getattr(pipeline, findings.denoisers[0])).__name__
     assert findings.guidance_argument == entry.guidance_argument
     assert findings.off == 1.0
     assert (findings.passes_on, findings.passes_off) == (2, 1)
@@ -88,11 +89,18 @@ def test_a_pipeline_without_a_second_pass_is_refused_with_the_reason(built: Any,
     assert "already distilled" in caught.value.remedy
 
 
-def test_passes_that_guidance_does_not_switch_off_are_refused_with_the_remedy(built: Any) -> None:
-    with pytest.raises(UnfoldableError, match="still 2 passes in 1 calls a step") as caught:
-        ask(built("sd15_pag"), "sd15_pag")
-    assert "pag_scale = 0" in caught.value.remedy
-    assert ask(built("sd15_pag"), "sd15_pag", pag_scale=0.0).passes_off == 1
+def test_what_else_adds_passes_is_found_and_switched_off_for_the_student_alone(built: Any) -> None:
+    findings = ask(built("sd15_pag"), "sd15_pag")
+    assert (findings.passes_on, findings.passes_off) == (3, 1)
+    assert findings.also_off == {"pag_scale": 0.0}
+    assert findings.scaled(5.0) == {"guidance_scale": 5.0}
+    assert findings.scaled(1.0) == {"guidance_scale": 1.0, "pag_scale": 0.0}
+    assert ask(built("sd15_pag"), "sd15_pag", pag_scale=0.0).also_off == {}
+
+
+def test_passes_that_nothing_switches_off_are_refused() -> None:
+    with pytest.raises(UnfoldableError, match="still 2 passes in 2 calls a step"):
+        probe(Thrice(torch.nn.Linear(4, 4), DDIMScheduler()), {}, 5.0)
 
 
 def test_what_the_pipeline_refuses_is_the_user_s_to_mend(built: Any) -> None:
@@ -109,7 +117,8 @@ def test_an_unknown_call_argument_is_refused_before_anything_runs(built: Any) ->
 class Scaling(Plain):
     """Multiplies its denoiser's output by a number of its own."""
 
-    factor = 1.0
+    def bend(self, output):
+        return output
 
     def reading(self, prompt):
         return len(set(prompt)) / 100
@@ -124,19 +133,34 @@ class Scaling(Plain):
             output = self.unet(state + self.reading(prompt[0]))
             if guidance_scale > 1:
                 output = guidance_scale * output - self.unet(-state)
-            state = self.scheduler.step(self.factor * output, timestep, state).prev_sample
+            state = self.scheduler.step(self.bend(output), timestep, state).prev_sample
         return state
 
 
 class Doubling(Scaling):
-    factor = 2.0
+    def bend(self, output):
+        return 2 * output
+
+
+class Bending(Scaling):
+    def bend(self, output):
+        return output.abs()
+
+
+class Thrice(Scaling):
+    """Asks its denoiser once more at every step, whatever its guidance is."""
+
+    def reading(self, prompt):
+        self.unet(torch.zeros(1, 4))
+        return super().reading(prompt)
 
 
 def test_an_output_map_that_guidefold_does_not_know_is_refused_by_name() -> None:
     parts = torch.nn.Linear(4, 4), DDIMScheduler()
     assert probe(Scaling(*parts), {}, 5.0).output_map == OutputMap("whole")
+    assert probe(Doubling(*parts), {}, 5.0).output_map == OutputMap("whole", scaled=True)
     with pytest.raises(UnfoldableError, match="in a way Guidefold does not know"):
-        probe(Doubling(*parts), {}, 5.0)
+        probe(Bending(*parts), {}, 5.0)
 
 
 class Deaf(Scaling):
@@ -187,7 +211,9 @@ def test_the_value_that_switches_guidance_off_is_the_one_with_a_single_pass(
     pipeline = built("sd3")
     above_zero = property(lambda self: self._guidance_scale > 0)
     monkeypatch.setattr(type(pipeline), "do_classifier_free_guidance", above_zero)
-    assert ask(pipeline, "sd3").off == 0.0
+    findings = ask(pipeline, "sd3")
+    assert findings.off == 0.0
+    assert findings.origin == 1.0  # it still writes uncond + g * (cond - uncond)
 
 
 # The same base
@@ -197,10 +223,10 @@ def test_the_value_that_switches_guidance_off_is_the_one_with_a_single_pass(
     ("field", "value"),
     [
         ("pipeline", "OtherPipeline"),
-        ("denoiser", "unet_2"),
+        ("denoisers", ("unet_2",)),
         ("denoiser_class", "OtherModel"),
         ("prediction_type", "v_prediction"),
-        ("output_map", OutputMap("prefix", 1)),
+        ("output_map", OutputMap("first", 1)),
         ("guidance_argument", "true_cfg_scale"),
         ("off", 0.0),
         ("fingerprint", "0" * 16),
@@ -223,13 +249,13 @@ def test_the_same_base_under_another_scheduler_is_the_same_base(found: Any) -> N
 
 
 def test_a_pipeline_without_a_lora_loader_is_left_to_peft(built: Any) -> None:
-    assert lora_loader(built("sd15"), "unet") == "diffusers"
-    assert lora_loader(built("sd15"), "vae") == "peft"
-    assert lora_loader(built("pixart"), "transformer") == "peft"
+    assert lora_loader(built("sd15"), ["unet"]) == "diffusers"
+    assert lora_loader(built("sd15"), ["vae"]) == "peft"
+    assert lora_loader(built("pixart"), ["transformer"]) == "peft"
 
 
 def test_findings_with_a_missing_field_are_refused_by_name(found):
     values = found("sd15").to_json()
-    del values["denoiser"]
-    with pytest.raises(CorruptFileError, match="denoiser"):
+    del values["denoisers"]
+    with pytest.raises(CorruptFileError, match="denoisers"):
         Findings.from_json(values)

@@ -18,7 +18,7 @@ from guidefold.errors import UnfoldableError, VerifyError
 from guidefold.export import export
 from guidefold.objective import loss_scale, strength_of
 from guidefold.pipelines import open_pipeline
-from guidefold.probe import Findings
+from guidefold.findings import Findings
 from guidefold.runs import read_json
 from guidefold.settings import AdapterSettings, Settings
 from guidefold.shards import StateRef, read_round, state_refs

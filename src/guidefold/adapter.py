@@ -260,24 +260,38 @@ def adapter_config(rank: int, layers: Sequence[str]) -> dict[str, Any]:
 
 
 def load_adapter(
-    pipeline: DiffusionPipeline, denoiser: str, loader: str, folder: Path, strength: float
+    pipeline: DiffusionPipeline,
+    denoisers: Sequence[str],
+    loader: str,
+    folder: Path,
+    strength: float,
 ) -> None:
     """Load a written adapter as any client would: no code of ours stays in the pipeline.
 
     Args:
         pipeline: A stock pipeline without a LoRA.
-        denoiser: The component that is adapted.
+        denoisers: The components that are adapted; those after the first have a folder of their
+            own, of their name, within ``folder``.
         loader: ``diffusers`` (``load_lora_weights``) or ``peft`` (``PeftModel.from_pretrained``).
         folder: Where the adapter was written.
         strength: The multiplier on the adapter.
     """
-    if loader == "diffusers":
-        pipeline.load_lora_weights(folder, weight_name=DIFFUSERS_FILE, adapter_name=NAME)
-        pipeline.set_adapters([NAME], [strength])
-        return
-    module = getattr(pipeline, denoiser)
-    PeftModel.from_pretrained(module, folder, adapter_name=NAME)  # wraps the layers in place
-    set_strength(module, strength)
+    for name in denoisers:
+        module, place = getattr(pipeline, name), part_folder(folder, denoisers, name)
+        if loader == "peft":
+            PeftModel.from_pretrained(module, place, adapter_name=NAME)  # wraps layers in place
+        elif name == denoisers[0]:
+            pipeline.load_lora_weights(place, weight_name=DIFFUSERS_FILE, adapter_name=NAME)
+        else:
+            module.load_lora_adapter(
+                place, weight_name=DIFFUSERS_FILE, prefix=denoisers[0], adapter_name=NAME
+            )
+        set_strength(module, strength)
+
+
+def part_folder(folder: Path, denoisers: Sequence[str], name: str) -> Path:
+    """Where one denoiser's files lie: the first one's in the folder itself."""
+    return folder if name == denoisers[0] else folder / name
 
 
 def set_strength(denoiser: nn.Module, strength: float) -> None:
@@ -298,10 +312,11 @@ def unload_adapter(denoiser: Any) -> None:
         if isinstance(layer, LoraLayer):
             parent, _, child = name.rpartition(".")
             setattr(denoiser.get_submodule(parent), child, layer.base_layer)
-    if hasattr(denoiser, "peft_config"):
-        del denoiser.peft_config
-    if hasattr(denoiser, "_hf_peft_config_loaded"):  # else diffusers believes that one is loaded
-        denoiser._hf_peft_config_loaded = False
+    for module in (denoiser, *denoiser.children()):  # several denoisers are a module of modules
+        if hasattr(module, "peft_config"):
+            del module.peft_config
+        if hasattr(module, "_hf_peft_config_loaded"):  # else diffusers believes that one is loaded
+            module._hf_peft_config_loaded = False
 
 
 def fuse_adapter(denoiser: nn.Module) -> None:

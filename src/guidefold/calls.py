@@ -7,8 +7,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.pipelines import call_inputs
-from guidefold.probe import Findings
+from guidefold.findings import Findings
+from guidefold.inputs import call_inputs
+from guidefold.prompts import Prompt
 from guidefold.selective import stop_guiding
 from guidefold.settings import PipelineSettings
 
@@ -17,7 +18,7 @@ def run_inputs(
     pipeline: DiffusionPipeline,
     findings: Findings,
     asked: PipelineSettings,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     guidance: float,
     steps: int,
 ) -> dict[str, Any]:
@@ -36,8 +37,8 @@ def run_inputs(
     """
     share = 1.0 if guidance == findings.off else asked.guided_share
     return {
-        **call_inputs(pipeline, list(prompts), asked.call, asked.negative_prompt),
-        findings.guidance_argument: guidance,
+        **call_inputs(pipeline, prompts, asked.call, asked.negative_prompt),
+        **findings.scaled(guidance),
         "num_inference_steps": steps,
         **stop_guiding(pipeline, findings.guidance_argument, findings.off, share),
     }

@@ -12,12 +12,14 @@ import functools
 import inspect
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.guiders.guider_utils import BaseGuidance
 from torch import nn
 
 from guidefold.arguments import Tree, tree_map
@@ -26,6 +28,8 @@ from guidefold.outputs import rows_of
 from guidefold.randomness import generator
 
 MISSING = object()
+GUIDER = "guider"
+"""Some pipelines are guided by a component; ``guider.NAME`` in a run's arguments sets it."""
 
 
 @dataclass(frozen=True)
@@ -277,9 +281,30 @@ def run(
     # With one prompt a plain generator, as users do: some solvers take no list.
     generators = [generator(seed) for seed in seeds]
     optional = {"output_type": output_type} if "output_type" in parameters else {}
-    return pipeline(
-        **inputs, generator=generators[0] if len(generators) == 1 else generators, **optional
-    )
+    call = {name: value for name, value in inputs.items() if "." not in name}
+    with _guided(pipeline, {n: v for n, v in inputs.items() if "." in n}):
+        return pipeline(
+            **call, generator=generators[0] if len(generators) == 1 else generators, **optional
+        )
+
+
+@contextmanager
+def _guided(pipeline: DiffusionPipeline, asked: Mapping[str, Any]) -> Iterator[None]:
+    """The pipeline's guiders set for a while; each is made afresh, so that none remembers."""
+    values = {name.removeprefix(f"{GUIDER}."): value for name, value in asked.items()}
+    before = guiders(pipeline) if values else {}
+    try:
+        for name, guider in before.items():
+            setattr(pipeline, name, guider.new(**values))
+        yield
+    finally:
+        for name, guider in before.items():
+            setattr(pipeline, name, guider)
+
+
+def guiders(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The components that guide, by name."""
+    return {n: c for n, c in pipeline.components.items() if isinstance(c, BaseGuidance)}
 
 
 def denoisers_of(steps: Iterable[Step]) -> tuple[str, ...]:
@@ -288,6 +313,11 @@ def denoisers_of(steps: Iterable[Step]) -> tuple[str, ...]:
     Encoders are called before the first step only, control networks before the denoiser.
     """
     return tuple(dict.fromkeys(step.calls[-1].denoiser for step in steps if step.calls))
+
+
+def passes_of(steps: Sequence[Step]) -> float:
+    """Samples through the listened denoisers per step."""
+    return sum(step.rows for step in steps) / len(steps)
 
 
 def _clone(tree: Tree) -> Tree:

@@ -22,7 +22,7 @@ from guidefold.progress import Stopped, console, plural
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
-    from guidefold.probe import Findings
+    from guidefold.findings import Findings
     from guidefold.settings import Settings
 
 app = typer.Typer(
@@ -300,12 +300,16 @@ def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:
 
 
 def _print_findings(found: Findings) -> None:
+    also = "".join(f", {name}={value:g}" for name, value in found.also_off.items())
+    exact = "exact" if found.linear else "approximate: the target is not linear in the scale"
     rows = {
         "pipeline": f"{found.pipeline}, {found.scheduler}, {found.prediction_type}",
-        "denoiser": f"{found.denoiser} ({found.denoiser_class}), weights {found.fingerprint}",
-        "guidance": f"{found.guidance_argument}, off at {found.off:g}",
+        "denoiser": f"{' and '.join(found.denoisers)} ({found.denoiser_class}), "
+        f"weights {found.fingerprint}",
+        "guidance": f"{found.guidance_argument}, off at {found.off:g}{also}",
         "passes a step": f"{found.passes_on:g} with guidance, {found.passes_off:g} without",
         "output map": str(found.output_map),
+        "dial": f"strength 0 = guidance {found.origin:g}, {exact}",
         "batches": "yes" if found.layout and found.company else "recorded one prompt at a time",
         "adapter loads with": found.loader,
     }

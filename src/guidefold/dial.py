@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from guidefold.adapter import set_strength
 from guidefold.gallery import Gallery
 from guidefold.progress import Task
+from guidefold.prompts import Prompt
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 
 
-def guidance_at(strength: float, off: float, g_ref: float) -> float:
-    """The guidance scale that a strength stands for: ``off + s (g_ref - off)``.
+def guidance_at(strength: float, origin: float, g_ref: float) -> float:
+    """The guidance scale that a strength stands for: ``origin + s (g_ref - origin)``.
 
     Args:
         strength: The adapter's.
-        off: The guidance scale that switches guidance off.
+        origin: The guidance scale at strength 0.
         g_ref: The guidance scale at strength 1.
     """
-    return off + strength * (g_ref - off)
+    return origin + strength * (g_ref - origin)
 
 
 def draw_teacher(
-    gallery: Gallery, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+    gallery: Gallery, prompts: Sequence[Prompt], seeds: Sequence[int], progress: Task
 ) -> list[list[str]]:
     """The teacher at the guidance scale of each strength; no adapter may be loaded.
 
@@ -39,16 +40,16 @@ def draw_teacher(
     if not prompts:
         return []
     session = gallery.session
-    off, g_ref = session.findings.off, session.settings.adapter.g_ref
+    origin, g_ref = session.findings.origin, session.settings.adapter.g_ref
     columns = [gallery.draw("unguided", prompts, seeds, progress).files]
     for strength in STRENGTHS[1:]:
-        scale = guidance_at(strength, off, g_ref)
+        scale = guidance_at(strength, origin, g_ref)
         columns.append(gallery.draw("teacher", prompts, seeds, progress, guidance=scale).files)
     return columns
 
 
 def draw_student(
-    gallery: Gallery, prompts: Sequence[str], seeds: Sequence[int], progress: Task
+    gallery: Gallery, prompts: Sequence[Prompt], seeds: Sequence[int], progress: Task
 ) -> list[list[str]]:
     """The student at each strength; its adapter is loaded, and left at the session's strength.
 

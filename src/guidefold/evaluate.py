@@ -21,6 +21,7 @@ from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import LINES, Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.progress import Stopped, Task, plural, task
+from guidefold.prompts import Prompt
 from guidefold.runs import read_json, read_lines, require_run, write_bytes, write_json
 from guidefold.sample import (
     Drawn,
@@ -59,7 +60,7 @@ class Measured:
         clip_scores: Of each kind's pictures; empty without a CLIP model.
     """
 
-    prompts: list[str]
+    prompts: list[Prompt]
     seeds: list[int]
     drawn: dict[Kind, Drawn]
     dial: dict[Kind, list[list[str]]]
@@ -127,7 +128,8 @@ def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Mea
     """Draw every picture, judge it, and measure residual guidance."""
     asked = session.settings.evaluate
     features, clip = features_of(session, judge), _open_model(session, asked.clip)
-    prompts = [p.text for p in session.held_out[: asked.prompts]]
+    prompts = session.held_out[: asked.prompts]
+    texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
     turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
     few = prompts[: max(asked.batch_size, asked.state_prompts)]
@@ -152,10 +154,10 @@ def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Mea
         dial=strengths,
         residual=residual,
         fused_seconds=fused.denoiser_seconds_per_image,
-        verdicts=_verdicts(prompts, drawn, judge),
-        categories=[judge.category(prompt) if judge else None for prompt in prompts],
+        verdicts=_verdicts(texts, drawn, judge),
+        categories=[judge.category(text) if judge else None for text in texts],
         distribution=_compare(drawn, features),
-        clip_scores={k: clip.score(drawn[k].pictures, prompts) for k in KINDS} if clip else {},
+        clip_scores={k: clip.score(drawn[k].pictures, texts) for k in KINDS} if clip else {},
     )
 
 
@@ -191,7 +193,7 @@ def _compare(
 def _residual(
     session: Session,
     weights: StudentWeights,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     progress: Task,
 ) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _residual(
 
 
 def _along(
-    session: Session, weights: StudentWeights, prompt: str, seed: int, progress: Task
+    session: Session, weights: StudentWeights, prompt: Prompt, seed: int, progress: Task
 ) -> tuple[list[Errors], list[Errors]]:
     """Errors at the states that the teacher visits, and at those that the student visits."""
     findings, pipeline, steps = session.findings, session.pipeline, session.settings.evaluate.steps
@@ -219,7 +221,7 @@ def _along(
         run_inputs(pipeline, findings, asked, [prompt], guidance, steps)
         for guidance in (session.guidance, findings.off)
     )
-    listened = {findings.denoiser: session.denoiser}
+    listened = session.denoisers
 
     def go(inputs: dict[str, Any], states: Sequence[Step] | None = None) -> list[Step]:
         if states is None:
@@ -292,10 +294,10 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
 
 def _index(session: Session, measured: Measured) -> dict[str, Any]:
     """Which kept picture shows what: prompt by prompt, and strength by strength."""
-    off, g_ref = session.findings.off, session.settings.adapter.g_ref
+    origin, g_ref = session.findings.origin, session.settings.adapter.g_ref
     pictures = [
         {
-            "prompt": prompt,
+            "prompt": prompt.label,
             "seed": measured.seeds[k],
             "category": measured.categories[k],
             "files": {kind: measured.drawn[kind].files[k] for kind in KINDS},
@@ -305,7 +307,12 @@ def _index(session: Session, measured: Measured) -> dict[str, Any]:
     ]
     teacher, student = measured.dial["teacher"], measured.dial["student"]
     steps = [
-        {"strength": s, "guidance": dial.guidance_at(s, off, g_ref), "teacher": t, "student": own}
+        {
+            "strength": s,
+            "guidance": dial.guidance_at(s, origin, g_ref),
+            "teacher": t,
+            "student": own,
+        }
         for s, t, own in zip(dial.STRENGTHS, teacher, student, strict=False)
     ]
     return {"pictures": pictures, "dial": steps}
@@ -313,7 +320,7 @@ def _index(session: Session, measured: Measured) -> dict[str, Any]:
 
 def _sheet(session: Session, measured: Measured) -> Picture:
     """The first prompts' pictures, a column per kind."""
-    prompts = measured.prompts[: session.settings.evaluate.grid_prompts]
+    prompts = [p.label for p in measured.prompts[: session.settings.evaluate.grid_prompts]]
     rows = [[measured.drawn[kind].pictures[k] for kind in KINDS] for k in range(len(prompts))]
     return grid(rows, [heading(kind, measured.drawn[kind]) for kind in KINDS], prompts)
 

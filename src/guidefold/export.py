@@ -16,13 +16,14 @@ from guidefold.adapter import (
     adapted_layers,
     adapter_config,
     load_adapter,
+    part_folder,
     unload_adapter,
 )
 from guidefold.arguments import Tree, tree_map
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.outputs import output_tensor
-from guidefold.probe import Findings
+from guidefold.findings import Findings
 from guidefold.runs import (
     check_folder,
     finished_folder,
@@ -77,8 +78,18 @@ def write_adapter(session: Session) -> Path:
     with finished_folder(folder) as temporary:
         about = describe_adapter(session, state["step"])
         write_json(temporary / METADATA, about)
-        prefix = findings.denoiser if findings.loader == "diffusers" else None
-        write_lora(temporary, prefix, settings.adapter.rank, layers, tensors, about)
+        prefix = findings.denoisers[0] if findings.loader == "diffusers" else None
+        for name in findings.denoisers:
+            place = part_folder(temporary, findings.denoisers, name)
+            inner = "" if len(findings.denoisers) == 1 else f"{name}."
+            write_lora(
+                place,
+                prefix,
+                settings.adapter.rank,
+                [layer.removeprefix(inner) for layer in layers if layer.startswith(inner)],
+                {n.removeprefix(inner): t for n, t in tensors.items() if n.startswith(inner)},
+                about,
+            )
         _verify(session, temporary, set(layers), few, expected)
     return folder
 
@@ -112,7 +123,7 @@ def write_lora(
 def describe_adapter(session: Session, step: int) -> dict[str, Any]:
     """What an adapter says of itself, as JSON."""
     settings, findings = session.settings, session.findings
-    off, g_ref = findings.off, settings.adapter.g_ref
+    origin, g_ref = findings.origin, settings.adapter.g_ref
     return {
         "guidefold": __version__,
         "base": settings.pipeline.source,
@@ -124,9 +135,21 @@ def describe_adapter(session: Session, step: int) -> dict[str, Any]:
         "rank": settings.adapter.rank,
         "targets": settings.adapter.targets,
         "step": step,
-        "usage_hint": f"{findings.guidance_argument}={off:g}; strength 1 = guidance {g_ref:g}"
-        + (f", strength s = guidance {off:g} + {g_ref - off:g} s" if settings.adapter.dial else ""),
+        "usage_hint": f"{_unguided_call(findings)}; strength 1 = guidance {g_ref:g}"
+        + (
+            f", strength s = guidance {origin:g} + {g_ref - origin:g} s"
+            if settings.adapter.dial
+            else ""
+        ),
     }
+
+
+def _unguided_call(findings: Findings) -> str:
+    """What the pipeline is called with beside the adapter, in words."""
+    return ", ".join(
+        f"{name}={value:g}"
+        for name, value in {findings.guidance_argument: findings.off, **findings.also_off}.items()
+    )
 
 
 def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
@@ -158,7 +181,7 @@ def open_adapter(session: Session, strength: float, folder: Path | None = None) 
             "Use the run's own settings.",
         )
     findings = session.findings
-    load_adapter(session.pipeline, findings.denoiser, findings.loader, folder, strength)
+    load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, strength)
 
 
 def _verify(
@@ -170,7 +193,7 @@ def _verify(
 ) -> None:
     """Load with the client's own loader and compare predictions with the trained student's."""
     findings = session.findings
-    load_adapter(session.pipeline, findings.denoiser, findings.loader, folder, 1.0)
+    load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, 1.0)
     # In half precision clients round the adapter too; what then hides in the tolerance, a layer
     # that was not loaded, is seen by its name.
     tolerance = max(1e-3, 4 * torch.finfo(next(session.denoiser.parameters()).dtype).eps)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from guidefold.pipelines import fingerprint, modules
 from guidefold.progress import Task
+from guidefold.prompts import Prompt
 from guidefold.runs import append_line, read_json, read_lines, sha256, write_bytes
 from guidefold.sample import Drawn, draw_session, png
 from guidefold.session import Session
@@ -41,7 +42,7 @@ class Gallery:
     def draw(
         self,
         kind: Kind,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         seeds: Sequence[int],
         progress: Task,
         *,
@@ -62,7 +63,7 @@ class Gallery:
         if guidance is None:
             guidance = self.session.guidance_of(kind)
         common = self._common(kind, guidance, strength)
-        keys = [{**common, "prompt": p, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
+        keys = [{**common, "prompt": p.key, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
         for first in range(0, len(keys), asked.batch_size):
             some = slice(first, first + asked.batch_size)
             if all(_name(key) in self.lines for key in keys[some]):

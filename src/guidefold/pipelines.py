@@ -1,11 +1,10 @@
-"""Open a pipeline safely; name its components and its guidance argument."""
+"""Open a pipeline safely; name its components and their weights."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -18,28 +17,16 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
-from guidefold.errors import ConfigError, PipelineError, UnfoldableError
+from guidefold.errors import ConfigError, PipelineError
 from guidefold.loading import load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CODE = {".py"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 SINGLE_FILES = {".safetensors"}
-# Call arguments that Guidefold sets itself.
-OURS = {
-    "prompt",
-    "generator",
-    "num_inference_steps",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "output_type",
-    "return_dict",
-}
 HUB_SECONDS = 10.0
 # What the hub's HTTP client raises, whichever that is: the hub's own error derives from it.
 NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
-# A blank negative prompt is what pipelines with true CFG expect where the user has none.
-BLANK = " "
 
 
 def open_pipeline(
@@ -48,7 +35,7 @@ def open_pipeline(
     config: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    only: str | None = None,
+    only: Collection[str] = (),
 ) -> DiffusionPipeline:
     """Open a pipeline without running code or unpickling data that came with it.
 
@@ -58,8 +45,8 @@ def open_pipeline(
         config: For a single file: a diffusers folder or hub id that describes it.
         dtype: Precision of the weights.
         device: Where to.
-        only: The one component whose weights are wanted; the others stay None. Not of a single
-            file, nor of pipelines that are never without.
+        only: The components whose weights are wanted, where others are not: those stay None. Not of
+            a single file, nor of pipelines that are never without.
 
     Returns:
         The pipeline, in evaluation mode, its progress bar off.
@@ -153,72 +140,6 @@ def check_folder(folder: Path) -> None:
 def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     """The pipeline's components that hold weights, by name."""
     return {n: c for n, c in pipeline.components.items() if isinstance(c, nn.Module)}
-
-
-def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) -> str:
-    """The call argument that scales guidance.
-
-    True CFG that a pipeline leaves off by default (Flux) counts only with a negative prompt: else
-    its guidance is the embedded one, and there is no second pass.
-
-    Args:
-        pipeline: Whose call.
-        negative: Whether the user gives a negative prompt.
-
-    Raises:
-        UnfoldableError: The call has none.
-    """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-    true_cfg = parameters.get("true_cfg_scale")
-    embedded = "guidance_scale" in parameters
-    if true_cfg is not None and (negative or true_cfg.default != 1.0 or not embedded):
-        return "true_cfg_scale"
-    if embedded:
-        return "guidance_scale"
-    raise UnfoldableError(
-        f"{type(pipeline).__name__}: its call has no argument that scales guidance "
-        "(true_cfg_scale or guidance_scale)",
-        "Guidefold folds pipelines that guide; this one does not, or not through its call.",
-    )
-
-
-def call_inputs(
-    pipeline: DiffusionPipeline,
-    prompts: list[str],
-    call: Mapping[str, Any],
-    negative_prompt: str | None = None,
-) -> dict[str, Any]:
-    """Arguments of the pipeline's call that do not change between teacher and student.
-
-    Args:
-        pipeline: Whose call.
-        prompts: One per picture.
-        call: The user's further arguments.
-        negative_prompt: The house negative prompt, if any.
-
-    Raises:
-        ConfigError: An argument that the call does not take.
-    """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-    taken = sorted({*OURS, guidance_argument(pipeline)} & call.keys())
-    if taken:
-        raise ConfigError(
-            f"pipeline.call: {', '.join(taken)} cannot be set there",
-            "Guidefold sets it: see record.guidance, record.steps, evaluate and prompts.",
-        )
-    inputs = {"prompt": prompts, **call}
-    given = negative_prompt is not None or "negative_prompt" in call
-    if not given and guidance_argument(pipeline) == "true_cfg_scale":
-        negative_prompt = BLANK
-    if negative_prompt is not None and "negative_prompt" not in inputs:
-        inputs["negative_prompt"] = [negative_prompt] * len(prompts)
-    unknown = sorted(name for name in inputs if name not in parameters)
-    if unknown:
-        raise ConfigError(
-            f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
-            f"It takes: {', '.join(p for p in parameters if p not in ('self', 'kwargs'))}.",
-        )
-    return inputs
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -340,10 +261,12 @@ def _check_index(where: str, index: Any) -> None:
             )
 
 
-def _all_but(only: str | None, index: Mapping[str, Any]) -> dict[str, None]:
+def _all_but(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
     """The components with weights that are not wanted, as diffusers is told so."""
-    entries = {n: e for n, e in index.items() if only is not None and isinstance(e, list | tuple)}
-    return dict.fromkeys(n for n, entry in entries.items() if n != only and _has_weights(*entry))
+    entries = {n: e for n, e in index.items() if only and isinstance(e, list | tuple)}
+    return dict.fromkeys(
+        n for n, entry in entries.items() if n not in only and _has_weights(*entry)
+    )
 
 
 def _has_weights(library: str | None, name: str | None) -> bool:

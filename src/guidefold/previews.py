@@ -38,10 +38,10 @@ class Previews:
         self.session, self.adapter = session, adapter
         self.folder = session.run / FOLDER
         asked = session.settings
-        self.prompts = [p.text for p in session.held_out[: asked.distill.preview_prompts]]
+        self.prompts = session.held_out[: asked.distill.preview_prompts]
         self.seeds = picture_seeds(asked.seed, len(self.prompts))
         self.about = {
-            "prompts": self.prompts,
+            "prompts": [prompt.key for prompt in self.prompts],
             "seeds": self.seeds,
             "guidance": session.guidance,
             "strength": session.strength,
@@ -88,7 +88,7 @@ class Previews:
             f"unguided\ng = {session.findings.off:g}",
             f"student\nstep {step}",
         ]
-        sheet = grid(list(zip(*columns, strict=True)), headings, self.prompts)
+        sheet = grid(list(zip(*columns, strict=True)), headings, [p.label for p in self.prompts])
         write_bytes(self.folder / f"step-{step:06d}.png", png(sheet))
         self.steps = [*(s for s in self.steps if s < step), step]  # later ones are drawn again
         write_json(self.folder / INDEX, {**self.about, "steps": self.steps})

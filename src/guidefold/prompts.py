@@ -10,43 +10,70 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from guidefold.errors import PromptError
+from guidefold.media import PICTURES, find_media, name_columns, show_value
 from guidefold.randomness import derive_seed
 
 BUNDLED = {"general": "prompts.txt", "world": "demo/prompts.txt"}
 COLUMNS = ("prompt", "text", "caption")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and where it came from.
+    """What a pipeline is asked for, and where that came from.
 
     Attributes:
-        text: What the pipeline is asked for; never empty.
+        text: The prompt; empty only where other columns say what is asked for.
         source: ``file:line`` or a caption's path, for messages.
+        columns: Further arguments of the pipeline's call with their values, files as
+            :class:`~guidefold.media.Media`.
     """
 
     text: str
     source: str
+    columns: tuple[tuple[str, Any], ...] = ()
+
+    @staticmethod
+    def of(prompt: str | Prompt) -> Prompt:
+        """A prompt as it is, or text as a prompt."""
+        return prompt if isinstance(prompt, Prompt) else Prompt(prompt, "prompt")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The further arguments by name."""
+        return dict(self.columns)
+
+    @cached_property
+    def key(self) -> str:
+        """What makes this prompt this prompt: its text, and what its columns hold."""
+        return f"{self.text} {name_columns(self.values)}" if self.columns else self.text
+
+    @property
+    def label(self) -> str:
+        """For people: the text, else the columns."""
+        return self.text or ", ".join(f"{n} {show_value(v)}" for n, v in self.columns)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the text, 64 hexadecimal digits; names the prompt on disk."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """SHA-256 of the key, 64 hexadecimal digits; names the prompt on disk."""
+        return hashlib.sha256(self.key.encode()).hexdigest()
 
 
 def load_prompts(path: str | Path) -> list[Prompt]:
     """Read prompts; the same text twice is kept once.
 
     Args:
-        path: A ``.txt`` file (a prompt a line), a ``.csv`` or ``.jsonl`` file with a column
-            ``prompt``, ``text`` or ``caption``, a folder of pictures with a ``.txt`` caption
+        path: A ``.txt`` file (a prompt a line); a ``.csv``, ``.jsonl`` or ``.parquet`` file with a
+            column ``prompt``, ``text`` or ``caption``; a folder of pictures with a ``.txt`` caption
             beside each; or a bundled list: ``"general"``, or ``"world"`` of the bundled teacher.
+            Further fields of a ``.jsonl`` line are arguments of the pipeline's call, see
+            :func:`~guidefold.media.find_media`; those that begin with ``_`` are left out.
 
     Returns:
         The prompts in the order of the file; at least two.
@@ -57,7 +84,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     source = _locate(path)
     first: dict[str, Prompt] = {}
     for prompt in _read(source):
-        first.setdefault(prompt.text, prompt)
+        first.setdefault(prompt.key, prompt)
     prompts = list(first.values())
     if len(prompts) < 2:
         raise PromptError(
@@ -69,8 +96,8 @@ def load_prompts(path: str | Path) -> list[Prompt]:
 
 def count_duplicates(path: str | Path) -> int:
     """How many prompts :func:`load_prompts` leaves out because their text came before."""
-    texts = [prompt.text for prompt in _read(_locate(path))]
-    return len(texts) - len(set(texts))
+    keys = [prompt.key for prompt in _read(_locate(path))]
+    return len(keys) - len(set(keys))
 
 
 def split_prompts(
@@ -104,19 +131,24 @@ def _locate(path: str | Path) -> Path:
 
 def _place(prompt: Prompt) -> float:
     """A prompt's place in [0, 1) for splitting."""
-    return derive_seed(0, "held-out", prompt.text) / 2**63
+    return derive_seed(0, "held-out", prompt.key) / 2**63
 
 
 def _read(source: Path) -> Iterator[Prompt]:
     if source.is_dir():
         return _read_folder(source)
-    readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    readers = {
+        ".txt": _read_text,
+        ".csv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
     if not source.exists():
         raise PromptError(f"{source}: no such file or folder", "Check prompts.path.")
     if source.suffix.lower() not in readers:
         raise PromptError(
             f"{source}: prompts cannot be read from a '{source.suffix}' file",
-            "Use a .txt, .csv or .jsonl file, or a folder of pictures with .txt captions.",
+            "Use a .txt, .csv, .jsonl or .parquet file, or a folder of pictures with .txt captions.",
         )
     return readers[source.suffix.lower()](source)
 
@@ -187,12 +219,41 @@ def _read_jsonl(source: Path) -> Iterator[Prompt]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise PromptError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-        if isinstance(row, str):
-            row = {"prompt": row}
-        found = [name for name in COLUMNS if isinstance(row, dict) and name in row]
-        if not found:
-            raise PromptError(f"{where}: no field named {', '.join(COLUMNS)}")
-        yield _prompt(row[found[0]], where)
+        yield _row({"prompt": row} if isinstance(row, str) else row, source.parent, where)
+
+
+def _row(row: object, folder: Path, where: str) -> Prompt:
+    """A prompt and the call's further arguments."""
+    if not isinstance(row, dict):
+        raise PromptError(f"{where}: a {type(row).__name__}, where text or an object is expected")
+    named = next((name for name in COLUMNS if name in row), None)
+    others = {n: v for n, v in row.items() if n != named and not n.startswith("_")}
+    if named is None and not others:
+        raise PromptError(f"{where}: no field named {', '.join(COLUMNS)}")
+    columns = tuple((n, find_media(v, folder, where)) for n, v in sorted(others.items()))
+    if named is None:
+        return Prompt("", where, columns)
+    return replace(_prompt(row[named], where), columns=columns)
+
+
+def _read_parquet(source: Path) -> Iterator[Prompt]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise PromptError(
+            f"{source}: reading it needs pyarrow", "Install guidefold[parquet], or use .jsonl."
+        ) from error
+    try:
+        file = ParquetFile(source)
+        column = _column(file.schema_arrow.names, source)
+        number = 0
+        for batch in file.iter_batches(columns=[column]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                yield _prompt(text, f"{source}, row {number}")
+    except (ArrowException, OSError) as error:
+        raise PromptError(f"{source}: not a Parquet file ({error})") from error
 
 
 def _read_folder(source: Path) -> Iterator[Prompt]:

@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from guidefold.arguments import Tree, alike
+from guidefold.asking import Asked
 from guidefold.capture import Step, drive, follow
 from guidefold.errors import CaptureError, PipelineError, UnfoldableError
-from guidefold.outputs import OutputMap, output_tensor
+from guidefold.outputs import output_tensor
 from guidefold.selective import CALLBACK
 
 STEPS = 2
@@ -63,28 +64,25 @@ def check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, oth
         )
 
 
-def prove_output(
-    denoiser: nn.Module, output_map: OutputMap, heard: list[Step], unguided: list[Step]
-) -> None:
+def prove_output(denoiser: nn.Module, asked: Asked, unguided: list[Step]) -> None:
     """Recorded arguments and output map must give the pipeline's own unguided model output.
 
     Args:
-        denoiser: The module.
-        output_map: What the pipeline does to its output, as far as is known.
-        heard: A followed run, with arguments.
-        unguided: The run that it followed.
+        denoiser: The module, or several behind one door.
+        asked: What was heard at the states of a run.
+        unguided: That run.
 
     Raises:
         CaptureError: They do not; says by how much.
     """
-    for index, (answer, truth) in enumerate(zip(heard, unguided, strict=True)):
-        args, kwargs = answer.calls[0].arguments
+    for index, (arguments, truth) in enumerate(zip(asked.arguments, unguided, strict=True)):
+        args, kwargs = arguments
         with torch.no_grad():
             raw = output_tensor(denoiser(*args, **kwargs))
-        size = truth.model_output.shape[output_map.dim] if truth.model_output.ndim else None
-        mine = output_map(raw, size).to(truth.model_output)
-        if not torch.allclose(mine, truth.model_output, rtol=1e-3, atol=1e-4):
-            worst = float((mine - truth.model_output).abs().max())
+        expected = truth.model_output
+        mine = asked.model_output(index, raw, expected.shape).to(expected)
+        if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-4):
+            worst = float((mine - expected).abs().max())
             raise CaptureError(
                 f"step {index}: the denoiser, called with the recorded arguments, is {worst:.2g} "
                 "off the pipeline's own unguided model output"

@@ -232,7 +232,7 @@ def finished_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
         raise
     reached("folder: before manifest")
-    write_json(temporary / MANIFEST, {p.name: _entry(p) for p in sorted(temporary.iterdir())})
+    write_json(temporary / MANIFEST, {n: _entry(p) for n, p in _files(temporary).items()})
     _flush(temporary)
     reached("folder: before rename")
     old = folder.with_name(f".{folder.name}.old")
@@ -269,9 +269,9 @@ def check_folder(folder: Path, remedy: str = "") -> None:
     entries = _read_manifest(folder / MANIFEST, remedy)
     for name, entry in entries.items():
         check_file(folder / name, entry["sha256"], entry["size"], remedy)
-    for path in sorted(folder.iterdir()):
+    for name, path in _files(folder).items():
         hidden = path.name.startswith(".")  # what desktops leave behind is none of ours
-        if not hidden and path.name not in {MANIFEST, *entries}:
+        if not hidden and name not in {MANIFEST, *entries}:
             raise CorruptFileError(f"{path}: not named in {folder / MANIFEST}", remedy)
 
 
@@ -316,6 +316,12 @@ def readable_size(count: float) -> str:
     """Bytes for people: ``'3.4 MiB'``; 1 MiB = 2**20."""
     power = min(3, int(math.log(max(count, 1), 1024)))
     return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file within a folder by its name there."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def _entry(path: Path) -> dict[str, Any]:

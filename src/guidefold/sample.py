@@ -12,14 +12,15 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
 
 from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
+from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
 from guidefold.export import open_adapter
-from guidefold.probe import Findings
+from guidefold.findings import Findings
 from guidefold.progress import Task, task
+from guidefold.prompts import Prompt
 from guidefold.randomness import derive_seed
 from guidefold.runs import ensure_folder, require_run, write_bytes
 from guidefold.session import Session, open_session
@@ -83,7 +84,7 @@ def sample(
     if strength is not None and not math.isfinite(strength):
         raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
     pairs = list(dict.fromkeys((prompt, seed) for prompt in prompts for seed in seeds))
-    texts, numbers = [p for p, _ in pairs], [s for _, s in pairs]
+    texts, numbers = [Prompt.of(p) for p, _ in pairs], [s for _, s in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
         total = len(kinds) * len(pairs) * settings.evaluate.steps
@@ -110,7 +111,7 @@ def heading(kind: Kind, drawn: Drawn) -> str:
 
 def draw_session(
     session: Session,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     guidance: float,
     progress: Task,
@@ -142,7 +143,7 @@ def draw(
     pipeline: DiffusionPipeline,
     findings: Findings,
     asked: PipelineSettings,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     seeds: Sequence[int],
     *,
     guidance: float,
@@ -164,8 +165,9 @@ def draw(
         on_step: Told, at every step, of how many pictures.
     """
     drawn, passes, seconds = Drawn(), 0, 0.0
-    listened: dict[str, nn.Module] = {findings.denoiser: getattr(pipeline, findings.denoiser)}
-    size = batch_size if findings.layout is not None else 1
+    listened = denoisers(pipeline, findings.denoisers)
+    alone = findings.layout is None or any(prompt.columns for prompt in prompts)
+    size = 1 if alone else batch_size
     for first in range(0, len(prompts), size):
         some = list(prompts[first : first + size])
         inputs = run_inputs(pipeline, findings, asked, some, guidance, steps)

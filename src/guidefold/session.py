@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ from diffusers.utils import logging
 from torch import nn
 
 from guidefold.config import check_same, dump_toml, load_settings
+from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import ConfigError, PipelineError
 from guidefold.objective import strength_of
 from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline, resolve_device
-from guidefold.probe import Findings, prediction_type, probe
+from guidefold.findings import Findings
+from guidefold.probe import prediction_type, probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
 from guidefold.settings import Kind, PipelineSettings, Settings
@@ -47,10 +50,14 @@ class Session:
     parked: bool = False
 
     @property
+    def denoisers(self) -> dict[str, nn.Module]:
+        """The modules that are called at each step, by name."""
+        return denoisers(self.pipeline, self.findings.denoisers)
+
+    @cached_property
     def denoiser(self) -> nn.Module:
-        """The module that is called at each step."""
-        module: nn.Module = getattr(self.pipeline, self.findings.denoiser)
-        return module
+        """The module that is called at each step; several of them behind one door."""
+        return as_one(self.denoisers)
 
     def keep_denoiser_only(self) -> None:
         """Let go of encoders and autoencoder: training on recorded states needs none of them."""
@@ -76,7 +83,7 @@ class Session:
 
     def _others(self) -> dict[str, nn.Module]:
         found = modules(self.pipeline)
-        return {name: module for name, module in found.items() if name != self.findings.denoiser}
+        return {n: module for n, module in found.items() if n not in self.findings.denoisers}
 
     def _move_others(self, device: torch.device | str) -> None:
         for module in self._others().values():
@@ -97,7 +104,7 @@ class Session:
         """The adapter's strength for :attr:`guidance`."""
         if not self.settings.adapter.dial:
             return 1.0
-        return strength_of(self.guidance, self.findings.off, self.settings.adapter.g_ref)
+        return strength_of(self.guidance, self.findings.origin, self.settings.adapter.g_ref)
 
 
 @contextmanager
@@ -161,7 +168,7 @@ def _open(
     if stored is not None and whole is not None and not whole(settings, prompts, held_out):
         opened = _open_denoiser(asked, stored, device)
     if opened is None:
-        opened = _open_whole(settings, device)
+        opened = _open_whole(settings, device, prompts)
     pipeline, findings = opened
     _check_guidance(settings, findings)
     if stored is not None:
@@ -169,14 +176,17 @@ def _open(
     return Session(run, settings, prompts, held_out, pipeline, findings)
 
 
-def _open_whole(settings: Settings, device: str) -> tuple[DiffusionPipeline, Findings]:
+def _open_whole(
+    settings: Settings, device: str, prompts: list[Prompt]
+) -> tuple[DiffusionPipeline, Findings]:
     """The pipeline, probed."""
     asked = settings.pipeline
     pipeline = open_pipeline(
         asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=device
     )
     guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
-    found = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share)
+    rows = [prompt for prompt in prompts[:2] if prompt.columns]
+    found = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows)
     return pipeline, found
 
 
@@ -195,32 +205,33 @@ def _open_denoiser(
     logging.set_verbosity_error()  # that a safety checker is missing is no news
     try:
         pipeline = open_pipeline(
-            asked.source, dtype=DTYPES[asked.dtype], device=device, only=stored.denoiser
+            asked.source, dtype=DTYPES[asked.dtype], device=device, only=stored.denoisers
         )
     except PipelineError:
         return None
     finally:
         logging.set_verbosity(said)
-    denoiser = modules(pipeline).get(stored.denoiser)
-    if denoiser is None:
+    if not modules(pipeline).keys() >= set(stored.denoisers):
         return None
+    parts = denoisers(pipeline, stored.denoisers)
     found = replace(
         stored,
         pipeline=type(pipeline).__name__,
         prediction_type=prediction_type(pipeline),
-        denoiser_class=type(denoiser).__name__,
-        fingerprint=fingerprint(denoiser),
+        denoiser_class=type(parts[stored.denoisers[0]]).__name__,
+        fingerprint=fingerprint(as_one(parts)),
     )
     return (pipeline, stored) if found == stored else None
 
 
 def _check_guidance(settings: Settings, findings: Findings) -> None:
-    """Strength measures from ``off`` to ``g_ref``: both must lie on the side where guidance is on.
+    """Strength measures from ``origin`` to ``g_ref``: guidance must be on beyond it.
 
     Raises:
         ConfigError: Names the setting and the value that switches guidance off.
     """
-    off, low, measured = findings.off, settings.record.guidance[0], settings.evaluate.guidance
+    off = max(findings.off, findings.origin)
+    low, measured = settings.record.guidance[0], settings.evaluate.guidance
     for name, value, fits in (
         ("adapter.g_ref", settings.adapter.g_ref, settings.adapter.g_ref > off),
         ("record.guidance", low, low >= off),

@@ -29,11 +29,17 @@ class RandomStub:
         self.answers: list[torch.Tensor] = []
         self.real_calls = 0
         self._seed = seed
+        self._draw_number = 0
         self._templates: dict[tuple[Any, ...], Any] = {}
 
-    def clear(self) -> None:
-        """Forget the answers, keep the templates."""
+    def clear(self, draw: int = 0) -> None:
+        """Forget the answers, keep the templates.
+
+        Args:
+            draw: Another number gives other answers from now on.
+        """
         self.answers.clear()
+        self._draw_number = draw
 
     def __call__(
         self, name: str, denoiser: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -48,7 +54,8 @@ class RandomStub:
         return output
 
     def _draw(self, like: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(like.shape, generator=generator(self._seed, len(self.answers)))
+        place = (self._seed, self._draw_number, len(self.answers))
+        noise = torch.randn(like.shape, generator=generator(*place))
         return noise.to(like) if like.is_floating_point() else like
 
 

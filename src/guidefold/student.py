@@ -15,7 +15,7 @@ from guidefold.errors import UnfoldableError
 from guidefold.frozen import BITS, shrink_weights
 from guidefold.objective import GuidanceSize, squared_error, strength_of
 from guidefold.outputs import output_tensor
-from guidefold.probe import Findings
+from guidefold.findings import Findings
 from guidefold.settings import AdapterSettings, Storage
 from guidefold.shards import StateRef
 
@@ -87,13 +87,12 @@ class Student:
         args, kwargs = batch.arguments
         with self.autocast():
             raw = output_tensor((model or self.model)(*args, **kwargs))
-        output_map = self.findings.output_map
-        return output_map(raw, batch.target.shape[output_map.dim])
+        return self.findings.output_map(raw, batch.target.shape)
 
     def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
         """Each sample's strength, shape (batch,): the dial's, or 1 without one."""
-        dial, off, g_ref = self.asked.dial, self.findings.off, self.asked.g_ref
-        values = [strength_of(g, off, g_ref) if dial else 1.0 for g in guidance]
+        dial, origin, g_ref = self.asked.dial, self.findings.origin, self.asked.g_ref
+        values = [strength_of(g, origin, g_ref) if dial else 1.0 for g in guidance]
         return torch.tensor(values, device=self.device)
 
     def errors(
@@ -136,7 +135,7 @@ class Student:
             )
         errors = self.errors(guided, batch_size, adapted=False)
         pairs = zip(errors, guided, strict=True)
-        sizes = [error / (ref.guidance - off) ** 2 for error, ref in pairs]
+        sizes = [error / (ref.guidance - self.findings.origin) ** 2 for error, ref in pairs]
         return GuidanceSize.measure([ref.timestep for ref in guided], sizes)
 
     def enable_checkpointing(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from diffusers import DiffusionPipeline
 
 from guidefold.adapter import Adapter
 from guidefold.arguments import Tree, split, tree_map
+from guidefold.asking import Asked, ask
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
+from guidefold.denoisers import denoisers
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
+from guidefold.findings import Findings
 from guidefold.objective import strength_of
-from guidefold.outputs import find_output_map
 from guidefold.pipelines import DTYPES
 from guidefold.plans import Plan, kept_indices
-from guidefold.probe import Findings
 from guidefold.progress import Stop, Stopped, task
 from guidefold.randomness import generator
 from guidefold.runs import append_line, readable_size
@@ -103,7 +105,7 @@ class Recorder:
         self.adapter = adapter
         self.adapter_hash = ""
         self.stub = RandomStub(settings.seed)
-        self.listened = {findings.denoiser: getattr(pipeline, findings.denoiser)}
+        self.listened = denoisers(pipeline, findings.denoisers)
         stored = settings.record.dtype
         self.dtype = DTYPES[stored] if stored else None
 
@@ -120,30 +122,34 @@ class Recorder:
         self, source: StateSource, batch: Sequence[Plan]
     ) -> list[tuple[Plan, list[KeptState], torch.Tensor]]:
         """Record one batch: ``(plan, kept states, last state)`` for each of it."""
-        if len(batch) > 1 and not (self.findings.layout and self.findings.company):
+        if len(batch) > 1 and not self._together(batch):
             return [entry for plan in batch for entry in self.record(source, [plan])]
         seeds = [plan.seed for plan in batch]
         on, off = self._inputs(batch, batch[0].guidance), self._inputs(batch, self.findings.off)
         visit = {"teacher": self._teacher, "student": self._student, "noise": self._noise}[source]
-        driven, asked = visit(on, off, seeds)
-        targets = asked if source == "student" else driven
-        heard = driven if source == "student" else asked
+        driven, targets = visit(on, off, seeds)
+        asked = self._ask(off, seeds, driven)
         return [
-            (plan, self._keep(plan, row, len(batch), heard, targets), last)
+            (plan, self._keep(plan, row, len(batch), asked, targets), last)
             for row, (plan, last) in enumerate(
                 zip(batch, driven[-1].next_state.tensor_split(len(batch)), strict=True)
             )
         ]
 
+    def _together(self, batch: Sequence[Plan]) -> bool:
+        """Whether these prompts may share the pipeline's calls."""
+        plain = not any(plan.prompt.columns for plan in batch)
+        return plain and self.findings.layout is not None and self.findings.company
+
     def _teacher(
-        self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
+        self, on: Mapping[str, Any], _off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
-        """The teacher visits; the student is asked which arguments it would use there."""
+        """The teacher visits, and gives its targets on the way."""
         driven = drive(self.pipeline, on, seeds, self.listened)
-        return driven, self._arguments(off, seeds, driven)
+        return driven, driven
 
     def _noise(
-        self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
+        self, on: Mapping[str, Any], _off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
         """Forward noise on the teacher's own pictures; the first state stays the pipeline's."""
         clean = drive(self.pipeline, on, seeds, self.listened)[-1].next_state
@@ -152,55 +158,49 @@ class Recorder:
             return add_noise(self.pipeline.scheduler, clean, index + 1, seeds).to(following)
 
         driven = drive(self.pipeline, on, seeds, self.listened, redirect=redirect)
-        return driven, self._arguments(off, seeds, driven)
+        return driven, driven
 
     def _student(
         self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
         """The student visits; the teacher is asked for its targets there."""
         assert self.adapter is not None
-        guidance = on[self.findings.guidance_argument]
-        g_ref = self.settings.adapter.g_ref
-        dial = self.settings.adapter.dial
-        strength = strength_of(guidance, self.findings.off, g_ref) if dial else 1.0
+        guidance = float(on[self.findings.guidance_argument])
+        g_ref, dial = self.settings.adapter.g_ref, self.settings.adapter.dial
+        strength = strength_of(guidance, self.findings.origin, g_ref) if dial else 1.0
         with self.adapter.student_mode(strength, train=False):
-            driven = drive(self.pipeline, off, seeds, self.listened, keep_arguments=True)
+            driven = drive(self.pipeline, off, seeds, self.listened)
         with self.adapter.teacher_mode():
             return driven, follow(self.pipeline, on, seeds, self.listened, driven)
 
-    def _arguments(
-        self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]
-    ) -> list[Step]:
-        """Follow with the denoiser stubbed; each answer must pass the output map as probed."""
-        self.stub.clear()
-        heard = follow(
-            self.pipeline, off, seeds, self.listened, driven, stub=self.stub, keep_arguments=True
-        )
-        for index, (answer, step) in enumerate(zip(self.stub.answers, heard, strict=True)):
-            found = find_output_map(answer, step.model_output)
-            if found != self.findings.output_map:
-                raise CaptureError(
-                    f"step {index}: output map '{found}' instead of '{self.findings.output_map}'"
-                )
-        return heard
+    def _ask(self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]) -> Asked:
+        """Which arguments the student would use there; the output map must be as probed."""
+        teacher = nullcontext() if self.adapter is None else self.adapter.teacher_mode()
+        with teacher:  # for the stub's templates
+            asked = ask(self.pipeline, off, seeds, self.listened, driven, self.stub)
+        if asked.output_map != self.findings.output_map:
+            raise CaptureError(
+                f"output map '{asked.output_map}' instead of '{self.findings.output_map}'"
+            )
+        return asked
 
     def _inputs(self, batch: Sequence[Plan], guidance: float) -> dict[str, Any]:
-        prompts, steps = [plan.prompt.text for plan in batch], batch[0].steps
+        prompts, steps = [plan.prompt for plan in batch], batch[0].steps
         asked = self.settings.pipeline
         return run_inputs(self.pipeline, self.findings, asked, prompts, guidance, steps)
 
     def _keep(
-        self, plan: Plan, row: int, count: int, heard: Sequence[Step], targets: Sequence[Step]
+        self, plan: Plan, row: int, count: int, asked: Asked, targets: Sequence[Step]
     ) -> list[KeptState]:
         """The states of one sample that are kept, spread over the trajectory."""
         kept = []
-        for index in kept_indices(self.settings, plan, len(heard)):
-            (call,) = heard[index].calls
+        for index in kept_indices(self.settings, plan, len(targets)):
+            target = asked.learnt(index, targets[index].model_output)
             kept.append(
                 KeptState(
-                    arguments=self._one(call.arguments, row, count),
-                    target=targets[index].model_output.tensor_split(count)[row].cpu(),
-                    timestep=heard[index].timestep,
+                    arguments=self._one(asked.arguments[index], row, count),
+                    target=target.tensor_split(count)[row].cpu(),
+                    timestep=asked.timesteps[index],
                     index=index,
                 )
             )
@@ -244,7 +244,7 @@ def _line(plan: Plan, entry: dict[str, Any], stamp: dict[str, Any]) -> dict[str,
     return {
         "index": plan.index,
         "split": plan.split,
-        "prompt": plan.prompt.text,
+        "prompt": plan.prompt.label,
         "prompt_sha256": plan.prompt.digest,
         "seed": plan.seed,
         "guidance": plan.guidance,

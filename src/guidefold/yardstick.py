@@ -54,13 +54,10 @@ class Yardstick:
         asked, device = self.settings.distill, self.student.device
         if asked.loss == "plain":
             return torch.ones(len(batch.timesteps), device=device)
-        g_ref, off, size = (
-            self.settings.adapter.g_ref,
-            self.student.findings.off,
-            self.sizes[number],
-        )
+        origin, size = self.student.findings.origin, self.sizes[number]
+        g_ref, floor = self.settings.adapter.g_ref, asked.strength_floor
         scales = [
-            loss_scale(size.at(t), strength_of(g, off, g_ref), asked.strength_floor, g_ref - off)
+            loss_scale(size.at(t), strength_of(g, origin, g_ref), floor, g_ref - origin)
             for t, g in zip(batch.timesteps, batch.guidance, strict=True)
         ]
         return torch.tensor(scales, device=device)

@@ -2,7 +2,8 @@
 
 Named as an inputs file would name them: ``cat.png``, ``dog.png``, ``mask.png``, ``edges.png``, the
 folder ``frames`` (nine pictures), ``tone.wav`` (one second, stereo, 16 kHz) and, by their shapes,
-embeddings such as ``noise-1x16.safetensors`` (seeded normals, float32).
+embeddings such as ``noise-1x16.safetensors`` or, from another seed, ``noise-1x16-3.safetensors``
+(normals, float32).
 """
 
 import json
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 SIZE = 32
 FRAMES = 9
 RATE = 16_000
+FOLDERS = ("frames", "frames/")
 
 
 def write_media(folder: Path, names: Any) -> Path:
@@ -28,7 +30,7 @@ def write_media(folder: Path, names: Any) -> Path:
         if path.exists():
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        if name == "frames":
+        if path.name == "frames":
             path.mkdir()
             for k in range(FRAMES):
                 _picture("frames", k).save(path / f"{k:03d}.png")
@@ -37,8 +39,10 @@ def write_media(folder: Path, names: Any) -> Path:
         elif path.suffix == ".wav":
             _write_tone(path)
         else:
-            shape = [int(n) for n in path.stem.split("-")[1].split("x")]
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+            _, sizes, *more = path.stem.split("-")
+            shape = [int(n) for n in sizes.split("x")]
+            seed = int(more[0]) if more else 0
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
             save_file({"embedding": noise}, path)
     return folder
 
@@ -47,7 +51,7 @@ def read_media(folder: Path, value: Any) -> Any:
     """The value that a pipeline is given for one that an inputs file holds."""
     if isinstance(value, list | tuple):
         return [read_media(folder, item) for item in value]
-    if value == "frames":
+    if value in FOLDERS:
         return [Image.open(path).convert("RGB") for path in sorted((folder / value).iterdir())]
     if not is_media(value):
         return value
@@ -64,7 +68,7 @@ def read_media(folder: Path, value: Any) -> Any:
 def is_media(value: object) -> bool:
     """Whether a value names a file of this room."""
     return isinstance(value, str) and (
-        value == "frames" or value.endswith((".png", ".wav", ".safetensors"))
+        value in FOLDERS or value.endswith((".png", ".wav", ".safetensors"))
     )
 
 

@@ -165,7 +165,7 @@ def _draw(session: Session, method: Method) -> tuple[dict[Kind, Drawn], list[str
     """Pictures of teacher, unguided teacher, and of the method in the student's place."""
     settings: Settings = session.settings
     asked = settings.evaluate
-    prompts = [prompt.text for prompt in session.held_out[: asked.prompts]]
+    prompts = session.held_out[: asked.prompts]
     seeds = picture_seeds(settings.seed, len(prompts))
     gallery, drawn = Gallery(session), dict[Kind, Drawn]()
     with task(f"Drawing, {method.title}", 3 * len(prompts) * asked.steps) as progress:
@@ -182,4 +182,4 @@ def _draw(session: Session, method: Method) -> tuple[dict[Kind, Drawn], list[str
             batch_size=asked.batch_size,
             on_step=progress.advance,
         )
-    return drawn, prompts
+    return drawn, [prompt.text for prompt in prompts]

@@ -26,17 +26,12 @@ from guidefold.bench.watch import Watch
 from guidefold.capture import Call, denoisers_of, drive
 from guidefold.errors import PipelineError, UnfoldableError
 from guidefold.loading import LOADING_ERRORS
-from guidefold.pipelines import (
-    bundled_teacher,
-    call_inputs,
-    check_folder,
-    guidance_argument,
-    modules,
-)
-from guidefold.probe import OFF_VALUES
+from guidefold.inputs import call_inputs, guidance_argument
+from guidefold.pipelines import bundled_teacher, check_folder, modules
 from guidefold.proofs import PROMPT, SEED, STEPS
 from guidefold.settings import PipelineSettings
 from guidefold.stub import RandomStub, map_output
+from guidefold.switches import OFF_VALUES, switch
 
 DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenizers, no weights
 
@@ -146,7 +141,7 @@ def _quietest_call(
     inputs = call_inputs(pipeline, [PROMPT] * count, asked.call, asked.negative_prompt)
     calls = []
     for off in OFF_VALUES:
-        given = {**inputs, argument: off, "num_inference_steps": STEPS}
+        given = {**inputs, **switch(argument, off, off), "num_inference_steps": STEPS}
         seeds = range(SEED, SEED + count)
         steps = drive(pipeline, given, seeds, listened, stub=answer, keep_arguments=True)
         found = denoisers_of(steps)

@@ -34,7 +34,8 @@ from guidefold.evaluate import INDEX, evaluate
 from guidefold.export import export
 from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline
-from guidefold.probe import Findings, probe
+from guidefold.findings import Findings
+from guidefold.probe import probe
 from guidefold.recording import record
 from guidefold.runs import finished_folder, read_json, read_lines, write_json, write_text
 from guidefold.session import open_session

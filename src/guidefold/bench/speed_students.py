@@ -23,7 +23,7 @@ from guidefold.adapter import (
 from guidefold.bench.speed_ways import Weights
 from guidefold.errors import RunError
 from guidefold.export import METADATA, write_lora
-from guidefold.probe import Findings
+from guidefold.findings import Findings
 from guidefold.randomness import generator
 from guidefold.runs import check_folder, read_json
 

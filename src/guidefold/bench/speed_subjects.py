@@ -36,8 +36,10 @@ from guidefold.bench.speed_ways import (
 from guidefold.capture import Listener, drive, run
 from guidefold.errors import ConfigError, UnfoldableError
 from guidefold.outputs import rows_of
-from guidefold.pipelines import DTYPES, call_inputs, modules, open_pipeline, resolve_device
-from guidefold.probe import Findings, probe
+from guidefold.inputs import call_inputs
+from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
+from guidefold.findings import Findings
+from guidefold.probe import probe
 from guidefold.proofs import PROMPT
 from guidefold.selective import stop_guiding
 
@@ -116,7 +118,7 @@ class WholePipeline(Subject):
         ending = way.guided and stop_guiding(self.pipeline, argument, off, way.guided)
         return {
             **call_inputs(self.pipeline, [PROMPT] * batch, self.call),
-            argument: GUIDANCE if way.guided else off,
+            **self.findings.scaled(GUIDANCE if way.guided else off),
             "num_inference_steps": self.options.steps,
             **(ending or {}),
         }
@@ -135,7 +137,7 @@ class WholePipeline(Subject):
 
         def load(module: nn.Module, folder: Path) -> None:
             with self._placed(module):
-                load_adapter(self.pipeline, found.denoiser, found.loader, folder, 1.0)
+                load_adapter(self.pipeline, found.denoisers, found.loader, folder, 1.0)
 
         with ExitStack() as stack:
             if options.adapter is not None:
@@ -158,7 +160,7 @@ class WholePipeline(Subject):
         """What the denoiser is asked in an unguided step."""
         unguided = {
             **call_inputs(self.pipeline, [PROMPT], self.call),
-            self.findings.guidance_argument: self.findings.off,
+            **self.findings.scaled(self.findings.off),
             "num_inference_steps": 2,  # some solvers take no fewer
         }
         listened = {self.findings.denoiser: self.teacher}

@@ -1,0 +1,150 @@
+"""What a pipeline's call is given: prompts, what stands beside them, and what scales guidance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from guidefold.capture import GUIDER, guiders
+from guidefold.errors import ConfigError, PromptError, UnfoldableError
+from guidefold.media import Media, open_media
+from guidefold.prompts import Prompt
+
+# Call arguments that Guidefold sets itself.
+OURS = {
+    "prompt",
+    "generator",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+}
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+# A blank negative prompt is what pipelines with true CFG expect where the user has none.
+BLANK = " "
+
+
+def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) -> str:
+    """The call argument that scales guidance.
+
+    True CFG that a pipeline leaves off by default (Flux) counts only with a negative prompt: else
+    its guidance is the embedded one, and there is no second pass.
+
+    Args:
+        pipeline: Whose call.
+        negative: Whether the user gives a negative prompt.
+
+    Returns:
+        An argument of the call, or ``guider.guidance_scale`` where a component guides.
+
+    Raises:
+        UnfoldableError: There is none.
+    """
+    parameters = parameters_of(pipeline)
+    true_cfg = parameters.get("true_cfg_scale")
+    embedded = "guidance_scale" in parameters
+    if true_cfg is not None and (negative or true_cfg.default != 1.0 or not embedded):
+        return "true_cfg_scale"
+    if embedded:
+        return "guidance_scale"
+    if any("guidance_scale" in guider.config for guider in guiders(pipeline).values()):
+        return f"{GUIDER}.guidance_scale"
+    raise UnfoldableError(
+        f"{type(pipeline).__name__}: its call has no argument that scales guidance "
+        "(true_cfg_scale or guidance_scale), and no component that guides",
+        "Guidefold folds pipelines that guide; this one does not, or not through its call.",
+    )
+
+
+def parameters_of(pipeline: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by name."""
+    return inspect.signature(type(pipeline).__call__).parameters
+
+
+def call_inputs(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str | Prompt],
+    call: Mapping[str, Any],
+    negative_prompt: str | None = None,
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call that do not change between teacher and student.
+
+    Args:
+        pipeline: Whose call.
+        prompts: One per picture.
+        call: The user's further arguments.
+        negative_prompt: The house negative prompt, if any.
+
+    Raises:
+        ConfigError: An argument that the call does not take.
+        PromptError: Likewise, from a row of the inputs file.
+    """
+    rows = [Prompt.of(prompt) for prompt in prompts]
+    parameters = parameters_of(pipeline)
+    taken = sorted({*OURS, guidance_argument(pipeline)} & call.keys())
+    if taken:
+        raise ConfigError(
+            f"pipeline.call: {', '.join(taken)} cannot be set there",
+            "Guidefold sets it: see record.guidance, record.steps, evaluate and prompts.",
+        )
+    inputs = dict(call)
+    if any(row.text for row in rows):
+        inputs["prompt"] = [row.text for row in rows]
+    given = negative_prompt is not None or "negative_prompt" in call
+    if not given and guidance_argument(pipeline) == "true_cfg_scale":
+        negative_prompt = BLANK
+    if negative_prompt is not None and "negative_prompt" not in inputs:
+        inputs["negative_prompt"] = [negative_prompt] * len(rows)
+    _check_names(pipeline, rows, inputs, parameters)
+    return inputs | _columns(rows)
+
+
+def _columns(rows: Sequence[Prompt]) -> dict[str, Any]:
+    """What stands beside the prompts: as it is for one row, joined for several equal ones."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    return {name: _join([row.values[name] for row in rows]) for name in names}
+
+
+def _join(values: Sequence[Any]) -> Any:
+    opened = [open_media(value) for value in values]
+    first = opened[0]
+    if len(opened) == 1:
+        return first
+    if isinstance(first, torch.Tensor):
+        return torch.cat(opened)
+    if isinstance(values[0], Media):
+        return opened
+    if isinstance(first, list) and not any(isinstance(v, Media) for v in values[0]):
+        return [item for value in opened for item in value]  # an entry a picture: class labels
+    return opened if isinstance(first, list) else first
+
+
+def _check_names(
+    pipeline: DiffusionPipeline,
+    rows: Sequence[Prompt],
+    inputs: Mapping[str, Any],
+    parameters: Mapping[str, inspect.Parameter],
+) -> None:
+    takes = f"It takes: {', '.join(p for p in parameters if p not in ('self', 'kwargs'))}."
+    name = type(pipeline).__name__
+    unknown = sorted(given for given in inputs if given not in parameters)
+    if unknown == ["prompt"]:
+        raise PromptError(
+            f"{rows[0].source}: {name} takes no prompt",
+            f"Give it an inputs file (.jsonl) whose fields are its call's arguments. {takes}",
+        )
+    if unknown:
+        raise ConfigError(f"pipeline.call: {name} takes no argument {', '.join(unknown)}", takes)
+    for row in rows:
+        for column in row.values:
+            if column not in parameters or column in OURS:
+                raise PromptError(
+                    f"{row.source}: {name} takes no '{column}' from a row",
+                    f"Fields beside the prompt are arguments of its call; one whose name begins "
+                    f"with '_' is left out. {takes}",
+                )

@@ -1,0 +1,140 @@
+"""How a pipeline's guidance is set and switched off: found by trying, never by its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.capture import GUIDER, Step, drive, follow, passes_of
+
+SCALE = f"{GUIDER}.guidance_scale"
+OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
+NEAR = 0.05
+STRAIGHT = 1e-2
+
+
+def switch(argument: str, guidance: float, off: float) -> dict[str, Any]:
+    """Call arguments that set a guidance scale.
+
+    Args:
+        argument: What scales guidance.
+        guidance: To what.
+        off: The value that switches it off; a guider is then disabled, whatever else it does.
+    """
+    enabled = {f"{GUIDER}.enabled": guidance != off} if argument == SCALE else {}
+    return {argument: guidance, **enabled}
+
+
+def switch_off(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    argument: str,
+    listened: Mapping[str, nn.Module],
+    seed: int,
+) -> tuple[float, dict[str, float], list[Step]]:
+    """Find what leaves the fewest passes: a value of the guidance argument, and what else it takes.
+
+    Where passes are left, every other number of the call that is named for a scale is tried too
+    (perturbed attention, spatio-temporal guidance).
+
+    Returns:
+        ``(off, further arguments, the run)``.
+    """
+    runs = []
+    for off in OFF_VALUES:
+        steps = _tried(pipeline, {**inputs, **switch(argument, off, off)}, seed, listened)
+        if steps is not None:
+            runs.append((passes_of(steps), -off, off, steps))
+            if passes_of(steps) <= 1:
+                break
+    if not runs:
+        return OFF_VALUES[0], {}, drive(pipeline, inputs, [seed], listened)
+    passes, _, off, steps = min(runs, key=lambda run: run[:2])
+    also: dict[str, float] = {}
+    for name in _other_scales(pipeline, argument, inputs):
+        for value in reversed(OFF_VALUES):
+            if passes <= 1:
+                break
+            asked = {**inputs, **switch(argument, off, off), **also, name: value}
+            tried = _tried(pipeline, asked, seed, listened)
+            if tried is not None and passes_of(tried) < passes:
+                also[name], passes, steps = value, passes_of(tried), tried
+                break
+    return off, also, steps
+
+
+def find_origin(
+    pipeline: DiffusionPipeline,
+    on: Mapping[str, Any],
+    unguided: Mapping[str, Any],
+    argument: str,
+    off: float,
+    driven: Sequence[Step],
+    listened: Mapping[str, nn.Module],
+    seed: int,
+) -> tuple[float, bool]:
+    """Where guidance comes to nothing, and whether it grows in proportion from there.
+
+    At the states of a guided run, of the step with the most guidance: with ``d(g) = target(g) -
+    unguided``, ``<d(h), d(g)> / <d(g), d(g)> = (h - origin) / (g - origin)``.
+
+    Args:
+        pipeline: The pipeline.
+        on: Call arguments of the guided run.
+        unguided: Call arguments of a run in one pass.
+        argument: What scales guidance.
+        off: The value that switches it off.
+        driven: The guided run.
+        listened: The denoisers.
+        seed: Of the run.
+
+    Returns:
+        ``(origin, linear)``; the origin is ``off`` where none is found.
+    """
+    g = float(on[argument])
+    h = off + (g - off) / 2
+    half = follow(pipeline, {**on, **switch(argument, h, off)}, [seed], listened, driven)
+    plain = follow(pipeline, unguided, [seed], listened, driven)
+    changes = [
+        (t.model_output.double() - u.model_output, k.model_output.double() - u.model_output)
+        for t, k, u in zip(driven, half, plain, strict=True)
+    ]
+    whole, part = max(changes, key=lambda pair: float(pair[0].square().sum()))
+    size = float(whole.square().sum())
+    if not size:
+        return off, True
+    ratio = float((part * whole).sum()) / size
+    bent = float((part - ratio * whole).square().sum()) / max(float(part.square().sum()), 1e-12)
+    origin = (h - ratio * g) / (1 - ratio) if ratio != 1 else float("inf")
+    for candidate in (off, *OFF_VALUES):
+        if abs(origin - candidate) <= NEAR * max(1.0, abs(g - candidate)):
+            return candidate, bent <= STRAIGHT
+    return off, False
+
+
+def _tried(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    seed: int,
+    listened: Mapping[str, nn.Module],
+) -> list[Step] | None:
+    """A run; None where the pipeline refuses these values."""
+    try:
+        return drive(pipeline, inputs, [seed], listened)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return None
+
+
+def _other_scales(
+    pipeline: DiffusionPipeline, argument: str, inputs: Mapping[str, Any]
+) -> Iterator[str]:
+    """Numbers of the call that are named for a scale, and are not nothing now."""
+    for name, parameter in inspect.signature(type(pipeline).__call__).parameters.items():
+        value = inputs.get(name, parameter.default)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and name != argument and ("scale" in name or "guidance" in name):
+            yield name

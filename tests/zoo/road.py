@@ -1,0 +1,177 @@
+"""The whole road for one pipeline, from its folder to its student in a stock pipeline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+
+from guidefold.adapter import attach
+from guidefold.capture import drive
+from guidefold.denoisers import as_one, denoisers
+from guidefold.distill import distill
+from guidefold.export import export
+from guidefold.findings import Findings
+from guidefold.inputs import call_inputs
+from guidefold.pipelines import open_pipeline
+from guidefold.prompts import load_prompts
+from guidefold.runs import read_json, read_lines, read_tensors
+from guidefold.settings import Settings
+
+from .entry import Entry
+from .media import write_inputs
+
+PROMPTS = ("a big red cat", "a small blue dog", "an old green house", "a red bird", "a blue boat")
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Travelled:
+    """What was seen on the road.
+
+    Attributes:
+        findings: The probe's.
+        sources: Of the recorded states.
+        moved: How far the adapter moves the last latents of a run, at most.
+        off_student: How far a stock pipeline that loads the written adapter is from the trained
+            student, at most.
+    """
+
+    findings: Findings
+    sources: set[str]
+    moved: float
+    off_student: float
+
+
+def travel(entry: Entry, folder: Path) -> Travelled:
+    """Fold one pipeline's guidance, and use the result as a client would."""
+    entry.build().save_pretrained(folder / "pipeline", safe_serialization=True)
+    settings = _settings(entry, folder)
+    distill(settings)
+    adapter = export(settings)
+    run = Path(settings.run)
+    findings = Findings.from_json(read_json(run / "probe.json"))
+    lines = [line for path in run.rglob("manifest.jsonl") for line in read_lines(path)]
+    bare = _latents(_stock(folder), findings, settings)
+    loaded = _stock(folder)
+    _load(loaded, findings, adapter)
+    theirs = _latents(loaded, findings, settings)
+    ours = _student_latents(_stock(folder), findings, settings)
+    return Travelled(
+        findings=findings,
+        sources={line["source"] for line in lines},
+        moved=float((theirs - bare).abs().max()),
+        off_student=float((theirs - ours).abs().max()),
+    )
+
+
+def _settings(entry: Entry, folder: Path) -> Settings:
+    """A run of a few trajectories and two training steps, from every source of states."""
+    columns = {k: f"{v}/" if v == "frames" else v for k, v in entry.inputs.items()}
+    rows: list[Mapping[str, Any]]
+    if entry.takes_prompt:
+        rows = [{"prompt": prompt, **columns} for prompt in PROMPTS]
+    else:
+        rows = [{**_varied(columns, k), "_row": k} for k in range(len(PROMPTS))]
+    call = dict(entry.call)
+    return Settings.model_validate(
+        {
+            "run": str(folder / "run"),
+            "threads": 1,
+            "pipeline": {
+                "source": str(folder / "pipeline"),
+                "device": "cpu",
+                "negative_prompt": call.pop("negative_prompt", None),
+                "call": call,
+            },
+            "prompts": {
+                "path": str(write_inputs(folder / "inputs.jsonl", rows)),
+                "held_out_share": 0.3,
+            },
+            "record": {
+                "rounds": ["teacher", "noise", "student"],
+                "trajectories": 1,
+                "validation_trajectories": 1,
+                "states_per_trajectory": 2,
+                "guidance": (3.0, 6.0),
+                "steps": (STEPS, STEPS),
+            },
+            "adapter": {"rank": 2, "g_ref": 5.0},
+            "distill": {
+                "steps": 3,
+                "batch_size": 2,
+                "warmup": 0,
+                "learning_rate": 0.02,
+                "normaliser_states": 4,
+                "validate_every": 3,
+                "checkpoint_every": 3,
+                "preview_prompts": 0,
+            },
+        }
+    )
+
+
+def _varied(columns: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """Rows without words differ in what they hold."""
+    return {n: [v[0] + k] if isinstance(v, list) and isinstance(v[0], int) else _other(v, k)
+            for n, v in columns.items()}
+
+
+def _other(value: Any, k: int) -> Any:
+    """Another embedding of the same shape."""
+    if isinstance(value, str) and value.endswith(".safetensors"):
+        return value.replace(".safetensors", f"-{k}.safetensors")
+    return value
+
+
+def _stock(folder: Path) -> DiffusionPipeline:
+    return open_pipeline(str(folder / "pipeline"))
+
+
+def _load(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None:
+    """With the libraries' own loaders and nothing of ours."""
+    first, *others = findings.denoisers
+    if findings.loader == "diffusers":
+        pipeline.load_lora_weights(folder)
+    else:
+        PeftModel.from_pretrained(getattr(pipeline, first), folder)
+    for name in others:
+        part = getattr(pipeline, name)
+        if findings.loader == "diffusers":
+            part.load_lora_adapter(folder / name, prefix=first)
+        else:
+            PeftModel.from_pretrained(part, folder / name)
+
+
+def _latents(
+    pipeline: DiffusionPipeline, findings: Findings, settings: Settings
+) -> torch.Tensor:
+    """The last latents of the student's call."""
+    prompts = load_prompts(settings.prompts.path)
+    asked = settings.pipeline
+    inputs = {
+        **call_inputs(pipeline, prompts[:1], asked.call, asked.negative_prompt),
+        **findings.scaled(findings.off),
+        "num_inference_steps": STEPS,
+    }
+    listened = denoisers(pipeline, findings.denoisers)
+    with torch.no_grad():
+        return drive(pipeline, inputs, [7], listened)[-1].next_state
+
+
+def _student_latents(
+    pipeline: DiffusionPipeline, findings: Findings, settings: Settings
+) -> torch.Tensor:
+    """The checkpoint's tensors in our own adapter."""
+    parts = denoisers(pipeline, findings.denoisers)
+    denoiser = as_one(parts)
+    adapter = attach(
+        denoiser, "all", settings.adapter.rank, 0, lambda: _latents(pipeline, findings, settings)
+    )
+    (last,) = sorted(Path(settings.run).glob("checkpoints/step-*"))[-1:]
+    adapter.load_state_dict(read_tensors(last / "adapter.safetensors"))
+    with adapter.student_mode(1.0, train=False):
+        return _latents(pipeline, findings, settings)

@@ -1,0 +1,22 @@
+"""The whole road, a pipeline at a time: probe, record, train, write, load it as any client would."""
+
+from pathlib import Path
+
+import pytest
+
+from . import WARNINGS, WIDE
+from .road import travel
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_whole_road(name: str, tmp_path: Path) -> None:
+    entry, found = WIDE[name], travel(WIDE[name], tmp_path)
+    findings = found.findings
+    assert findings.denoisers == entry.denoisers
+    assert findings.guidance_argument == entry.guidance_argument
+    assert (findings.passes_on, findings.passes_off) == (entry.passes, 1)
+    assert str(findings.output_map) == entry.output_map
+    assert found.sources == {"teacher", "noise", "student"}
+    assert found.off_student < 0.02 * found.moved
