@@ -23,11 +23,6 @@ from diffusers import (
     FluxKontextPipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPAGPipeline,
-    QwenImageControlNetInpaintPipeline,
-    QwenImageControlNetModel,
-    QwenImageControlNetPipeline,
-    QwenImageImg2ImgPipeline,
-    QwenImageInpaintPipeline,
     SanaControlNetModel,
     SanaControlNetPipeline,
     SanaPAGPipeline,
@@ -127,19 +122,6 @@ def sprint(parts: Parts) -> SanaTransformer2DModel:
 
 
 flux_controlled = resized("transformer", in_channels=2 * PACKED, out_channels=PACKED)
-
-
-def qwen_controlnet(extra: int = 0) -> QwenImageControlNetModel:
-    """`extra`: channels of a packed mask."""
-    return QwenImageControlNetModel(
-        **HEADS,
-        in_channels=PACKED,
-        out_channels=LATENT,
-        num_layers=1,
-        joint_attention_dim=text.WIDTH,
-        axes_dims_rope=ROPE,
-        extra_condition_channels=extra,
-    )
 
 
 SIZED = SMALL | SHORT
@@ -254,38 +236,6 @@ ENTRIES = {
         "flow",
         SIZED,
         inputs=MASKED,
-    ),
-    "qwen_image_img2img": entry(
-        like(image.qwen_image, QwenImageImg2ImgPipeline),
-        "flow",
-        SIZED | NEGATIVE,
-        inputs=IMAGE,
-        **TRUE_CFG,
-    ),
-    "qwen_image_inpaint": entry(
-        like(image.qwen_image, QwenImageInpaintPipeline),
-        "flow",
-        SIZED | NEGATIVE,
-        inputs=MASKED,
-        **TRUE_CFG,
-    ),
-    "qwen_image_controlnet": entry(
-        like(image.qwen_image, QwenImageControlNetPipeline, controlnet=lambda _: qwen_controlnet()),
-        "flow",
-        SIZED | NEGATIVE,
-        inputs=CONTROL,
-        **TRUE_CFG,
-    ),
-    "qwen_image_controlnet_inpaint": entry(
-        like(
-            image.qwen_image,
-            QwenImageControlNetInpaintPipeline,
-            controlnet=lambda _: qwen_controlnet(extra=4),
-        ),
-        "flow",
-        SIZED | NEGATIVE,
-        inputs={"control_image": "cat.png", "control_mask": "mask.png"},
-        **TRUE_CFG,
     ),
 }
 
