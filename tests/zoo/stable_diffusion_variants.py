@@ -11,9 +11,11 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     ControlNetXSAdapter,
+    DDIMInverseScheduler,
     DiffusionPipeline,
     LatentConsistencyModelImg2ImgPipeline,
     MultiControlNetModel,
+    SemanticStableDiffusionPipeline,
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetInpaintPipeline,
@@ -21,10 +23,13 @@ from diffusers import (
     StableDiffusionControlNetPAGPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionControlNetXSPipeline,
+    StableDiffusionDiffEditPipeline,
     StableDiffusionGLIGENPipeline,
+    StableDiffusionGLIGENTextImagePipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionModelEditingPipeline,
     StableDiffusionPAGImg2ImgPipeline,
     StableDiffusionPAGInpaintPipeline,
     StableDiffusionPanoramaPipeline,
@@ -32,14 +37,23 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion import CLIPImageProjection
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
-from . import autoencoders
+from . import autoencoders, text
 from .entry import SMALL, Build, Entry, entry
 from .stable_diffusion import CHANNELS, lcm, sd15
 
 LATENT = autoencoders.CHANNELS
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 SETTINGS = {"requires_safety_checker": False, "add_watermarker": False}
+VIEW = 28  # the side of the picture that a picture encoder reads, in pixels
+PATCH = 14
 WHOLE = {"strength": 1.0}  # else an image-to-image run of two steps makes one
 PICTURE = {"image": "cat.png"}
 MASKED = {**PICTURE, "mask_image": "mask.png"}
@@ -98,9 +112,39 @@ def adapter(shrinks: int, kind: str = "full_adapter") -> T2IAdapter:
     )
 
 
-def gligen() -> DiffusionPipeline:
+def vision() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=text.WIDTH,
+            intermediate_size=2 * text.WIDTH,
+            projection_dim=text.WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=VIEW,
+            patch_size=PATCH,
+        )
+    )
+
+
+def view() -> CLIPImageProcessorPil:
+    side = {"height": VIEW, "width": VIEW}
+    return CLIPImageProcessorPil(size={"shortest_edge": VIEW}, crop_size=side)
+
+
+def gligen(
+    kind: Callable[..., DiffusionPipeline] = StableDiffusionGLIGENPipeline,
+    attention: str = "gated",
+) -> DiffusionPipeline:
     """Its gates, scalars that start at zero, stand open."""
-    pipeline = like(sd15, StableDiffusionGLIGENPipeline, unet={"attention_type": "gated"})()
+    tokenizer, _ = text.clip()
+    pipeline = like(
+        sd15,
+        kind,
+        unet={"attention_type": attention},
+        processor=partial(CLIPProcessor, view(), tokenizer),
+        image_encoder=vision,
+        image_project=partial(CLIPImageProjection, hidden_size=text.WIDTH),
+    )()
     for name, parameter in pipeline.unet.named_parameters():
         if name.endswith(("alpha_attn", "alpha_dense")):
             torch.nn.init.ones_(parameter)
@@ -196,6 +240,26 @@ ENTRIES = {
         adapter=partial(adapter, shrinks=2),
     ),
     "sd15_gligen": entry(gligen, "epsilon", SMALL | GROUNDED, denoiser="unet"),
+    "sd15_gligen_picture": entry(
+        partial(gligen, StableDiffusionGLIGENTextImagePipeline, "gated-text-image"),
+        "epsilon",
+        SMALL | GROUNDED,
+        inputs={"gligen_images": ["cat.png"]},
+        denoiser="unet",
+    ),
+    "sd15_diffedit": _one(
+        StableDiffusionDiffEditPipeline,
+        {"inpaint_strength": 1.0},
+        {"mask_image": "mask.png", "image_latents": "noise-1x2x4x32x32.safetensors"},
+        inverse_scheduler=DDIMInverseScheduler,
+    ),
+    "sd15_model_editing": _one(StableDiffusionModelEditingPipeline, SMALL, {}),
+    "sd15_semantic": _one(
+        SemanticStableDiffusionPipeline,
+        SMALL | {"editing_prompt": ["a dog"], "edit_warmup_steps": 0},
+        {},
+        passes=3,
+    ),
     "sd15_panorama": _one(StableDiffusionPanoramaPipeline, WIDE, {}, vae=_shrinking_by_8),
     "sd15_sag": _one(StableDiffusionSAGPipeline, inputs={}, passes=3, off={"sag_scale": 0.0}),
 }
