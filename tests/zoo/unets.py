@@ -1,4 +1,4 @@
-"""Pipelines on a UNet of their own: Kandinsky and DeepFloyd IF."""
+"""Kandinsky 2 and 3."""
 
 from typing import Any
 
@@ -6,21 +6,22 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
-    IFImg2ImgPipeline,
-    IFInpaintingPipeline,
-    IFInpaintingSuperResolutionPipeline,
-    IFPipeline,
-    IFSuperResolutionPipeline,
     Kandinsky3Img2ImgPipeline,
     Kandinsky3Pipeline,
     Kandinsky3UNet,
+    KandinskyCombinedPipeline,
+    KandinskyImg2ImgCombinedPipeline,
     KandinskyImg2ImgPipeline,
+    KandinskyInpaintCombinedPipeline,
     KandinskyInpaintPipeline,
     KandinskyPipeline,
     KandinskyPriorPipeline,
+    KandinskyV22CombinedPipeline,
     KandinskyV22ControlnetImg2ImgPipeline,
     KandinskyV22ControlnetPipeline,
+    KandinskyV22Img2ImgCombinedPipeline,
     KandinskyV22Img2ImgPipeline,
+    KandinskyV22InpaintCombinedPipeline,
     KandinskyV22InpaintPipeline,
     KandinskyV22Pipeline,
     KandinskyV22PriorEmb2EmbPipeline,
@@ -48,22 +49,23 @@ SIMPLE: dict[str, Any] = {
     "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     "resnet_time_scale_shift": "scale_shift",
 }
-ROBERTA_POSITIONS = 80
+
+
+def vision_config(side: int = 8) -> CLIPVisionConfig:
+    """Looks at a picture in four patches."""
+    return CLIPVisionConfig(
+        hidden_size=text.WIDTH,
+        intermediate_size=2 * text.WIDTH,
+        projection_dim=text.WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=side,
+        patch_size=side // 2,
+    )
 
 
 def vision(side: int = 8) -> CLIPVisionModelWithProjection:
-    """Looks at a picture in four patches."""
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=text.WIDTH,
-            intermediate_size=2 * text.WIDTH,
-            projection_dim=text.WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=side,
-            patch_size=side // 2,
-        )
-    )
+    return CLIPVisionModelWithProjection(vision_config(side))
 
 
 def eyes() -> CLIPImageProcessor:
@@ -82,11 +84,6 @@ def movq(levels: int = 2) -> VQModel:
     )
 
 
-def learned_variance(**changes: Any) -> DDPMScheduler:
-    """Takes the denoiser's variance from it: its model output is the whole of both."""
-    return DDPMScheduler(variance_type="learned_range", **changes)
-
-
 def _painter(
     kind: str, extra_channels: int = 0, scheduler: DDIMScheduler | DDPMScheduler | None = None
 ) -> dict[str, Any]:
@@ -100,7 +97,8 @@ def _painter(
             encoder_hid_dim=text.WIDTH,
             encoder_hid_dim_type=f"{kind}_proj".replace("hint_", ""),
         ),
-        "scheduler": scheduler or learned_variance(clip_sample=False),
+        # It takes the variance that the denoiser learned, so a model output is the whole of both.
+        "scheduler": scheduler or DDPMScheduler(variance_type="learned_range", clip_sample=False),
         "movq": movq(),
     }
 
@@ -115,13 +113,17 @@ def kandinsky22_ddim() -> KandinskyV22Pipeline:
     return KandinskyV22Pipeline(**_painter("image", scheduler=ddim()))
 
 
-def _multilingual() -> dict[str, Any]:
-    vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+def multilingual_tokenizer() -> XLMRobertaTokenizer:
+    specials = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces = [(f"▁{word}", -1.0) for word in dict.fromkeys(text.WORDS)]
     letters = [(letter, -10.0) for letter in ["▁", *text.PRINTABLE]]
-    tokenizer = XLMRobertaTokenizer(
-        vocab=[*vocabulary, *pieces, *letters, ("<mask>", 0.0)], model_max_length=77
+    return XLMRobertaTokenizer(
+        vocab=[*specials, *pieces, *letters, ("<mask>", 0.0)], model_max_length=77
     )
+
+
+def _multilingual() -> dict[str, Any]:
+    tokenizer = multilingual_tokenizer()
     config = MCLIPConfig(
         transformerDimSize=text.WIDTH,
         imageDimSize=text.WIDTH,
@@ -130,7 +132,7 @@ def _multilingual() -> dict[str, Any]:
         intermediate_size=2 * text.WIDTH,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=ROBERTA_POSITIONS,
+        max_position_embeddings=80,
         pad_token_id=tokenizer.pad_token_id,
     )
     return {"tokenizer": tokenizer, "text_encoder": MultilingualCLIP(config)}
@@ -164,6 +166,18 @@ def _prior(pipeline: type[DiffusionPipeline]) -> Build:
     return build
 
 
+def _combined(pipeline: type[DiffusionPipeline], painter: Build) -> Build:
+    """A prior and a painter in one: only the painter is listened to."""
+
+    def build() -> DiffusionPipeline:
+        prior = _prior(KandinskyV22PriorPipeline)().components
+        return pipeline(
+            **painter().components, **{f"prior_{name}": part for name, part in prior.items()}
+        )
+
+    return build
+
+
 def _kandinsky3(pipeline: type[DiffusionPipeline]) -> Build:
     def build() -> DiffusionPipeline:
         tokenizer, text_encoder = text.t5()
@@ -187,42 +201,8 @@ def _kandinsky3(pipeline: type[DiffusionPipeline]) -> Build:
     return build
 
 
-def _deepfloyd(pipeline: type[DiffusionPipeline], *, larger: bool = False) -> Build:
-    """It paints in pixels; the second stage enlarges a picture, noised to a level it is told."""
-
-    def build() -> DiffusionPipeline:
-        tokenizer, text_encoder = text.t5()
-        stage: dict[str, Any] = {}
-        if larger:
-            stage["image_noising_scheduler"] = DDPMScheduler()
-        return pipeline(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            unet=unet(
-                **SIMPLE,
-                in_channels=6 if larger else 3,
-                out_channels=6,
-                class_embed_type="timestep" if larger else None,
-                encoder_hid_dim=text.T5_WIDTH,
-                encoder_hid_dim_type="text_proj",
-                addition_embed_type="text",
-                addition_embed_type_num_heads=2,
-                cross_attention_norm="layer_norm",
-                act_fn="gelu",
-            ),
-            scheduler=learned_variance(
-                beta_schedule="squaredcos_cap_v2", thresholding=True, sample_max_value=1.5
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            watermarker=None,
-            requires_safety_checker=False,
-            **stage,
-        )
-
-    return build
-
-
+LEARNED = "first along dimension 1"  # the rest is a variance that the scheduler does not take
+QUICK_PRIOR = {"prior_num_inference_steps": 2}
 UNET: dict[str, Any] = {"denoiser": "unet"}
 EMBEDDED: dict[str, Any] = {
     "image_embeds": "noise-1x16.safetensors",
@@ -233,17 +213,12 @@ PICTURE = {"image": "cat.png"}
 MASKED = PICTURE | {"mask_image": "mask.png"}
 HINT = {"hint": "noise-1x3x32x32.safetensors"}
 HALF = {"strength": 0.5}
-RAW = {"clean_caption": False}
-PIXELS = RAW | {"height": 8, "width": 8}
-ENLARGED = PICTURE | {"original_image": "dog.png"}
 HINTED: dict[str, Any] = {"kind": "image_hint", "extra_channels": LATENT}
 MASK_CHANNELS = 1 + LATENT  # the mask, and the latents of what it leaves
 
 ENTRIES = {
     "kandinsky22": entry(_kandinsky22(KandinskyV22Pipeline), "epsilon", **UNASKED),
-    "kandinsky22_ddim": entry(
-        kandinsky22_ddim, "epsilon", **UNASKED, output="first along dimension 1"
-    ),
+    "kandinsky22_ddim": entry(kandinsky22_ddim, "epsilon", **UNASKED, output=LEARNED),
     "kandinsky22_img2img": entry(
         _kandinsky22(KandinskyV22Img2ImgPipeline),
         "epsilon",
@@ -282,7 +257,7 @@ ENTRIES = {
         "epsilon",
         SMALL | {"output_type": "pt"},
         inputs=EMBEDDED,
-        output="first along dimension 1",
+        output=LEARNED,
         **UNET,
     ),
     "kandinsky21_img2img": entry(
@@ -290,7 +265,7 @@ ENTRIES = {
         "epsilon",
         SMALL | HALF | {"output_type": "pt"},
         inputs=EMBEDDED | PICTURE,
-        output="first along dimension 1",
+        output=LEARNED,
         **UNET,
     ),
     "kandinsky21_inpaint": entry(
@@ -298,35 +273,63 @@ ENTRIES = {
         "epsilon",
         SMALL | {"output_type": "pt"},
         inputs=EMBEDDED | MASKED,
-        output="first along dimension 1",
+        output=LEARNED,
         **UNET,
     ),
     "kandinsky21_prior": entry(
         _prior(KandinskyPriorPipeline), "sample", {"output_type": "pt"}, denoiser="prior"
     ),
-    "kandinsky3": entry(_kandinsky3(Kandinsky3Pipeline), "epsilon", **UNET),
-    "kandinsky3_img2img": entry(
-        _kandinsky3(Kandinsky3Img2ImgPipeline), "epsilon", HALF, inputs=PICTURE, **UNET
-    ),
-    "deepfloyd": entry(_deepfloyd(IFPipeline), "epsilon", PIXELS, **UNET),
-    "deepfloyd_img2img": entry(
-        _deepfloyd(IFImg2ImgPipeline), "epsilon", RAW | HALF, inputs=PICTURE, **UNET
-    ),
-    "deepfloyd_inpaint": entry(
-        _deepfloyd(IFInpaintingPipeline), "epsilon", RAW, inputs=MASKED, **UNET
-    ),
-    "deepfloyd_larger": entry(
-        _deepfloyd(IFSuperResolutionPipeline, larger=True),
+    "kandinsky22_combined": entry(
+        _combined(KandinskyV22CombinedPipeline, _kandinsky22(KandinskyV22Pipeline)),
         "epsilon",
-        PIXELS,
+        SMALL | QUICK_PRIOR,
+        **UNET,
+    ),
+    "kandinsky22_combined_img2img": entry(
+        _combined(KandinskyV22Img2ImgCombinedPipeline, _kandinsky22(KandinskyV22Img2ImgPipeline)),
+        "epsilon",
+        SMALL | HALF | QUICK_PRIOR,
         inputs=PICTURE,
         **UNET,
     ),
-    "deepfloyd_larger_inpaint": entry(
-        _deepfloyd(IFInpaintingSuperResolutionPipeline, larger=True),
+    "kandinsky22_combined_inpaint": entry(
+        _combined(
+            KandinskyV22InpaintCombinedPipeline,
+            _kandinsky22(KandinskyV22InpaintPipeline, extra_channels=MASK_CHANNELS),
+        ),
         "epsilon",
-        RAW | HALF,
-        inputs=ENLARGED | MASKED,
+        SMALL | QUICK_PRIOR,
+        inputs=MASKED,
         **UNET,
+    ),
+    "kandinsky21_combined": entry(
+        _combined(KandinskyCombinedPipeline, _kandinsky21(KandinskyPipeline)),
+        "epsilon",
+        SMALL | QUICK_PRIOR | {"output_type": "pt"},
+        output=LEARNED,
+        **UNET,
+    ),
+    "kandinsky21_combined_img2img": entry(
+        _combined(KandinskyImg2ImgCombinedPipeline, _kandinsky21(KandinskyImg2ImgPipeline)),
+        "epsilon",
+        SMALL | HALF | QUICK_PRIOR | {"output_type": "pt"},
+        inputs=PICTURE,
+        output=LEARNED,
+        **UNET,
+    ),
+    "kandinsky21_combined_inpaint": entry(
+        _combined(
+            KandinskyInpaintCombinedPipeline,
+            _kandinsky21(KandinskyInpaintPipeline, extra_channels=MASK_CHANNELS),
+        ),
+        "epsilon",
+        SMALL | QUICK_PRIOR | {"output_type": "pt"},
+        inputs=MASKED,
+        output=LEARNED,
+        **UNET,
+    ),
+    "kandinsky3": entry(_kandinsky3(Kandinsky3Pipeline), "epsilon", **UNET),
+    "kandinsky3_img2img": entry(
+        _kandinsky3(Kandinsky3Img2ImgPipeline), "epsilon", HALF, inputs=PICTURE, **UNET
     ),
 }
