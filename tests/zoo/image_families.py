@@ -6,6 +6,7 @@ import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    BriaFiboEditPipeline,
     BriaFiboPipeline,
     BriaFiboTransformer2DModel,
     BriaPipeline,
@@ -218,14 +219,14 @@ def bria() -> BriaPipeline:
     )
 
 
-def bria_fibo() -> BriaFiboPipeline:
+def _bria_fibo() -> dict[str, Any]:
     tokenizer, text_encoder = texts.smol()
     width = text_encoder.config.hidden_size
-    return BriaFiboPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=autoencoders.wan(),
-        transformer=BriaFiboTransformer2DModel(
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
+        "vae": autoencoders.wan(),
+        "transformer": BriaFiboTransformer2DModel(
             **HEADS,
             **LAYERS,
             in_channels=LATENT,
@@ -233,8 +234,16 @@ def bria_fibo() -> BriaFiboPipeline:
             text_encoder_dim=width,
             axes_dims_rope=list(ROPE),
         ),
-        scheduler=flow(use_dynamic_shifting=True),
-    )
+        "scheduler": flow(use_dynamic_shifting=True),
+    }
+
+
+def bria_fibo() -> BriaFiboPipeline:
+    return BriaFiboPipeline(**_bria_fibo())
+
+
+def bria_fibo_edit() -> BriaFiboEditPipeline:
+    return BriaFiboEditPipeline(**_bria_fibo())
 
 
 def ovis_image() -> OvisImagePipeline:
@@ -283,5 +292,13 @@ ENTRIES = {
     "krea2": entry(krea2, "flow", SMALL | SHORT, off={"guidance_scale": 0.0}),
     "bria": entry(bria, "flow", SMALL | SHORT),
     "bria_fibo": entry(bria_fibo, "flow", {"height": 64, "width": 64}),
+    "bria_fibo_edit": entry(
+        bria_fibo_edit,
+        "flow",
+        {"height": 64, "width": 64},
+        inputs={"prompt": '{"edit_instruction": "a big red dog"}', "image": "cat.png"},
+        takes_prompt=False,  # not one in plain words
+        output="first along dimension 1",
+    ),
     "ovis_image": entry(ovis_image, "flow", SMALL | SHORT),
 }

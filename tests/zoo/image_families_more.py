@@ -9,6 +9,9 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
     AutoencoderKLHunyuanImageRefiner,
+    AutoencoderKLWan,
+    BriaFibo2Pipeline,
+    BriaFibo2Transformer2DModel,
     ErnieImagePipeline,
     ErnieImageTransformer2DModel,
     HiDreamImagePipeline,
@@ -16,8 +19,12 @@ from diffusers import (
     HunyuanImagePipeline,
     HunyuanImageRefinerPipeline,
     HunyuanImageTransformer2DModel,
+    JoyImageEditPipeline,
+    JoyImageEditTransformer3DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
+    NucleusMoEImagePipeline,
+    NucleusMoEImageTransformer2DModel,
 )
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
@@ -191,6 +198,95 @@ def ernie_image() -> ErnieImagePipeline:
     )
 
 
+def nucleus() -> NucleusMoEImagePipeline:
+    tokenizer, text_encoder = texts.qwen3_vl_whole()
+    transformer = NucleusMoEImageTransformer2DModel(
+        **HEADS,
+        in_channels=PACKED,
+        out_channels=LATENT,
+        num_layers=2,
+        num_key_value_heads=1,
+        joint_attention_dim=text.WIDTH,
+        axes_dims_rope=ROPE,
+        mlp_ratio=12.0,  # the inner width is rounded down to a multiple of 128
+        dense_moe_strategy="leave_first_block_dense",
+        num_experts=2,
+        moe_intermediate_dim=16,
+        capacity_factors=1.0,
+    )
+    for name, parameter in transformer.named_parameters():
+        if ".experts." in name:  # they are made without values
+            torch.nn.init.normal_(parameter, std=0.1)
+    return NucleusMoEImagePipeline(
+        processor=tokenizer,  # the real one also reads pictures, and needs torchvision
+        text_encoder=text_encoder,
+        vae=autoencoders.qwen_image(),
+        transformer=loud(transformer),
+        scheduler=flow(use_dynamic_shifting=True),
+    )
+
+
+def bria_fibo2() -> BriaFibo2Pipeline:
+    """It takes its text from fixed layers, up to the 35th."""
+    tokenizer, text_encoder = texts.qwen3_vl_whole(layers=35)
+    return BriaFibo2Pipeline(
+        processor=tokenizer,  # the real one also reads pictures, and needs torchvision
+        text_encoder=text_encoder,
+        vae=flux2_vae(),
+        transformer=BriaFibo2Transformer2DModel(
+            in_channels=LATENT,
+            dim=96,  # the inner width is rounded down to a multiple of 256
+            n_layers=5,
+            n_refiner_layers=1,
+            n_heads=12,
+            cap_feat_dim=3 * text.WIDTH,
+            injection_layer_ids=(0, 1, 2, 3, 4),
+            perceiver_num_layers=1,
+            min_num_gist_tokens=4,
+            max_num_gist_tokens=8,
+            gist_step=4,
+            gist_min_text_len=4,
+            gist_max_text_len=64,
+            axes_dims=ROPE,
+            axes_lens=(64, 16, 16),
+        ),
+        scheduler=flow(use_dynamic_shifting=True),
+    )
+
+
+def joy_image() -> JoyImageEditPipeline:
+    """It always makes about a megapixel, so the autoencoder shrinks by 32."""
+    tokenizer, text_encoder = texts.qwen3_vl_whole()
+    return JoyImageEditPipeline(
+        tokenizer=tokenizer,
+        processor=tokenizer,  # the real one reads pictures, and needs torchvision
+        text_encoder=text_encoder,
+        vae=AutoencoderKLWan(
+            base_dim=4,
+            z_dim=LATENT,
+            dim_mult=[1] * 6,
+            num_res_blocks=1,
+            temperal_downsample=[False] * 5,
+            latents_mean=[0.0] * LATENT,
+            latents_std=[1.0] * LATENT,
+            scale_factor_spatial=32,
+            scale_factor_temporal=1,
+        ),
+        transformer=loud(
+            JoyImageEditTransformer3DModel(
+                in_channels=LATENT,
+                out_channels=LATENT,
+                hidden_size=WIDTH,
+                num_attention_heads=2,
+                text_dim=text.WIDTH,
+                num_layers=2,
+                rope_dim_list=list(ROPE),
+            )
+        ),
+        scheduler=flow(shift=4.0),
+    )
+
+
 ENTRIES = {
     "longcat_image": entry(longcat_image, "flow", SMALL | {"enable_prompt_rewrite": False}),
     "hunyuan_image": entry(hunyuan_image, "flow", guidance="guider.guidance_scale"),
@@ -202,4 +298,7 @@ ENTRIES = {
     ),
     "hidream": entry(hidream, "flow", SMALL | SHORT, output="whole, negated"),
     "ernie_image": entry(ernie_image, "flow"),
+    "nucleus": entry(nucleus, "flow", SMALL | {"return_index": -1}, output="whole, negated"),
+    "bria_fibo2": entry(bria_fibo2, "flow"),
+    "joy_image": entry(joy_image, "flow"),
 }

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
     Qwen3Model,
     Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
     SmolLM3Config,
     SmolLM3ForCausalLM,
@@ -92,11 +93,13 @@ def qwen3() -> tuple[Qwen2Tokenizer, Qwen3Model]:
     return tokenizer, Qwen3Model(Qwen3Config(**SIZES, **HEAD, **_specials(tokenizer)))
 
 
-def qwen3_vl_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
+def qwen3_vl_whole(layers: int = 2) -> tuple[Qwen2Tokenizer, Qwen3VLForConditionalGeneration]:
+    tokenizer = chat_tokenizer()
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
     identify = tokenizer.convert_tokens_to_ids
-    return Qwen3VLConfig(
-        text_config=SIZES | HEAD | _specials(tokenizer) | {"rope_parameters": rope},
+    sizes = {"rope_parameters": rope, "num_hidden_layers": layers}
+    config = Qwen3VLConfig(
+        text_config=SIZES | HEAD | _specials(tokenizer) | sizes,
         vision_config={
             "depth": 1,
             "hidden_size": text.WIDTH,
@@ -110,11 +113,12 @@ def qwen3_vl_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
         vision_start_token_id=identify("<|vision_start|>"),
         vision_end_token_id=identify("<|vision_end|>"),
     )
+    return tokenizer, Qwen3VLForConditionalGeneration(config)
 
 
 def qwen3_vl() -> tuple[Qwen2Tokenizer, Qwen3VLModel]:
-    tokenizer = chat_tokenizer()
-    return tokenizer, Qwen3VLModel(qwen3_vl_config(tokenizer))
+    tokenizer, whole = qwen3_vl_whole()
+    return tokenizer, whole.model
 
 
 def smol() -> tuple[Qwen2Tokenizer, SmolLM3ForCausalLM]:
