@@ -1,15 +1,11 @@
-"""Image pipelines that read prompts with a Qwen: Qwen-Image's variants, Z-Image, Flux 2."""
+"""Qwen-Image's variants: from a picture, inpainting, control, editing; and Qwen-Image 2.1."""
 
 from typing import Any
 
 from diffusers import (
-    AutoencoderKLFlux2,
     AutoencoderKLQwenImage21,
     AutoencoderKLWan,
     DiffusionPipeline,
-    Flux2KleinInpaintPipeline,
-    Flux2KleinPipeline,
-    Flux2Transformer2DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
     QwenImageControlNetInpaintPipeline,
@@ -21,34 +17,19 @@ from diffusers import (
     QwenImageImg2ImgPipeline,
     QwenImageInpaintPipeline,
     QwenImagePipeline,
-    ZImageControlNetInpaintPipeline,
-    ZImageControlNetModel,
-    ZImageControlNetPipeline,
-    ZImageImg2ImgPipeline,
-    ZImageInpaintPipeline,
-    ZImageOmniPipeline,
-    ZImagePipeline,
-    ZImageTransformer2DModel,
 )
 from transformers import (
     PaddleOCRVLProcessor,
-    PreTrainedModel,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
-    Siglip2ImageProcessor,
-    Siglip2VisionConfig,
-    Siglip2VisionModel,
 )
 
-from . import autoencoders, image, text
-from .entry import NEGATIVE, SHORT, Build, entry
+from . import image, text
+from .entry import NEGATIVE, Build, entry
 from .image import HEADS, LATENT, PACKED, ROPE, WIDTH, flow
-from .image_variants import CONTROL, IMAGE, MASKED, SIZED, TRUE_CFG, Parts, like, resized
+from .image_variants import CONTROL, IMAGE, MASKED, SIZED, TRUE_CFG, like
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -75,90 +56,6 @@ def qwen3_sizes(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-
-
-def qwen3(kind: type[PreTrainedModel]) -> dict[str, Any]:
-    tokenizer = chat_tokenizer()
-    return {"tokenizer": tokenizer, "text_encoder": kind(Qwen3Config(**qwen3_sizes(tokenizer)))}
-
-
-def z_image() -> ZImagePipeline:
-    return ZImagePipeline(
-        **qwen3(Qwen3Model),
-        vae=autoencoders.kl(shift=0.1),
-        transformer=ZImageTransformer2DModel(
-            in_channels=LATENT,
-            dim=WIDTH,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=text.WIDTH,
-            axes_dims=list(ROPE),
-            axes_lens=[128, 16, 16],
-        ),
-        scheduler=flow(use_dynamic_shifting=True),
-    )
-
-
-def z_image_controlnet(extra: int = 0) -> ZImageControlNetModel:
-    """`extra`: channels of a mask and of what it hides."""
-    return ZImageControlNetModel(
-        control_layers_places=[0],
-        control_refiner_layers_places=[0],
-        control_in_dim=LATENT + extra,
-        add_control_noise_refiner="control_noise_refiner",
-        dim=WIDTH,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-    )
-
-
-def siglip(_: Parts) -> Siglip2VisionModel:
-    return Siglip2VisionModel(
-        Siglip2VisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_patches=16,
-            patch_size=16,
-        )
-    )
-
-
-def flux2_transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
-    return Flux2Transformer2DModel(
-        **HEADS,
-        in_channels=PACKED,
-        num_layers=1,
-        num_single_layers=1,
-        joint_attention_dim=3 * text.WIDTH,  # of three layers of the text encoder
-        timestep_guidance_channels=16,
-        axes_dims_rope=(2, 2, 2, 2),
-        guidance_embeds=guidance_embeds,
-    )
-
-
-def flux2_vae() -> AutoencoderKLFlux2:
-    return AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=LATENT,
-        norm_num_groups=4,
-        sample_size=16,
-    )
-
-
-def flux2_klein() -> Flux2KleinPipeline:
-    return Flux2KleinPipeline(
-        **qwen3(Qwen3ForCausalLM),
-        vae=flux2_vae(),
-        transformer=flux2_transformer(guidance_embeds=False),
-        scheduler=flow(use_dynamic_shifting=True),
-    )
 
 
 def qwen_controlnet(extra: int = 0) -> QwenImageControlNetModel:
@@ -278,10 +175,6 @@ QWEN = SIZED | NEGATIVE
 # With its cache, a step's denoiser reads what the first step left in an argument.
 QWEN_21 = NEGATIVE | {"height": 64, "width": 64, "output_resolution": 64, "use_kv_cache": False}
 EDIT = NEGATIVE | {"height": 128, "width": 128}
-# Guidance adds its scale times the difference: two passes at 1.0, one at 0.0.
-Z_IMAGE: dict[str, Any] = {"output": "stacked, negated", "off": {"guidance_scale": 0.0}}
-WHOLE = SHORT | {"height": 32, "width": 32}  # the picture's own size
-KLEIN = SIZED | {"text_encoder_out_layers": [0, 1, 2]}
 TARGET_FIRST = "first along dimension 1"
 
 ENTRIES = {
@@ -347,50 +240,5 @@ ENTRIES = {
         inputs=IMAGE,
         output="last along dimension 1",
         **TRUE_CFG,
-    ),
-    "z_image": entry(z_image, "flow", SIZED, **Z_IMAGE),
-    "z_image_img2img": entry(
-        like(z_image, ZImageImg2ImgPipeline), "flow", WHOLE, inputs=IMAGE, **Z_IMAGE
-    ),
-    "z_image_inpaint": entry(
-        like(z_image, ZImageInpaintPipeline), "flow", WHOLE, inputs=MASKED, **Z_IMAGE
-    ),
-    "z_image_controlnet": entry(
-        like(z_image, ZImageControlNetPipeline, controlnet=lambda _: z_image_controlnet()),
-        "flow",
-        SIZED,
-        inputs=CONTROL,
-        **Z_IMAGE,
-    ),
-    "z_image_controlnet_inpaint": entry(
-        like(
-            z_image,
-            ZImageControlNetInpaintPipeline,
-            controlnet=lambda _: z_image_controlnet(extra=1 + LATENT),
-        ),
-        "flow",
-        SIZED,
-        inputs=MASKED | CONTROL,
-        **Z_IMAGE,
-    ),
-    "z_image_omni": entry(
-        like(
-            z_image,
-            ZImageOmniPipeline,
-            transformer=resized("transformer", siglip_feat_dim=WIDTH),
-            siglip=siglip,
-            siglip_processor=lambda _: Siglip2ImageProcessor(patch_size=16, max_num_patches=16),
-        ),
-        "flow",
-        SIZED,
-        **Z_IMAGE,
-    ),
-    "flux2_klein": entry(flux2_klein, "flow", KLEIN),
-    "flux2_klein_inpaint": entry(
-        like(flux2_klein, Flux2KleinInpaintPipeline),
-        "flow",
-        KLEIN,
-        inputs=MASKED,
-        output=TARGET_FIRST,
     ),
 }

@@ -21,6 +21,8 @@ from diffusers import (
     FluxInpaintPipeline,
     FluxKontextInpaintPipeline,
     FluxKontextPipeline,
+    LuminaNextDiT2DModel,
+    LuminaPipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPAGPipeline,
     SanaControlNetModel,
@@ -38,10 +40,11 @@ from diffusers import (
     StableDiffusion3PAGImg2ImgPipeline,
     StableDiffusion3PAGPipeline,
 )
+from transformers import GemmaConfig, GemmaModel
 
-from . import image, text
+from . import autoencoders, image, text
 from .entry import NEGATIVE, SHORT, SMALL, UNBINNED, Build, entry
-from .image import HEADS, LATENT, PACKED, ROPE, WIDTH
+from .image import HEADS, LATENT, PACKED, ROPE, WIDTH, flow
 
 Parts = dict[str, Any]
 
@@ -124,13 +127,50 @@ def sprint(parts: Parts) -> SanaTransformer2DModel:
 flux_controlled = resized("transformer", in_channels=2 * PACKED, out_channels=PACKED)
 
 
+def lumina() -> LuminaPipeline:
+    tokenizer, _ = text.gemma()
+    return LuminaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=GemmaModel(
+            GemmaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=text.WIDTH,
+                intermediate_size=2 * text.WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+            )
+        ),
+        vae=autoencoders.kl(levels=4),
+        transformer=LuminaNextDiT2DModel(
+            sample_size=8,
+            in_channels=LATENT,
+            hidden_size=WIDTH,
+            num_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            cross_attention_dim=text.WIDTH,
+        ),
+        scheduler=flow(),
+    )
+
+
 SIZED = SMALL | SHORT
 TRUE_CFG: dict[str, Any] = {"guidance": "true_cfg_scale"}
 IMAGE = {"image": "cat.png"}
 MASKED = IMAGE | {"mask_image": "mask.png"}
 CONTROL = {"control_image": "edges.png"}
 PAG: dict[str, Any] = {"off": {"pag_scale": 0.0}, "passes": 3}
-LEARNED_VARIANCE = "first along dimension 1"
+SKIPPING = SIZED | {
+    "skip_guidance_layers": [0],
+    "skip_layer_guidance_start": -0.1,  # the first step is later than the start
+    "skip_layer_guidance_stop": 1.1,
+}
+FLUX = SIZED | NEGATIVE
+KONTEXT = FLUX | {"max_area": 256, "_auto_resize": False}
+TARGET_FIRST = LEARNED_VARIANCE = "first along dimension 1"
 PIXART = UNBINNED | {"clean_caption": False}
 SANA = SHORT | UNBINNED | {"height": 32, "width": 32, "complex_human_instruction": []}
 
@@ -165,17 +205,7 @@ ENTRIES = {
         SIZED,
         inputs={"control_image": "cat.png", "control_mask": "mask.png"},
     ),
-    "sd3_skip_layer": entry(
-        image.sd3,
-        "flow",
-        SIZED
-        | {
-            "skip_guidance_layers": [0],
-            "skip_layer_guidance_start": -0.1,
-            "skip_layer_guidance_stop": 1.1,
-        },
-        passes=3,
-    ),
+    "sd3_skip_layer": entry(image.sd3, "flow", SKIPPING, passes=3),
     "sd3_pag": entry(like(image.sd3, StableDiffusion3PAGPipeline), "flow", SIZED, **PAG),
     "sd3_pag_img2img": entry(
         like(image.sd3, StableDiffusion3PAGImg2ImgPipeline), "flow", SIZED, inputs=IMAGE, **PAG
@@ -198,41 +228,43 @@ ENTRIES = {
         inputs=CONTROL,
     ),
     "flux_img2img": entry(
-        like(image.flux, FluxImg2ImgPipeline), "flow", SIZED | NEGATIVE, inputs=IMAGE, **TRUE_CFG
+        like(image.flux, FluxImg2ImgPipeline), "flow", FLUX, inputs=IMAGE, **TRUE_CFG
     ),
     "flux_inpaint": entry(
-        like(image.flux, FluxInpaintPipeline), "flow", SIZED | NEGATIVE, inputs=MASKED, **TRUE_CFG
+        like(image.flux, FluxInpaintPipeline), "flow", FLUX, inputs=MASKED, **TRUE_CFG
     ),
     "flux_kontext": entry(
         like(image.flux, FluxKontextPipeline),
         "flow",
-        SIZED | NEGATIVE | {"max_area": 256, "_auto_resize": False},
+        KONTEXT,
         inputs=IMAGE,
-        output="first along dimension 1",
+        output=TARGET_FIRST,
         **TRUE_CFG,
     ),
     "flux_kontext_inpaint": entry(
         like(image.flux, FluxKontextInpaintPipeline),
         "flow",
-        SIZED | NEGATIVE | {"max_area": 256, "_auto_resize": False},
+        KONTEXT,
         inputs=MASKED,
-        output="first along dimension 1",
+        output=TARGET_FIRST,
         **TRUE_CFG,
     ),
     "flux_controlnet": entry(
         like(image.flux, FluxControlNetPipeline, controlnet=lambda _: flux_controlnet()),
         "flow",
-        SIZED | NEGATIVE,
+        FLUX,
         inputs=CONTROL,
         **TRUE_CFG,
     ),
+    "lumina": entry(
+        lumina,
+        "flow",
+        {"height": 64, "width": 64, "clean_caption": False},
+        output=f"{LEARNED_VARIANCE}, negated",
+    ),
     "chroma_img2img": entry(like(image.chroma, ChromaImg2ImgPipeline), "flow", SIZED, inputs=IMAGE),
     "chroma_inpaint": entry(
-        like(
-            image.chroma,
-            ChromaInpaintPipeline,
-            transformer=chroma_with_flux_setting,
-        ),
+        like(image.chroma, ChromaInpaintPipeline, transformer=chroma_with_flux_setting),
         "flow",
         SIZED,
         inputs=MASKED,
@@ -248,7 +280,7 @@ UNFOLDABLE = {
         ),
         "flow",
         SANA,
-        output="mixed with the state",
+        output="whole, scaled",
         passes=1,
     ),
     "sana_sprint_img2img": entry(
@@ -261,7 +293,7 @@ UNFOLDABLE = {
         "flow",
         SANA,
         inputs=IMAGE,
-        output="mixed with the state",
+        output="whole, scaled",
         passes=1,
     ),
     "flux_control": entry(
