@@ -21,6 +21,9 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessorPil,
@@ -29,7 +32,29 @@ from transformers import (
 from . import autoencoders, text
 from .entry import SMALL, entry
 from .stable_diffusion import sd15, sd_v
-from .stable_diffusion_variants import LATENT, PICTURE, WHOLE, like, variant, view, vision
+from .stable_diffusion_variants import LATENT, PICTURE, WHOLE, like, variant
+
+VIEW = 28  # the side of the picture that a picture encoder reads, in pixels
+PATCH = 14
+
+
+def vision() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=text.WIDTH,
+            intermediate_size=2 * text.WIDTH,
+            projection_dim=text.WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=VIEW,
+            patch_size=PATCH,
+        )
+    )
+
+
+def view() -> CLIPImageProcessorPil:
+    side = {"height": VIEW, "width": VIEW}
+    return CLIPImageProcessorPil(size={"shortest_edge": VIEW}, crop_size=side)
 
 
 def depth() -> DPTForDepthEstimation:

@@ -11,7 +11,6 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     ControlNetXSAdapter,
-    DDIMInverseScheduler,
     DiffusionPipeline,
     LatentConsistencyModelImg2ImgPipeline,
     MultiControlNetModel,
@@ -23,9 +22,7 @@ from diffusers import (
     StableDiffusionControlNetPAGPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionControlNetXSPipeline,
-    StableDiffusionDiffEditPipeline,
     StableDiffusionGLIGENPipeline,
-    StableDiffusionGLIGENTextImagePipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
@@ -37,23 +34,14 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
-from diffusers.pipelines.stable_diffusion import CLIPImageProjection
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
 
-from . import autoencoders, text
+from . import autoencoders
 from .entry import SMALL, Build, Entry, entry
 from .stable_diffusion import CHANNELS, lcm, sd15
 
 LATENT = autoencoders.CHANNELS
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 SETTINGS = {"requires_safety_checker": False, "add_watermarker": False}
-VIEW = 28  # the side of the picture that a picture encoder reads, in pixels
-PATCH = 14
 WHOLE = {"strength": 1.0}  # else an image-to-image run of two steps makes one
 PICTURE = {"image": "cat.png"}
 MASKED = {**PICTURE, "mask_image": "mask.png"}
@@ -112,39 +100,9 @@ def adapter(shrinks: int, kind: str = "full_adapter") -> T2IAdapter:
     )
 
 
-def vision() -> CLIPVisionModelWithProjection:
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=text.WIDTH,
-            intermediate_size=2 * text.WIDTH,
-            projection_dim=text.WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=VIEW,
-            patch_size=PATCH,
-        )
-    )
-
-
-def view() -> CLIPImageProcessorPil:
-    side = {"height": VIEW, "width": VIEW}
-    return CLIPImageProcessorPil(size={"shortest_edge": VIEW}, crop_size=side)
-
-
-def gligen(
-    kind: Callable[..., DiffusionPipeline] = StableDiffusionGLIGENPipeline,
-    attention: str = "gated",
-) -> DiffusionPipeline:
+def gligen() -> DiffusionPipeline:
     """Its gates, scalars that start at zero, stand open."""
-    tokenizer, _ = text.clip()
-    pipeline = like(
-        sd15,
-        kind,
-        unet={"attention_type": attention},
-        processor=partial(CLIPProcessor, view(), tokenizer),
-        image_encoder=vision,
-        image_project=partial(CLIPImageProjection, hidden_size=text.WIDTH),
-    )()
+    pipeline = like(sd15, StableDiffusionGLIGENPipeline, unet={"attention_type": "gated"})()
     for name, parameter in pipeline.unet.named_parameters():
         if name.endswith(("alpha_attn", "alpha_dense")):
             torch.nn.init.ones_(parameter)
@@ -240,19 +198,6 @@ ENTRIES = {
         adapter=partial(adapter, shrinks=2),
     ),
     "sd15_gligen": entry(gligen, "epsilon", SMALL | GROUNDED, denoiser="unet"),
-    "sd15_gligen_picture": entry(
-        partial(gligen, StableDiffusionGLIGENTextImagePipeline, "gated-text-image"),
-        "epsilon",
-        SMALL | GROUNDED,
-        inputs={"gligen_images": ["cat.png"]},
-        denoiser="unet",
-    ),
-    "sd15_diffedit": _one(
-        StableDiffusionDiffEditPipeline,
-        {"inpaint_strength": 1.0},
-        {"mask_image": "mask.png", "image_latents": "noise-1x2x4x32x32.safetensors"},
-        inverse_scheduler=DDIMInverseScheduler,
-    ),
     "sd15_model_editing": _one(StableDiffusionModelEditingPipeline, SMALL, {}),
     "sd15_semantic": _one(
         SemanticStableDiffusionPipeline,
