@@ -20,6 +20,8 @@ from diffusers import (
     HunyuanImageRefinerPipeline,
     HunyuanImageTransformer2DModel,
     JoyImageEditPipeline,
+    JoyImageEditPlusPipeline,
+    JoyImageEditPlusTransformer3DModel,
     JoyImageEditTransformer3DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
@@ -254,14 +256,16 @@ def bria_fibo2() -> BriaFibo2Pipeline:
     )
 
 
-def joy_image() -> JoyImageEditPipeline:
-    """It always makes about a megapixel, so the autoencoder shrinks by 32."""
+def _joy(
+    transformer: type[JoyImageEditTransformer3DModel | JoyImageEditPlusTransformer3DModel],
+) -> dict[str, Any]:
+    """The first of the two always makes about a megapixel, so the autoencoder shrinks by 32."""
     tokenizer, text_encoder = texts.qwen3_vl_whole()
-    return JoyImageEditPipeline(
-        tokenizer=tokenizer,
-        processor=tokenizer,  # the real one reads pictures, and needs torchvision
-        text_encoder=text_encoder,
-        vae=AutoencoderKLWan(
+    return {
+        "tokenizer": tokenizer,
+        "processor": tokenizer,  # the real one reads pictures, and needs torchvision
+        "text_encoder": text_encoder,
+        "vae": AutoencoderKLWan(
             base_dim=4,
             z_dim=LATENT,
             dim_mult=[1] * 6,
@@ -272,8 +276,8 @@ def joy_image() -> JoyImageEditPipeline:
             scale_factor_spatial=32,
             scale_factor_temporal=1,
         ),
-        transformer=loud(
-            JoyImageEditTransformer3DModel(
+        "transformer": loud(
+            transformer(
                 in_channels=LATENT,
                 out_channels=LATENT,
                 hidden_size=WIDTH,
@@ -283,8 +287,16 @@ def joy_image() -> JoyImageEditPipeline:
                 rope_dim_list=list(ROPE),
             )
         ),
-        scheduler=flow(shift=4.0),
-    )
+        "scheduler": flow(shift=4.0),
+    }
+
+
+def joy_image() -> JoyImageEditPipeline:
+    return JoyImageEditPipeline(**_joy(JoyImageEditTransformer3DModel))
+
+
+def joy_image_plus() -> JoyImageEditPlusPipeline:
+    return JoyImageEditPlusPipeline(**_joy(JoyImageEditPlusTransformer3DModel))
 
 
 ENTRIES = {
@@ -301,4 +313,5 @@ ENTRIES = {
     "nucleus": entry(nucleus, "flow", SMALL | {"return_index": -1}, output="whole, negated"),
     "bria_fibo2": entry(bria_fibo2, "flow"),
     "joy_image": entry(joy_image, "flow"),
+    "joy_image_plus": entry(joy_image_plus, "flow", {"height": 128, "width": 128}),
 }
