@@ -206,7 +206,7 @@ QUICK_PRIOR = {"prior_num_inference_steps": 2}
 UNET: dict[str, Any] = {"denoiser": "unet"}
 EMBEDDED: dict[str, Any] = {
     "image_embeds": "noise-1x16.safetensors",
-    "negative_image_embeds": "blank-1x16.safetensors",
+    "negative_image_embeds": "noise-1x16-9.safetensors",
 }
 UNASKED: dict[str, Any] = {"inputs": EMBEDDED, "takes_prompt": False, **UNET}
 PICTURE = {"image": "cat.png"}
