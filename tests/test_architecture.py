@@ -12,8 +12,8 @@ from guidefold import api
 ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness media prompts settings config progress runs memory loading
-    pipelines arguments outputs stub capture selective denoisers asking proofs inputs switches
-    findings probe calls adapter frozen objective
+    pipelines arguments outputs stub capture selective denoisers asking proofs inputs targets
+    switches findings probe calls adapter frozen objective
     features optimizers alignment shards plans batches student yardstick trajectories
     checkpoints session recording export weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits report demo bench api cli __main__

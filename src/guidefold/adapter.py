@@ -27,13 +27,12 @@ from torch import nn
 
 from guidefold.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
 from guidefold.randomness import derive_seed
+from guidefold.targets import find_targets
 
 NAME = "guidefold"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-LINEAR = (nn.Linear,)
-ALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass
@@ -207,39 +206,6 @@ def attach(
     return adapter
 
 
-def find_targets(
-    denoiser: nn.Module, preset: str, dry_run: Callable[[], object]
-) -> tuple[list[str], dict[str, str]]:
-    """The layers of a preset that can be wrapped, and those that cannot.
-
-    Each layer is watched during one call: what is not called as peft calls it is left out.
-
-    Returns:
-        ``(names, left out with the reason)``.
-    """
-    candidates = _candidates(denoiser, preset)
-    reasons = dict.fromkeys(candidates, "not called in a pass")
-
-    def watch(name: str, layer: nn.Module) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            plain = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
-            reasons[name] = "" if plain else "called with more than one plain argument"
-
-        return layer.register_forward_pre_hook(hook, with_kwargs=True)
-
-    hooks = [watch(name, layer) for name, layer in candidates.items()]
-    try:
-        with torch.no_grad():
-            dry_run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, layer in candidates.items():
-        if getattr(layer, "groups", 1) > 1:
-            reasons[name] = "grouped convolution"
-    return [n for n, r in reasons.items() if not r], {n: r for n, r in reasons.items() if r}
-
-
 def unwrap(module: nn.Module) -> nn.Module:
     """The module within compiled and data-parallel wrappers."""
     while True:
@@ -338,14 +304,3 @@ def adapter_off(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-
-
-def _candidates(denoiser: nn.Module, preset: str) -> dict[str, nn.Module]:
-    kinds = ALL if preset == "all" else LINEAR
-    named: dict[str, nn.Module] = {
-        n: m for n, m in denoiser.named_modules() if isinstance(m, kinds)
-    }
-    if preset != "attention":
-        return named
-    inside = tuple(f"{n}." for n, m in denoiser.named_modules() if "Attention" in type(m).__name__)
-    return {n: m for n, m in named.items() if n.startswith(inside)}

@@ -1,4 +1,4 @@
-"""Ask, at no cost, what a pipeline would ask its denoiser at given states and do with the answer."""
+"""Ask, at no cost, what a pipeline asks its denoiser at given states, and does with the answer."""
 
 from __future__ import annotations
 

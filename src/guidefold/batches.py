@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 
-from guidefold.arguments import Layout, NotBatchableError, Tree, join, tree_map
+from guidefold.arguments import Layout, NotBatchableError, Tree, flatten, join, tree_map
 from guidefold.randomness import permutation
 from guidefold.shards import KeptState, StateRef
 
@@ -22,17 +24,19 @@ class Batch:
         target: The teacher's model output, shape (batch, ...).
         timesteps: One per sample.
         guidance: The teacher's guidance scale, one per sample.
+        places: Each sample's place among the states that were asked for.
     """
 
     arguments: Tree
     target: torch.Tensor
     timesteps: tuple[float, ...]
     guidance: tuple[float, ...]
+    places: tuple[int, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
         arguments = tree_map(lambda t: t.to(device), self.arguments)
-        return Batch(arguments, self.target.to(device), self.timesteps, self.guidance)
+        return replace(self, arguments=arguments, target=self.target.to(device))
 
 
 def chosen_indices(count: int, seed: int, name: str, first: int, size: int) -> list[int]:
@@ -52,7 +56,7 @@ def chosen_indices(count: int, seed: int, name: str, first: int, size: int) -> l
 
 
 def collate(refs: Sequence[StateRef], layout: Layout, together: bool) -> list[Batch]:
-    """Read states and join what can be joined; what cannot goes one by one.
+    """Read states and join what can be joined: those of one kind; what cannot goes one by one.
 
     Args:
         refs: The states.
@@ -60,15 +64,19 @@ def collate(refs: Sequence[StateRef], layout: Layout, together: bool) -> list[Ba
         together: Whether a mixed batch equals one by one, as :func:`mixes` found.
     """
     states = [ref.read() for ref in refs]
-    if layout is not None and together and len(states) > 1:
-        try:
-            return [_batch(states, refs, layout)]
-        except NotBatchableError:
-            pass  # other shapes: the result is the same, only slower
-    return [
-        Batch(state.arguments, state.target, (ref.timestep,), (ref.guidance,))
-        for state, ref in zip(states, refs, strict=True)
-    ]
+    if layout is None or not together:
+        return [_single(states, refs, place) for place in range(len(refs))]
+    groups: dict[Any, list[int]] = {}
+    for place, state in enumerate(states):
+        groups.setdefault(kind_of(state), []).append(place)
+    return [batch for places in groups.values() for batch in _group(states, refs, places, layout)]
+
+
+def kind_of(state: KeptState) -> Any:
+    """What states must have in common to share a call: shapes, types, and all that is no tensor."""
+    skeleton, tensors = flatten(list(state.arguments))
+    shapes = [(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+    return json.dumps(skeleton, sort_keys=True), tuple(shapes), tuple(state.target.shape)
 
 
 def mixes(
@@ -99,16 +107,31 @@ def mixes(
     return joint.shape == alone.shape and close
 
 
-def _batch(states: Sequence[KeptState], refs: Sequence[StateRef], layout: Layout) -> Batch:
-    targets = [state.target for state in states]
-    if len({target.shape for target in targets}) > 1:
-        raise NotBatchableError
-    return Batch(
-        arguments=join([state.arguments for state in states], layout),
-        target=torch.cat(targets),
-        timesteps=tuple(ref.timestep for ref in refs),
-        guidance=tuple(ref.guidance for ref in refs),
-    )
+def _group(
+    states: Sequence[KeptState], refs: Sequence[StateRef], places: Sequence[int], layout: Layout
+) -> list[Batch]:
+    """One call for all of them, or one for each: the result is the same."""
+    if len(places) > 1:
+        try:
+            arguments = join([states[place].arguments for place in places], layout)
+        except NotBatchableError:
+            pass  # something that a call has only once differs between them
+        else:
+            return [
+                Batch(
+                    arguments=arguments,
+                    target=torch.cat([states[place].target for place in places]),
+                    timesteps=tuple(refs[place].timestep for place in places),
+                    guidance=tuple(refs[place].guidance for place in places),
+                    places=tuple(places),
+                )
+            ]
+    return [_single(states, refs, place) for place in places]
+
+
+def _single(states: Sequence[KeptState], refs: Sequence[StateRef], place: int) -> Batch:
+    state, ref = states[place], refs[place]
+    return Batch(state.arguments, state.target, (ref.timestep,), (ref.guidance,), (place,))
 
 
 @lru_cache(maxsize=4)

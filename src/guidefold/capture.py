@@ -25,7 +25,7 @@ from torch import nn
 from guidefold.arguments import Tree, tree_map
 from guidefold.errors import CaptureError, NonFiniteError, UnfoldableError
 from guidefold.outputs import rows_of
-from guidefold.randomness import generator
+from guidefold.randomness import derive_seed, generator
 
 MISSING = object()
 GUIDER = "guider"
@@ -206,7 +206,7 @@ def drive(
         UnfoldableError: The pipeline does not step its own scheduler, or takes no generator.
     """
     with Listener(pipeline, listened, **listening) as listener:
-        run(pipeline, inputs, seeds, output_type="latent")
+        run(pipeline, inputs, seeds, output_type=_undecoded(pipeline))
     if not listener.steps:
         raise UnfoldableError(
             f"{type(pipeline).__name__}: never steps its scheduler "
@@ -282,10 +282,25 @@ def run(
     generators = [generator(seed) for seed in seeds]
     optional = {"output_type": output_type} if "output_type" in parameters else {}
     call = {name: value for name, value in inputs.items() if "." not in name}
-    with _guided(pipeline, {n: v for n, v in inputs.items() if "." in n}):
+    guided = _guided(pipeline, {n: v for n, v in inputs.items() if "." in n})
+    with guided, _own_randomness(pipeline.device, seeds):
         return pipeline(
             **call, generator=generators[0] if len(generators) == 1 else generators, **optional
         )
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seeds: Sequence[int]) -> Iterator[None]:
+    """Seed torch's own state for a while: some pipelines draw from it, generator or not."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type):
+        torch.manual_seed(derive_seed(seeds[0], "torch"))
+        yield
+
+
+def _undecoded(pipeline: DiffusionPipeline) -> str:
+    """The output type that costs least; that they know no latents is said only after the run."""
+    return "latent" if '"latent"' in inspect.getsource(type(pipeline)) else "pt"
 
 
 @contextmanager

@@ -17,12 +17,11 @@ from rich.table import Table
 
 from guidefold import __version__
 from guidefold.bench.command import bench, plan, reproduce
-from guidefold.errors import GuidefoldError, InputError
+from guidefold.errors import GuidefoldError, InputError, UnfoldableError
 from guidefold.progress import Stopped, console, plural
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
-    from guidefold.findings import Findings
     from guidefold.settings import Settings
 
 app = typer.Typer(
@@ -103,31 +102,55 @@ def probe(
     config: Annotated[
         str | None, typer.Option(help="A diffusers folder that describes a single file.")
     ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(help="Prompts, or a .jsonl file whose fields are its call's arguments."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find out whether a pipeline's guidance can be folded."""
+    """Find out whether a pipeline's guidance can be folded.
+
+    What was found and what follows from it; where it cannot be folded, why, and what would help.
+    A pipeline that needs more than a prompt is given the first rows of its inputs.
+    """
     from guidefold.config import make_settings
 
-    values = {"run": "unused", "pipeline": {"source": pipeline}}
+    values: dict[str, Any] = {"run": "unused", "pipeline": {"source": pipeline}}
+    if inputs is not None:
+        values["prompts"] = {"path": inputs}
     described = [] if config is None else [f"pipeline.config={config}"]
     settings = make_settings(values, [*described, *(overrides or [])], "guidefold probe")
     from guidefold import api
-    from guidefold.pipelines import DTYPES, resolve_device
+    from guidefold.findings import describe
+    from guidefold.inputs import check_rows
+    from guidefold.pipelines import DTYPES, pipeline_class, resolve_device
 
-    asked = settings.pipeline
+    asked, rows = settings.pipeline, []
+    if inputs is not None:
+        rows = [row for row in api.load_prompts(inputs) if row.columns]
+        kind = pipeline_class(asked.source)
+        if kind is not None:
+            check_rows(kind, rows)
     opened = api.open_pipeline(
         asked.source,
         config=asked.config,
         dtype=DTYPES[asked.dtype],
         device=resolve_device(asked.device),
     )
-    findings = api.probe(
-        opened, asked.call, settings.adapter.g_ref, asked.negative_prompt, asked.guided_share
-    )
+    guidance = settings.adapter.g_ref
+    try:
+        findings = api.probe(
+            opened, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows
+        )
+    except UnfoldableError as error:
+        if as_json:
+            why = {"foldable": False, "why": error.message, "remedy": error.remedy}
+            typer.echo(json.dumps(why, indent=2))
+        raise
     if as_json:
-        typer.echo(json.dumps(findings.to_json(), indent=2))
+        typer.echo(json.dumps({"foldable": True, **findings.to_json()}, indent=2))
     else:
-        _print_findings(findings)
+        console.print("\n".join(describe(findings)), markup=False)
 
 
 app.command(short_help="Say whether a run's training step fits into memory.")(plan)
@@ -297,26 +320,6 @@ def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:
         f"\nThe page: {page}\n{run / 'grid.png'}  {run / 'results.json'}",
         markup=False,
     )
-
-
-def _print_findings(found: Findings) -> None:
-    also = "".join(f", {name}={value:g}" for name, value in found.also_off.items())
-    exact = "exact" if found.linear else "approximate: the target is not linear in the scale"
-    rows = {
-        "pipeline": f"{found.pipeline}, {found.scheduler}, {found.prediction_type}",
-        "denoiser": f"{' and '.join(found.denoisers)} ({found.denoiser_class}), "
-        f"weights {found.fingerprint}",
-        "guidance": f"{found.guidance_argument}, off at {found.off:g}{also}",
-        "passes a step": f"{found.passes_on:g} with guidance, {found.passes_off:g} without",
-        "output map": str(found.output_map),
-        "dial": f"strength 0 = guidance {found.origin:g}, {exact}",
-        "batches": "yes" if found.layout and found.company else "recorded one prompt at a time",
-        "adapter loads with": found.loader,
-    }
-    for name, value in rows.items():
-        console.print(f"{name:20}{value}", markup=False)
-    saved = 1 - found.passes_off / found.passes_on
-    console.print(f"\nIts guidance can be folded: {saved:.0%} of the passes saved.", markup=False)
 
 
 def _fail(message: str, exit_code: int) -> None:

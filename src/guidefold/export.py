@@ -22,8 +22,8 @@ from guidefold.adapter import (
 from guidefold.arguments import Tree, tree_map
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
 from guidefold.errors import MismatchError, RunError, VerifyError
-from guidefold.outputs import output_tensor
 from guidefold.findings import Findings
+from guidefold.outputs import output_tensor
 from guidefold.runs import (
     check_folder,
     finished_folder,

@@ -24,6 +24,11 @@ BASE = (
     "fingerprint",
 )
 
+LOADERS = {
+    "diffusers": "diffusers (load_lora_weights), or fused",
+    "peft": "plain peft (PeftModel.from_pretrained on the denoiser), or fused",
+}
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -49,6 +54,8 @@ class Findings:
         layout: How the denoiser's arguments are batched; None where only one prompt at a time goes.
         company: Whether prompts of different lengths can share a call and be told apart afterwards.
         loader: Who loads the adapter: ``diffusers``, or plain ``peft``.
+        targets: How many layers of each preset a LoRA can be put on.
+        left_out: How many linear layers and convolutions it cannot be put on.
     """
 
     pipeline: str
@@ -68,6 +75,8 @@ class Findings:
     layout: Layout
     company: bool
     loader: str
+    targets: dict[str, int]
+    left_out: int
 
     @property
     def denoiser(self) -> str:
@@ -125,3 +134,35 @@ class Findings:
                     f"another base: {name} is '{mine}' in the run and '{theirs}' in the pipeline",
                     "Open the pipeline that the run was recorded with, in the same precision.",
                 )
+
+
+def describe(found: Findings) -> list[str]:
+    """What was found and what follows from it, in words, a line each."""
+    also = "".join(f", {name}={value:g}" for name, value in found.also_off.items())
+    exact = "exact" if found.linear else "approximate: the target is not linear in the scale"
+    layers = ", ".join(f"{preset} {count}" for preset, count in found.targets.items())
+    out = f"; {found.left_out} others cannot be wrapped" if found.left_out else ""
+    rows = {
+        "pipeline": f"{found.pipeline}, {found.scheduler}, {found.prediction_type}",
+        "denoiser": f"{' and '.join(found.denoisers)} ({found.denoiser_class}), "
+        f"weights {found.fingerprint}",
+        "guidance": f"{found.guidance_argument}, off at {found.off:g}{also}",
+        "passes a step": f"{found.passes_on:g} with guidance, {found.passes_off:g} without",
+        "dial": f"strength 0 = guidance {found.origin:g}, {exact}",
+        "output map": str(found.output_map),
+        "batches": _batches(found),
+        "LoRA layers": f"{layers}{out}",
+        "adapter loads with": LOADERS[found.loader],
+    }
+    saved = 1 - found.passes_off / found.passes_on
+    return [
+        *(f"{name:20}{value}" for name, value in rows.items()),
+        "",
+        f"Its guidance can be folded: {saved:.0%} of the passes saved.",
+    ]
+
+
+def _batches(found: Findings) -> str:
+    if found.layout is None:
+        return "no: recorded and trained one prompt at a time"
+    return "yes" if found.company else "in training; recorded one prompt at a time"

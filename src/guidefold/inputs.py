@@ -61,9 +61,12 @@ def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) ->
     )
 
 
-def parameters_of(pipeline: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a pipeline's call, by name."""
-    return inspect.signature(type(pipeline).__call__).parameters
+def parameters_of(
+    pipeline: DiffusionPipeline | type[DiffusionPipeline],
+) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by name; of its class likewise."""
+    kind = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return inspect.signature(kind.__call__).parameters
 
 
 def call_inputs(
@@ -94,14 +97,25 @@ def call_inputs(
         )
     inputs = dict(call)
     if any(row.text for row in rows):
-        inputs["prompt"] = [row.text for row in rows]
+        inputs["prompt"] = _several([row.text for row in rows])
     given = negative_prompt is not None or "negative_prompt" in call
     if not given and guidance_argument(pipeline) == "true_cfg_scale":
         negative_prompt = BLANK
     if negative_prompt is not None and "negative_prompt" not in inputs:
-        inputs["negative_prompt"] = [negative_prompt] * len(rows)
-    _check_names(pipeline, rows, inputs, parameters)
+        inputs["negative_prompt"] = _several([negative_prompt] * len(rows))
+    check_rows(type(pipeline), rows)
+    unknown = sorted(name for name in inputs if name not in parameters)
+    if unknown:
+        raise ConfigError(
+            f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
+            _takes(parameters),
+        )
     return inputs | _columns(rows)
+
+
+def _several(texts: list[str]) -> str | list[str]:
+    """One text as users give it: some pipelines take no list."""
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _columns(rows: Sequence[Prompt]) -> dict[str, Any]:
@@ -124,27 +138,33 @@ def _join(values: Sequence[Any]) -> Any:
     return opened if isinstance(first, list) else first
 
 
-def _check_names(
-    pipeline: DiffusionPipeline,
-    rows: Sequence[Prompt],
-    inputs: Mapping[str, Any],
-    parameters: Mapping[str, inspect.Parameter],
-) -> None:
-    takes = f"It takes: {', '.join(p for p in parameters if p not in ('self', 'kwargs'))}."
-    name = type(pipeline).__name__
-    unknown = sorted(given for given in inputs if given not in parameters)
-    if unknown == ["prompt"]:
-        raise PromptError(
-            f"{rows[0].source}: {name} takes no prompt",
-            f"Give it an inputs file (.jsonl) whose fields are its call's arguments. {takes}",
-        )
-    if unknown:
-        raise ConfigError(f"pipeline.call: {name} takes no argument {', '.join(unknown)}", takes)
+def check_rows(kind: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
+    """What prompts and their columns say must be arguments of the pipeline's call.
+
+    Args:
+        kind: The pipeline's class.
+        rows: The prompts.
+
+    Raises:
+        PromptError: Names the first row and field that is none.
+    """
+    parameters, name = parameters_of(kind), kind.__name__
     for row in rows:
+        if row.text and "prompt" not in parameters:
+            raise PromptError(
+                f"{row.source}: {name} takes no prompt",
+                "Give it a .jsonl file whose fields are its call's arguments. "
+                + _takes(parameters),
+            )
         for column in row.values:
             if column not in parameters or column in OURS:
                 raise PromptError(
                     f"{row.source}: {name} takes no '{column}' from a row",
-                    f"Fields beside the prompt are arguments of its call; one whose name begins "
-                    f"with '_' is left out. {takes}",
+                    "Fields beside the prompt are arguments of its call; one whose name begins "
+                    f"with '_' is left out. {_takes(parameters)}",
                 )
+
+
+def _takes(parameters: Mapping[str, inspect.Parameter]) -> str:
+    names = (name for name in parameters if name not in ("self", "kwargs"))
+    return f"It takes: {', '.join(names)}."

@@ -23,9 +23,9 @@ def output_tensor(output: Any) -> torch.Tensor:
     first = output[0] if isinstance(output, list | tuple | Mapping) else output
     if isinstance(first, torch.Tensor):
         return first
-    if isinstance(first, list | tuple) and len({_shape(item) for item in first}) == 1:
-        if isinstance(first[0], torch.Tensor):
-            return torch.stack(list(first))
+    shapes = {_shape(item) for item in first} if isinstance(first, list | tuple) else set()
+    if len(shapes) == 1 and shapes != {None}:
+        return torch.stack(list(first))
     raise UnfoldableError(
         f"the denoiser returns {describe(first)} where a tensor was expected",
         "Guidefold knows denoisers that return a tensor, or a list with a tensor for each sample.",

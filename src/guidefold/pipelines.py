@@ -81,6 +81,22 @@ def open_pipeline(
     return pipeline.to(device)
 
 
+def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
+    """A folder's pipeline class, without opening it; None of what has to be opened to tell.
+
+    Raises:
+        PipelineError: The folder is no pipeline, or not safe.
+    """
+    path = bundled_teacher() if source == "bundled" else Path(source)
+    if not path.is_dir():
+        return None
+    check_folder(path)
+    found: type[DiffusionPipeline] = getattr(
+        diffusers, _read_index(path / "model_index.json")["_class_name"]
+    )
+    return found
+
+
 def bundled_teacher() -> Path:
     """The folder of the teacher that comes with Guidefold."""
     return Path(str(files("guidefold") / "demo" / "teacher"))

@@ -13,7 +13,7 @@ from guidefold.arguments import Layout, Tree, find_layout
 from guidefold.asking import Asked, arguments_of, ask, check_pairs
 from guidefold.capture import Step, denoisers_of, drive, passes_of
 from guidefold.denoisers import as_one, denoisers
-from guidefold.errors import ConfigError, UnfoldableError
+from guidefold.errors import ConfigError, PipelineError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.inputs import COUNTS, call_inputs, guidance_argument, parameters_of
 from guidefold.pipelines import fingerprint, modules
@@ -31,6 +31,7 @@ from guidefold.proofs import (
 from guidefold.selective import stop_guiding
 from guidefold.stub import RandomStub
 from guidefold.switches import find_origin, switch, switch_off
+from guidefold.targets import candidates, count_targets, watched
 
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
 MORE_STEPS = 10  # where a second denoiser may take over later
@@ -99,8 +100,9 @@ class _Probe:
             pipeline, on, student, argument, off, guided, self.listened, SEED
         )
         self.stub = RandomStub(SEED)
-        asked = self._ask(student, unguided)
-        prove_output(as_one(self.listened), asked, unguided)
+        asked, whole = self._ask(student, unguided), as_one(self.listened)
+        with watched(candidates(whole, "all")) as reasons:
+            prove_output(whole, asked, unguided)
         first = asked.arguments[0]
         if other is not None:
             check_tells_apart(pipeline, names[0], first, self._arguments(student, [other]))
@@ -110,7 +112,7 @@ class _Probe:
             prediction_type=prediction_type(pipeline),
             denoisers=names,
             denoiser_class=type(self.listened[names[0]]).__name__,
-            fingerprint=fingerprint(as_one(self.listened)),
+            fingerprint=fingerprint(whole),
             guidance_argument=argument,
             off=off,
             also_off=also_off,
@@ -122,6 +124,8 @@ class _Probe:
             layout=self._layout(first, student, one),
             company=self._company(first, student, one, longer),
             loader=lora_loader(pipeline, names),
+            targets=count_targets(whole, reasons),
+            left_out=sum(map(bool, reasons.values())),
         )
 
     def _prompts(self) -> tuple[Prompt, Prompt | None, Prompt | None]:
@@ -213,6 +217,11 @@ def _try(
     """The first run; what the pipeline complains of is the user's to mend."""
     try:
         return drive(pipeline, inputs, [SEED], listened)
+    except NameError as error:  # diffusers leaves out what it could not import
+        raise PipelineError(
+            f"{type(pipeline).__name__} needs a library that is not here: {error}",
+            "Install it: pip install the library of that name, such as ftfy or beautifulsoup4.",
+        ) from error
     except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{type(pipeline).__name__} refuses the call: {error}",

@@ -148,7 +148,7 @@ def _read(source: Path) -> Iterator[Prompt]:
     if source.suffix.lower() not in readers:
         raise PromptError(
             f"{source}: prompts cannot be read from a '{source.suffix}' file",
-            "Use a .txt, .csv, .jsonl or .parquet file, or a folder of pictures with .txt captions.",
+            "Use a .txt, .csv, .jsonl or .parquet file, or a folder of captioned pictures.",
         )
     return readers[source.suffix.lower()](source)
 

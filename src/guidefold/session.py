@@ -16,9 +16,17 @@ from torch import nn
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import ConfigError, PipelineError
-from guidefold.objective import strength_of
-from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline, resolve_device
 from guidefold.findings import Findings
+from guidefold.inputs import check_rows
+from guidefold.objective import strength_of
+from guidefold.pipelines import (
+    DTYPES,
+    fingerprint,
+    modules,
+    open_pipeline,
+    pipeline_class,
+    resolve_device,
+)
 from guidefold.probe import prediction_type, probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
@@ -135,6 +143,9 @@ def open_session(
     prompts, held_out = split_prompts(
         load_prompts(settings.prompts.path), settings.prompts.held_out_share
     )
+    kind = pipeline_class(settings.pipeline.source)
+    if kind is not None:
+        check_rows(kind, [*prompts, *held_out])
     place = str(device) if device is not None else resolve_device(settings.pipeline.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -10,16 +10,19 @@ import torch
 from torch import nn
 
 from guidefold.adapter import Adapter, attach
-from guidefold.batches import Batch, collate, mixes
-from guidefold.errors import UnfoldableError
+from guidefold.batches import Batch, collate, kind_of, mixes
+from guidefold.denoisers import COMPONENT
+from guidefold.errors import RunError, UnfoldableError
+from guidefold.findings import Findings
 from guidefold.frozen import BITS, shrink_weights
 from guidefold.objective import GuidanceSize, squared_error, strength_of
 from guidefold.outputs import output_tensor
-from guidefold.findings import Findings
 from guidefold.settings import AdapterSettings, Storage
 from guidefold.shards import StateRef
 
 FARTHEST = 0.5  # part of what it says that a denoiser may lose with its weights' precision
+
+LOOKED_AT = 64  # states, to find two of one kind
 
 Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
 """As :func:`~guidefold.adapter.attach`, or as a rival that is measured against a LoRA."""
@@ -33,8 +36,8 @@ class Student:
         findings: What the probe found.
         asked: Targets, rank and dial.
         seed: The run's.
-        refs: Recorded states; one is used to see how the layers are called, two to see whether
-            states of several timesteps and strengths may share a call.
+        refs: Recorded states; one of each denoiser is used to see how the layers are called, two to
+            see whether states of several timesteps and strengths may share a call.
         attach: Puts on what is trained.
 
     Attributes:
@@ -58,13 +61,14 @@ class Student:
         self.device = next(denoiser.parameters()).device
         self.autocast: Any = nullcontext
         self.whole = True
-        (first,) = collate(refs[:1], None, together=False)
-        self.first = first.to(self.device)
+        firsts = collate(_one_of_each(refs, findings.denoisers), None, together=False)
+        self.firsts = [first.to(self.device) for first in firsts]
+        self.first = self.firsts[0]
         self.adapter: Adapter = attach(
-            denoiser, asked.targets, asked.rank, seed, lambda: self._raw(self.first)
+            denoiser, asked.targets, asked.rank, seed, lambda: list(map(self._raw, self.firsts))
         )
         with self._stirred():
-            few = [refs[0], refs[-1]]
+            few = _two_of_one_kind(refs)
             self.together = len(refs) > 1 and mixes(
                 self._predict_at, few, findings.layout, self.device
             )
@@ -106,14 +110,17 @@ class Student:
             adapted: Of the student; else of the unguided teacher.
         """
         assert adapted or self.whole, "the teacher's weights are gone"
-        found: list[float] = []
+        found = [0.0] * len(refs)
         for first in range(0, len(refs), batch_size):
             for batch in self.calls(refs[first : first + batch_size]):
                 strengths = self.strengths(batch.guidance)
                 student = self.adapter.student_mode(strengths, train=False)
                 with student if adapted else self.adapter.teacher_mode():
                     output = self.predict(batch, self.denoiser)
-                found += squared_error(output, batch.target).tolist()
+                for place, error in zip(
+                    batch.places, squared_error(output, batch.target).tolist(), strict=True
+                ):
+                    found[first + place] = error
         return found
 
     def measure_guidance(self, refs: Sequence[StateRef], batch_size: int) -> GuidanceSize:
@@ -209,3 +216,31 @@ class Student:
             yield
             for up in ups:
                 up.zero_()
+
+
+def _one_of_each(refs: Sequence[StateRef], names: Sequence[str]) -> list[StateRef]:
+    """A recorded state for each denoiser, in the order of the recording.
+
+    Raises:
+        RunError: A denoiser was never called at a recorded state.
+    """
+    found: dict[str, StateRef] = {}
+    for ref in refs:
+        _, kwargs = ref.read().arguments
+        found.setdefault(kwargs.get(COMPONENT, names[0]), ref)
+        if len(found) == len(names):
+            return list(found.values())
+    missing = ", ".join(name for name in names if name not in found)
+    raise RunError(
+        f"no recorded state asks {missing}",
+        "Record more states of each trajectory (record.states_per_trajectory), or more steps "
+        "(record.steps).",
+    )
+
+
+def _two_of_one_kind(refs: Sequence[StateRef]) -> list[StateRef]:
+    """Two recorded states that could share a call, far apart; any two where none are found."""
+    kind = kind_of(refs[0].read())
+    step = max(1, len(refs) // LOOKED_AT)
+    others = (ref for ref in reversed(refs[1::step]) if kind_of(ref.read()) == kind)
+    return [refs[0], next(others, refs[-1])]

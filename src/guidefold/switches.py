@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.capture import GUIDER, Step, drive, follow, passes_of
+from guidefold.errors import UnfoldableError
 
 SCALE = f"{GUIDER}.guidance_scale"
 OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
@@ -94,6 +95,9 @@ def find_origin(
 
     Returns:
         ``(origin, linear)``; the origin is ``off`` where none is found.
+
+    Raises:
+        UnfoldableError: Guidance changes nothing.
     """
     g = float(on[argument])
     h = off + (g - off) / 2
@@ -106,13 +110,17 @@ def find_origin(
     whole, part = max(changes, key=lambda pair: float(pair[0].square().sum()))
     size = float(whole.square().sum())
     if not size:
-        return off, True
+        raise UnfoldableError(
+            f"{type(pipeline).__name__}: guidance changes nothing: the model output is the same at "
+            f"{argument}={g:g} and in one pass",
+            "Its prompt and its negative prompt may say the same.",
+        )
     ratio = float((part * whole).sum()) / size
     bent = float((part - ratio * whole).square().sum()) / max(float(part.square().sum()), 1e-12)
     origin = (h - ratio * g) / (1 - ratio) if ratio != 1 else float("inf")
     for candidate in (off, *OFF_VALUES):
         if abs(origin - candidate) <= NEAR * max(1.0, abs(g - candidate)):
-            return candidate, bent <= STRAIGHT
+            return (candidate, True) if bent <= STRAIGHT else (off, False)
     return off, False
 
 

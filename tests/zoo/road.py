@@ -13,10 +13,12 @@ from guidefold.adapter import attach
 from guidefold.capture import drive
 from guidefold.denoisers import as_one, denoisers
 from guidefold.distill import distill
+from guidefold.errors import UnfoldableError
 from guidefold.export import export
 from guidefold.findings import Findings
 from guidefold.inputs import call_inputs
 from guidefold.pipelines import open_pipeline
+from guidefold.probe import probe
 from guidefold.prompts import load_prompts
 from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings
@@ -35,7 +37,7 @@ class Travelled:
     Attributes:
         findings: The probe's.
         sources: Of the recorded states.
-        moved: How far the adapter moves the last latents of a run, at most.
+        moved: How far the adapter moves the model outputs of a run, at most.
         off_student: How far a stock pipeline that loads the written adapter is from the trained
             student, at most.
     """
@@ -55,11 +57,11 @@ def travel(entry: Entry, folder: Path) -> Travelled:
     run = Path(settings.run)
     findings = Findings.from_json(read_json(run / "probe.json"))
     lines = [line for path in run.rglob("manifest.jsonl") for line in read_lines(path)]
-    bare = _latents(_stock(folder), findings, settings)
+    bare = _outputs(_stock(folder), findings, settings)
     loaded = _stock(folder)
     _load(loaded, findings, adapter)
-    theirs = _latents(loaded, findings, settings)
-    ours = _student_latents(_stock(folder), findings, settings)
+    theirs = _outputs(loaded, findings, settings)
+    ours = _student_outputs(_stock(folder), findings, settings)
     return Travelled(
         findings=findings,
         sources={line["source"] for line in lines},
@@ -76,7 +78,8 @@ def _settings(entry: Entry, folder: Path) -> Settings:
         rows = [{"prompt": prompt, **columns} for prompt in PROMPTS]
     else:
         rows = [{**_varied(columns, k), "_row": k} for k in range(len(PROMPTS))]
-    call = dict(entry.call)
+    left_out = ("output_type",)  # Guidefold's own
+    call = {n: v for n, v in entry.call.items() if v is not None and n not in left_out}
     return Settings.model_validate(
         {
             "run": str(folder / "run"),
@@ -116,8 +119,10 @@ def _settings(entry: Entry, folder: Path) -> Settings:
 
 def _varied(columns: Mapping[str, Any], k: int) -> dict[str, Any]:
     """Rows without words differ in what they hold."""
-    return {n: [v[0] + k] if isinstance(v, list) and isinstance(v[0], int) else _other(v, k)
-            for n, v in columns.items()}
+    return {
+        n: [v[0] + k] if isinstance(v, list) and isinstance(v[0], int) else _other(v, k)
+        for n, v in columns.items()
+    }
 
 
 def _other(value: Any, k: int) -> Any:
@@ -141,15 +146,15 @@ def _load(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None
     for name in others:
         part = getattr(pipeline, name)
         if findings.loader == "diffusers":
-            part.load_lora_adapter(folder / name, prefix=first)
+            part.load_lora_adapter(
+                folder / name, weight_name="pytorch_lora_weights.safetensors", prefix=first
+            )
         else:
             PeftModel.from_pretrained(part, folder / name)
 
 
-def _latents(
-    pipeline: DiffusionPipeline, findings: Findings, settings: Settings
-) -> torch.Tensor:
-    """The last latents of the student's call."""
+def _outputs(pipeline: DiffusionPipeline, findings: Findings, settings: Settings) -> torch.Tensor:
+    """Every model output of the student's call."""
     prompts = load_prompts(settings.prompts.path)
     asked = settings.pipeline
     inputs = {
@@ -159,19 +164,32 @@ def _latents(
     }
     listened = denoisers(pipeline, findings.denoisers)
     with torch.no_grad():
-        return drive(pipeline, inputs, [7], listened)[-1].next_state
+        return torch.stack([s.model_output for s in drive(pipeline, inputs, [7], listened)])
 
 
-def _student_latents(
+def _student_outputs(
     pipeline: DiffusionPipeline, findings: Findings, settings: Settings
 ) -> torch.Tensor:
     """The checkpoint's tensors in our own adapter."""
     parts = denoisers(pipeline, findings.denoisers)
     denoiser = as_one(parts)
     adapter = attach(
-        denoiser, "all", settings.adapter.rank, 0, lambda: _latents(pipeline, findings, settings)
+        denoiser, "all", settings.adapter.rank, 0, lambda: _outputs(pipeline, findings, settings)
     )
     (last,) = sorted(Path(settings.run).glob("checkpoints/step-*"))[-1:]
     adapter.load_state_dict(read_tensors(last / "adapter.safetensors"))
     with adapter.student_mode(1.0, train=False):
-        return _latents(pipeline, findings, settings)
+        return _outputs(pipeline, findings, settings)
+
+
+def refusal(entry: Entry, folder: Path) -> tuple[str, str]:
+    """The class of a pipeline that cannot be folded, and the probe's reason."""
+    pipeline = entry.build()
+    settings = _settings(entry, folder)
+    asked, prompts = settings.pipeline, load_prompts(settings.prompts.path)
+    rows = [prompt for prompt in prompts[:2] if prompt.columns]
+    try:
+        probe(pipeline, asked.call, 5.0, asked.negative_prompt, rows=rows)
+    except UnfoldableError as error:
+        return type(pipeline).__name__, error.message
+    raise AssertionError(f"{type(pipeline).__name__} can be folded")

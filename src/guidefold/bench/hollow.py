@@ -25,8 +25,8 @@ from guidefold.bench.materials import occupy
 from guidefold.bench.watch import Watch
 from guidefold.capture import Call, denoisers_of, drive
 from guidefold.errors import PipelineError, UnfoldableError
-from guidefold.loading import LOADING_ERRORS
 from guidefold.inputs import call_inputs, guidance_argument
+from guidefold.loading import LOADING_ERRORS
 from guidefold.pipelines import bundled_teacher, check_folder, modules
 from guidefold.proofs import PROMPT, SEED, STEPS
 from guidefold.settings import PipelineSettings

@@ -32,9 +32,9 @@ from guidefold.demo.judge import judge_of
 from guidefold.distill import LOG, distill
 from guidefold.evaluate import INDEX, evaluate
 from guidefold.export import export
+from guidefold.findings import Findings
 from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline
-from guidefold.findings import Findings
 from guidefold.probe import probe
 from guidefold.recording import record
 from guidefold.runs import finished_folder, read_json, read_lines, write_json, write_text

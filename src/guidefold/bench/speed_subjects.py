@@ -35,10 +35,10 @@ from guidefold.bench.speed_ways import (
 )
 from guidefold.capture import Listener, drive, run
 from guidefold.errors import ConfigError, UnfoldableError
-from guidefold.outputs import rows_of
-from guidefold.inputs import call_inputs
-from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
 from guidefold.findings import Findings
+from guidefold.inputs import call_inputs
+from guidefold.outputs import rows_of
+from guidefold.pipelines import DTYPES, modules, open_pipeline, resolve_device
 from guidefold.probe import probe
 from guidefold.proofs import PROMPT
 from guidefold.selective import stop_guiding

@@ -1,0 +1,148 @@
+"""Write docs/pipelines.md: what happened to every pipeline class of the installed diffusers.
+
+    python docs/pipelines.py --work FOLDER
+
+Each pipeline of tests/zoo goes the whole road: probe, record from three state sources, train,
+write, load it in a stock pipeline with guidance off, compare. What is refused, the probe refuses.
+What was seen is kept in FOLDER, so that a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from guidefold.errors import GuidefoldError
+from guidefold.progress import console
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+from zoo import UNFOLDABLE, WIDE, ZOO, Entry  # noqa: E402
+from zoo.road import refusal, travel  # noqa: E402
+
+ENTRIES: dict[str, Entry] = ZOO | WIDE
+SCALES = ("guidance_scale", "true_cfg_scale")
+INTRODUCTION = """# Pipelines
+
+What happened to every pipeline class of diffusers {version}. Written by
+
+    python docs/pipelines.py --work FOLDER
+
+*Works*: a tiny pipeline of the class, real components with random weights (`tests/zoo`), went the
+whole road: probed, recorded with all three state sources, trained, written, loaded into the stock
+pipeline with guidance off, where it says what our own student says. *Refused*: the probe says why.
+*Not in the zoo*: nobody has tried; `guidefold probe` will tell. No code in `src/` knows the name of
+a pipeline: what works here works because the pipeline does what the others do.
+
+{works} classes of {families} families work, {refused} are refused, {untried} have not been tried.
+
+| pipeline | | passes a step | guidance | output map | adapter loads with |
+|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="keeps what was seen")
+    work = parser.parse_args().work
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    console.quiet = True
+    warnings.simplefilter("ignore")
+    for name, entry in (ENTRIES | UNFOLDABLE).items():
+        kept = work / f"{name}.json"
+        if not kept.exists():
+            seen = look(name, entry)
+            print(name, json.dumps(seen), flush=True)
+            kept.write_text(json.dumps(seen), encoding="utf-8")
+    rows = {name: json.loads((work / f"{name}.json").read_text()) for name in ENTRIES | UNFOLDABLE}
+    (HERE / "pipelines.md").write_text(page(rows), encoding="utf-8")
+
+
+def look(name: str, entry: Entry) -> dict[str, Any]:
+    """What happens to one pipeline of the zoo."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name in UNFOLDABLE:
+            kind, why = refusal(entry, Path(folder))
+            return {"class": kind, "refused": why}
+        try:
+            found = travel(entry, Path(folder))
+        except GuidefoldError as error:
+            return {"class": type(entry.build()).__name__, "refused": error.message}
+    close = found.off_student < 0.02 * found.moved
+    return {
+        "class": found.findings.pipeline,
+        **({} if close else {"refused": "the written adapter is not the trained student"}),
+        "findings": found.findings.to_json(),
+        "output_map": str(found.findings.output_map),
+    }
+
+
+def page(rows: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    by_class: dict[str, dict[str, Any]] = {}
+    for row in rows.values():  # of several pipelines of a class, one that works
+        if row["class"] not in by_class or "refused" in by_class[row["class"]]:
+            by_class[row["class"]] = row
+    table, counts, families = [], {"works": 0, "refused": 0, "not in the zoo": 0}, set()
+    for kind in classes():
+        state, cells = cells_of(kind, by_class.get(kind.__name__))
+        counts[state] += 1
+        if state == "works":
+            families.add(kind.__module__.split(".")[2])
+        table.append(f"| {kind.__name__} | {' | '.join(cells)} |")
+    head = INTRODUCTION.format(
+        version=diffusers.__version__,
+        works=counts["works"],
+        refused=counts["refused"],
+        untried=counts["not in the zoo"],
+        families=len(families),
+    )
+    return head + "\n".join(table) + "\n"
+
+
+def cells_of(kind: type[DiffusionPipeline], row: dict[str, Any] | None) -> tuple[str, list[str]]:
+    """What the page says of one class."""
+    if row is not None and "refused" not in row:
+        found = row["findings"]
+        also = "".join(f", `{name}={value:g}`" for name, value in found["also_off"].items())
+        bent = "" if found["linear"] else "; the dial is approximate"
+        guidance = f"`{found['guidance_argument']}`, off at {found['off']:g}{also}{bent}"
+        passes = f"{found['passes_on']:g} → {found['passes_off']:g}"
+        return "works", ["works", passes, guidance, row["output_map"], found["loader"]]
+    if row is not None:
+        return "refused", [f"refused: {row['refused']}", "", "", "", ""]
+    parameters = inspect.signature(kind.__call__).parameters
+    guided = any(scale in parameters for scale in SCALES)
+    if not guided and "guider" not in inspect.signature(kind.__init__).parameters:
+        return "refused", ["refused: its call has no argument that scales guidance", *[""] * 4]
+    return "not in the zoo", ["not in the zoo", "", "", "", ""]
+
+
+def classes() -> Iterator[type[DiffusionPipeline]]:
+    """Every pipeline class that diffusers exports, by name."""
+    for name in sorted(dir(diffusers)):
+        try:
+            found = getattr(diffusers, name)
+        except (ImportError, RuntimeError):  # of another framework
+            continue
+        known = isinstance(found, type) and issubclass(found, DiffusionPipeline)
+        if known and found is not DiffusionPipeline and found.__name__ == name:
+            yield found
+
+
+if __name__ == "__main__":
+    main()
