@@ -205,11 +205,12 @@ ENTRIES = {
         {},
         passes=3,
     ),
-    "sd15_panorama": _one(StableDiffusionPanoramaPipeline, WIDE, {}, vae=_shrinking_by_8),
     "sd15_sag": _one(StableDiffusionSAGPipeline, inputs={}, passes=3, off={"sag_scale": 0.0}),
 }
 
 UNFOLDABLE = {
+    # It puts a copy of its scheduler's attributes back before each view.
+    "sd15_panorama": _one(StableDiffusionPanoramaPipeline, WIDE, {}, vae=_shrinking_by_8),
     "lcm_img2img": entry(
         like(lcm, LatentConsistencyModelImg2ImgPipeline),
         "epsilon",
@@ -217,5 +218,5 @@ UNFOLDABLE = {
         inputs=PICTURE,
         denoiser="unet",
         passes=1,
-    )
+    ),
 }
