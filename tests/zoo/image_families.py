@@ -177,7 +177,7 @@ def krea2() -> Krea2Pipeline:
     return Krea2Pipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        text_encoder_select_layers=(1, 2),
+        text_encoder_select_layers=(0, 1, 2),
         vae=autoencoders.qwen_image(),
         transformer=Krea2Transformer2DModel(
             **HEADS,
@@ -187,7 +187,7 @@ def krea2() -> Krea2Pipeline:
             intermediate_size=32,
             timestep_embed_dim=16,
             text_hidden_dim=text.WIDTH,
-            num_text_layers=2,
+            num_text_layers=3,
             text_num_attention_heads=2,
             text_num_key_value_heads=1,
             text_intermediate_size=32,

@@ -1,14 +1,11 @@
-"""More image pipelines on a transformer: guider components, and models that read pictures."""
+"""More image pipelines on a transformer, of the families beside those that most people use."""
 
 from typing import Any
 
 import torch
 from diffusers import (
-    AdaptiveProjectedMixGuidance,
     AutoencoderKL,
     AutoencoderKLFlux2,
-    AutoencoderKLHunyuanImage,
-    AutoencoderKLHunyuanImageRefiner,
     AutoencoderKLWan,
     BriaFibo2Pipeline,
     BriaFibo2Transformer2DModel,
@@ -16,9 +13,6 @@ from diffusers import (
     ErnieImageTransformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
-    HunyuanImagePipeline,
-    HunyuanImageRefinerPipeline,
-    HunyuanImageTransformer2DModel,
     JoyImageEditPipeline,
     JoyImageEditPlusPipeline,
     JoyImageEditPlusTransformer3DModel,
@@ -27,12 +21,14 @@ from diffusers import (
     LongCatImageTransformer2DModel,
     NucleusMoEImagePipeline,
     NucleusMoEImageTransformer2DModel,
+    PRXPipeline,
+    PRXPixelPipeline,
+    PRXTransformer2DModel,
 )
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from . import autoencoders, text
 from . import image_families_text as texts
-from .entry import SHORT, SMALL, entry
+from .entry import SHORT, SMALL, UNBINNED, entry
 from .image import HEADS, LATENT, PACKED, ROPE, WIDTH, flow
 from .image_families import LAYERS, loud
 
@@ -62,73 +58,6 @@ def longcat_image() -> LongCatImagePipeline:
             axes_dims_rope=list(ROPE),
         ),
         scheduler=flow(use_dynamic_shifting=True),
-    )
-
-
-def _hunyuan(**changes: Any) -> torch.nn.Module:
-    sizes: dict[str, Any] = {
-        **HEADS,
-        **LAYERS,
-        "in_channels": LATENT,
-        "out_channels": LATENT,
-        "num_refiner_layers": 1,
-        "text_embed_dim": text.WIDTH,
-        "rope_axes_dim": (4, 4),
-    }
-    return loud(HunyuanImageTransformer2DModel(**sizes | changes))
-
-
-def hunyuan_image() -> HunyuanImagePipeline:
-    tokenizer, text_encoder = text.qwen()
-    tokenizer_2 = ByT5Tokenizer()
-    return HunyuanImagePipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        tokenizer_2=tokenizer_2,
-        text_encoder_2=T5EncoderModel(
-            T5Config(
-                vocab_size=len(tokenizer_2), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-            )
-        ),
-        vae=AutoencoderKLHunyuanImage(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=LATENT,
-            block_out_channels=(32, 32),
-            layers_per_block=1,
-            spatial_compression_ratio=2,
-            sample_size=16,
-            scaling_factor=0.75,
-        ),
-        transformer=_hunyuan(),
-        scheduler=flow(shift=5.0),
-        guider=AdaptiveProjectedMixGuidance(),
-        ocr_guider=AdaptiveProjectedMixGuidance(),
-    )
-
-
-def hunyuan_image_refiner() -> HunyuanImageRefinerPipeline:
-    tokenizer, text_encoder = text.qwen()
-    channels = 2 * LATENT  # two latent frames, the first one twice, make one
-    return HunyuanImageRefinerPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=AutoencoderKLHunyuanImageRefiner(
-            latent_channels=LATENT,
-            block_out_channels=(8, 8, 8),
-            layers_per_block=1,
-            spatial_compression_ratio=4,
-            temporal_compression_ratio=2,
-        ),
-        transformer=_hunyuan(
-            in_channels=2 * channels,
-            out_channels=channels,
-            patch_size=(1, 1, 1),
-            guidance_embeds=True,
-            rope_axes_dim=ROPE,
-        ),
-        scheduler=flow(shift=4.0),
-        guider=AdaptiveProjectedMixGuidance(),
     )
 
 
@@ -299,19 +228,56 @@ def joy_image_plus() -> JoyImageEditPlusPipeline:
     return JoyImageEditPlusPipeline(**_joy(JoyImageEditPlusTransformer3DModel))
 
 
+def _prx(in_channels: int) -> dict[str, Any]:
+    tokenizer, text_encoder = text.gemma()
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
+        "transformer": loud(
+            PRXTransformer2DModel(
+                in_channels=in_channels,
+                patch_size=2,
+                context_in_dim=text.WIDTH,
+                hidden_size=WIDTH,
+                num_heads=2,
+                depth=2,
+                axes_dim=[4, 4],
+            )
+        ),
+        "scheduler": flow(shift=3.0),
+    }
+
+
+def prx() -> PRXPipeline:
+    return PRXPipeline(**_prx(LATENT), vae=autoencoders.kl(shift=0.1))
+
+
+def prx_pixel() -> PRXPixelPipeline:
+    """The denoiser tells the picture, of which the pipeline makes a flow."""
+    return PRXPixelPipeline(**_prx(in_channels=3))
+
+
+# They cannot read a text without the library ftfy.
+READ = {
+    "prompt_embeds": f"noise-1x8x{text.WIDTH}.safetensors",
+    "negative_prompt_embeds": f"noise-1x8x{text.WIDTH}-9.safetensors",
+}
+
 ENTRIES = {
     "longcat_image": entry(longcat_image, "flow", SMALL | {"enable_prompt_rewrite": False}),
-    "hunyuan_image": entry(hunyuan_image, "flow", guidance="guider.guidance_scale"),
-    "hunyuan_image_refiner": entry(
-        hunyuan_image_refiner,
-        "flow",
-        inputs={"image": "cat.png"},
-        guidance="guider.guidance_scale",
-    ),
     "hidream": entry(hidream, "flow", SMALL | SHORT, output="whole, negated"),
     "ernie_image": entry(ernie_image, "flow"),
     "nucleus": entry(nucleus, "flow", SMALL | {"return_index": -1}, output="whole, negated"),
     "bria_fibo2": entry(bria_fibo2, "flow"),
     "joy_image": entry(joy_image, "flow"),
     "joy_image_plus": entry(joy_image_plus, "flow", {"height": 128, "width": 128}),
+    "prx": entry(prx, "flow", SMALL | UNBINNED, inputs=READ, takes_prompt=False),
+    "prx_pixel": entry(
+        prx_pixel,
+        "flow",
+        SMALL | UNBINNED,
+        inputs=READ,
+        takes_prompt=False,
+        output="whole, scaled",
+    ),
 }
