@@ -1,9 +1,11 @@
 """The order of modules and their doors, over the syntax trees."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers.pipelines
 import pytest
 
 import guidefold
@@ -15,7 +17,7 @@ ORDER = """
     pipelines arguments outputs stub capture selective denoisers asking proofs inputs targets
     switches findings probe calls adapter frozen objective
     features optimizers alignment shards plans batches student yardstick trajectories
-    checkpoints session recording export weights sample previews tracking updates distill
+    checkpoints session recording gather export weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits report demo bench api cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
@@ -146,6 +148,41 @@ def test_only_runs_writes_files(name: str) -> None:
     assert bool(found) == (name == "runs.py"), found
 
 
+ROOMS_OF_OTHERS = {"deprecated", "controlnet", "pag", "latent_diffusion"}  # kinds, not families
+FAMILIES = {p.stem for p in Path(diffusers.pipelines.__path__[0]).iterdir() if p.is_dir()}
+FAMILIES |= {"sd15", "sdxl", "sd3", "stablediffusion", "t2i", "gemma", "qwen"}
+KNOWING = ("demo/", "bench/")  # the bundled teacher; the architectures that the paper measured
+
+
+def named_families(tree: ast.AST) -> Iterator[str]:
+    """Families of pipelines that code names: in text that it holds, in calls, in its own names."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        said = {
+            ast.Name: lambda n: n.id,
+            ast.Attribute: lambda n: n.attr,
+            ast.Constant: lambda n: n.value if id(n) not in docstrings else "",
+            ast.FunctionDef: lambda n: n.name,
+            ast.arg: lambda n: n.arg,
+        }.get(type(node), lambda n: "")(node)
+        words = re.findall(r"[a-z0-9]+", re.sub("([A-Z])", r" \1", str(said)).lower())
+        joined = "_".join(words)
+        for family in FAMILIES - ROOMS_OF_OTHERS:
+            if f"_{family.strip('_')}_" in f"_{joined}_":
+                yield family
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(KNOWING)])
+def test_no_branch_for_a_family_of_pipelines(name: str) -> None:
+    presets = {"sd15", "sdxl", "sd3"} if name in ("cli.py", "config.py") else set()  # in help texts
+    assert set(named_families(TREES[name])) <= presets
+
+
 def test_the_mathematics_of_the_loss_knows_no_settings() -> None:
     assert not any(module.startswith("guidefold") for module in imports(TREES["objective.py"]))
 
@@ -185,6 +222,8 @@ def test_the_checks_see_what_they_look_for() -> None:
         "path.open('w')\nopen(p, mode='ab')\npath.write_text(t)\npicture.save(path)\nsave_file(t)\n"
         "path.open()\npath.open('rb')\npicture.save(buffer, 'PNG')\nwrite_text(path, t)\n"
     )
+    branch = ast.parse("if 'flux' in name.lower(): pass\nif kind == 'WanPipeline': pass")
+    assert sorted(named_families(branch)) == ["flux", "wan"]
     assert list(imports(wrong)) == ["peft", "guidefold.cli"]
     assert sorted(seam_patches(wrong)) == ["forward", "forward", "step"]
     assert sorted(writes(wrong)) == [".open", ".save", ".write_text", "open", "save_file"]

@@ -14,6 +14,7 @@ from guidefold.distill import distill
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
 from guidefold.export import export
+from guidefold.gather import gather
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.prompts import load_prompts
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "export",
     "follow",
+    "gather",
     "load_prompts",
     "load_settings",
     "open_pipeline",

@@ -165,12 +165,35 @@ def config(preset: Annotated[str, typer.Argument(help="A preset's name.")]) -> N
 
 
 @app.command()
-def record(config: Config, overrides: Overrides = None) -> None:
+def record(
+    config: Config,
+    overrides: Overrides = None,
+    shard: Annotated[
+        str, typer.Option(help="I/N: this machine's part of N, brought together by 'gather'.")
+    ] = "1/1",
+) -> None:
     """Record the teacher's trajectories; goes on where it stopped."""
+    number, count = _shard(shard)
     from guidefold import api
 
-    run = api.record(_settings(config, overrides))
-    console.print(f"Recorded. Next: guidefold distill {run}", markup=False)
+    run = api.record(_settings(config, overrides), (number, count))
+    if count > 1:
+        console.print(f"Recorded {shard}. When all stand: guidefold gather RUN {run} ...")
+    else:
+        console.print(f"Recorded. Next: guidefold distill {run}", markup=False)
+
+
+@app.command()
+def gather(
+    run: Annotated[Path, typer.Argument(help="The folder to bring them together in.")],
+    parts: Annotated[list[Path], typer.Argument(help="Runs that were recorded with --shard.")],
+) -> None:
+    """Bring together what several machines have recorded of one run."""
+    from guidefold import api
+
+    count = api.gather(run, parts)
+    console.print(f"Trajectories copied: {count}.")
+    console.print(f"Next: guidefold distill {run}", markup=False)
 
 
 @app.command()
@@ -269,6 +292,13 @@ def _settings_of(run: Path, overrides: Sequence[str] | None = None) -> Settings:
     if not run.exists():
         raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
     return _settings(run, overrides)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--shard {text}: no part of a whole", "Write 2/4 for the second of four.")
+    return int(number), int(count)
 
 
 def _teach(settings: Settings) -> None:

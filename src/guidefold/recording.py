@@ -16,12 +16,17 @@ from guidefold.settings import Settings
 from guidefold.shards import LINES, Split, StateRef, drop_damaged, read_round, state_refs
 from guidefold.trajectories import Recorder, record_round
 
+ALL = (1, 1)
+"""The shard that is the whole."""
 
-def record(settings: Settings) -> Path:
+
+def record(settings: Settings, shard: tuple[int, int] = ALL) -> Path:
     """Record every round that needs no trained student; what is damaged is recorded again.
 
     Args:
         settings: The run's.
+        shard: ``(i, n)``: only every n-th batch, from the i-th; the others are recorded elsewhere,
+            and :func:`~guidefold.gather.gather` brings them together.
 
     Returns:
         The run's folder.
@@ -34,11 +39,17 @@ def record(settings: Settings) -> Path:
         for number, source in enumerate(settings.record.rounds):
             if source != "student":
                 drop_damaged(round_folder(session.run, number))
-                fill_round(session, number, None, stop)
+                fill_round(session, number, None, stop, shard)
     return Path(settings.run)
 
 
-def fill_round(session: Session, number: int, adapter: Adapter | None, stop: Stop) -> None:
+def fill_round(
+    session: Session,
+    number: int,
+    adapter: Adapter | None,
+    stop: Stop,
+    shard: tuple[int, int] = ALL,
+) -> None:
     """Record what is missing of a round.
 
     Args:
@@ -46,6 +57,7 @@ def fill_round(session: Session, number: int, adapter: Adapter | None, stop: Sto
         number: The round.
         adapter: The student's, where it visits the states.
         stop: Asked between batches.
+        shard: Which part of it.
 
     Raises:
         MismatchError: The folder holds trajectories of another plan or another base.
@@ -60,7 +72,7 @@ def fill_round(session: Session, number: int, adapter: Adapter | None, stop: Sto
     folder = round_folder(session.run, number)
     if number == 0 and not (folder / LINES).exists():
         _announce(session)
-    record_round(folder, source, batches, recorder, stop)
+    record_round(folder, source, batches, recorder, stop, shard)
 
 
 def something_missing(

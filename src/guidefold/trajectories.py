@@ -36,6 +36,7 @@ def record_round(
     batches: Sequence[Sequence[Plan]],
     recorder: Recorder,
     stop: Stop | None = None,
+    shard: tuple[int, int] = (1, 1),
 ) -> int:
     """Record what is missing of a round.
 
@@ -45,6 +46,7 @@ def record_round(
         batches: From :func:`plan_round`.
         recorder: The pipeline, ready to be recorded.
         stop: Asked between batches.
+        shard: ``(i, n)``: record every n-th batch only, from the i-th.
 
     Returns:
         Bytes on disk.
@@ -57,15 +59,17 @@ def record_round(
     plans = {plan.index: plan for batch in batches for plan in batch}
     for line in lines:
         _check_line(line, plans.get(line["index"]), recorder.stamp(source), folder)
-    done = {line["index"] for line in lines}
-    missing = [batch for batch in batches if any(plan.index not in done for plan in batch)]
+    mine = batches[shard[0] - 1 :: shard[1]]
+    asked = {plan.index for batch in mine for plan in batch}
+    done = {line["index"] for line in lines} & asked
+    missing = [batch for batch in mine if any(plan.index not in done for plan in batch)]
     title = f"Recording {source} states"
-    with task(title, len(plans), len(done)) as progress:
+    with task(title, len(asked), len(done)) as progress:
         for batch in missing:
             if stop:
                 assert stop.signal is not None
                 raise Stopped(
-                    stop.signal, f"Stopped: {len(done)} of {len(plans)} trajectories recorded."
+                    stop.signal, f"Stopped: {len(done)} of {len(asked)} trajectories recorded."
                 )
             before, start = len(done), time.perf_counter()
             recorded = recorder.record(source, batch)

@@ -39,7 +39,7 @@ from guidefold.capture import run
 from guidefold.distill import distill
 from guidefold.errors import ConfigError, MismatchError, RunError, UnfoldableError
 from guidefold.export import export
-from guidefold.pipelines import call_inputs
+from guidefold.inputs import call_inputs
 from guidefold.proofs import PROMPT
 from guidefold.settings import Settings
 

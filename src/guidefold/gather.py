@@ -1,0 +1,76 @@
+"""Bring together what several machines have recorded of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guidefold.config import check_same, dump_toml, load_settings
+from guidefold.errors import MismatchError
+from guidefold.findings import Findings
+from guidefold.runs import (
+    append_line,
+    locked,
+    read_json,
+    read_lines,
+    require_run,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from guidefold.shards import LINES, read_round
+
+
+def gather(run: Path, parts: Sequence[Path]) -> int:
+    """Copy the trajectories of other runs that this one lacks.
+
+    Args:
+        run: The run's folder; made where there is none.
+        parts: Runs that were recorded with the same settings and the same pipeline.
+
+    Returns:
+        How many trajectories were copied.
+
+    Raises:
+        MismatchError: Settings, pipeline or a trajectory's plan differ.
+        CorruptFileError: A part is damaged.
+    """
+    with locked(run):
+        return sum(_take(run, part) for part in parts if part.resolve() != run.resolve())
+
+
+def _take(run: Path, part: Path) -> int:
+    """Copy what one part has and the run lacks."""
+    require_run(part)
+    _check_same_run(run, part)
+    copied = 0
+    for theirs in sorted((part / "trajectories").glob("round-*")):
+        ours = run / "trajectories" / theirs.name
+        have = {line["index"]: line for line in read_lines(ours / LINES)}
+        for line in read_round(theirs):  # each file is compared with its line
+            known = have.get(line["index"])
+            if known is None:
+                write_bytes(ours / line["file"], (theirs / line["file"]).read_bytes())
+                append_line(ours / LINES, line)
+                copied += 1
+            elif (known["seed"], known["prompt_sha256"]) != (line["seed"], line["prompt_sha256"]):
+                raise MismatchError(
+                    f"{theirs / line['file']}: trajectory {line['index']} is of another prompt or "
+                    f"seed than the one in {ours}",
+                    "Record all parts with the same prompts and the same seed.",
+                )
+    return copied
+
+
+def _check_same_run(run: Path, part: Path) -> None:
+    """One run's parts have its settings and its pipeline; the first part gives both."""
+    settings = load_settings(part)
+    if (run / "config.toml").exists():
+        check_same(load_settings(run), settings, run)
+    else:
+        write_text(run / "config.toml", dump_toml(settings.model_copy(update={"run": str(run)})))
+    theirs = Findings.from_json(read_json(part / "probe.json"))
+    if (run / "probe.json").exists():
+        Findings.from_json(read_json(run / "probe.json")).check_same_base(theirs)
+    else:
+        write_json(run / "probe.json", theirs.to_json())
