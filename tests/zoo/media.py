@@ -95,7 +95,11 @@ def _picture(name: str, shift: int) -> Image.Image:
         return mask
     dark = name == "edges"
     picture = Image.new("RGB", (SIZE, SIZE), "black" if dark else "lightblue")
-    colour = "white" if dark else {"cat": "red", "dog": "green"}.get(name, "orange")
+    colour = (
+        "white"
+        if dark
+        else {"cat": "red", "dog": "green", "frog": "blue", "cow": "pink"}.get(name, "orange")
+    )
     box = (4 + shift, 6, 20 + shift, 26)
     ImageDraw.Draw(picture).ellipse(box, outline=colour, fill=None if dark else colour)
     return picture

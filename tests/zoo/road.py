@@ -27,6 +27,7 @@ from .entry import Entry
 from .media import write_inputs
 
 PROMPTS = ("a big red cat", "a small blue dog", "an old green house", "a red bird", "a blue boat")
+PICTURES = ("cat.png", "dog.png", "frog.png", "cow.png", "owl.png")
 STEPS = 3
 
 
@@ -126,7 +127,9 @@ def _varied(columns: Mapping[str, Any], k: int) -> dict[str, Any]:
 
 
 def _other(value: Any, k: int) -> Any:
-    """Another embedding of the same shape."""
+    """Another embedding of the same shape, or another picture."""
+    if value in PICTURES:
+        return PICTURES[k % len(PICTURES)]
     if isinstance(value, str) and value.endswith(".safetensors"):
         return value.replace(".safetensors", f"-{k}.safetensors")
     return value
