@@ -147,7 +147,7 @@ def flux2() -> Flux2Pipeline:
 
 
 # Guidance adds its scale times the difference: two passes at 1.0, one at 0.0.
-Z_IMAGE: dict[str, Any] = {"output": "stacked, negated", "off": {"guidance_scale": 0.0}}
+Z_IMAGE: dict[str, Any] = {"output": "whole, negated", "off": {"guidance_scale": 0.0}}
 WHOLE = SHORT | {"height": 32, "width": 32}  # the picture's own size
 KLEIN = SIZED | {"text_encoder_out_layers": [0, 1, 2]}
 TARGET_FIRST = "first along dimension 1"
