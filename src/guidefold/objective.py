@@ -14,15 +14,15 @@ TINY = 1e-12
 OFF_SHARE = 1e-5
 
 
-def strength_of(guidance: float, off: float, g_ref: float) -> float:
+def strength_of(guidance: float, origin: float, g_ref: float) -> float:
     """The strength that stands for a guidance scale.
 
-    ``s = (g - off) / (g_ref - off)``; 0 is the unguided teacher, 1 is ``g_ref``.
+    ``s = (g - origin) / (g_ref - origin)``; 0 is the unguided teacher, 1 is ``g_ref``.
 
     Source: classifier-free guidance is linear in g (Ho & Salimans 2022, eq. 6), and so is a LoRA in
     its strength.
     """
-    return (guidance - off) / (g_ref - off)
+    return (guidance - origin) / (g_ref - origin)
 
 
 def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class GuidanceSize:
-    """How large guidance is at each noise level: ``D(t) = E|(target - unguided) / (g - off)|^2``.
+    """How large guidance is at each noise level: ``D(t) = E|(target - unguided) / (g - origin)|^2``.
 
     Log-linear between the centres of bins that hold equally many measured states; constant outside.
     Noise levels at which the teacher is not guided have no size: there the nearest others' counts.
@@ -59,7 +59,7 @@ class GuidanceSize:
 
         Args:
             timesteps: Of the states, in any order.
-            sizes: ``|(target - unguided) / (g - off)|^2`` of each.
+            sizes: ``|(target - unguided) / (g - origin)|^2`` of each.
             bins: At most this many; each holds at least four states where there are as many.
         """
         pairs = sorted(zip(timesteps, sizes, strict=True))
@@ -91,13 +91,13 @@ class GuidanceSize:
 def loss_scale(size: float, strength: float, floor: float, span: float) -> float:
     """What a sample's squared error is divided by, so that the loss is residual guidance.
 
-    ``max(|s|, floor)^2 * (g_ref - off)^2 * D(t)``
+    ``max(|s|, floor)^2 * (g_ref - origin)^2 * D(t)``
 
     Args:
         size: D at the sample's timestep.
         strength: The sample's strength s.
         floor: Lowest strength to divide by; near 0 there is no guidance to measure by.
-        span: ``g_ref - off``.
+        span: ``g_ref - origin``.
     """
     return max(max(abs(strength), floor) ** 2 * span**2 * size, TINY)
 
