@@ -25,8 +25,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from . import autoencoders, text
 from .entry import NEGATIVE, SHORT, UNBINNED, entry
+from .hunyuan_family import hunyuan_vae
 from .image import HEADS, LATENT, ROPE, WIDTH, flow
-from .video_families import CAT, SQUARE, hunyuan_vae
+from .video_families import CAT, SQUARE
 
 
 def easyanimate() -> EasyAnimatePipeline:
@@ -186,7 +187,7 @@ def helios() -> HeliosPipeline:
 
 EASY = SQUARE | NEGATIVE | {"num_frames": 9}
 SANA = SHORT | UNBINNED | SQUARE | {"frames": 9, "complex_human_instruction": []}
-KANDINSKY = SHORT | NEGATIVE | SQUARE | {"num_frames": 13}
+KANDINSKY = SHORT | NEGATIVE | SQUARE | {"num_frames": 21}  # the last two even out the first
 
 ENTRIES = {
     "easyanimate": entry(easyanimate, "flow", EASY),
