@@ -190,7 +190,7 @@ def _kandinsky3(pipeline: type[DiffusionPipeline]) -> Build:
                 groups=2,
                 attention_head_dim=4,
                 layers_per_block=2,
-                block_out_channels=(8, 8, 8, 8),
+                block_out_channels=(8, 8),
                 cross_attention_dim=8,
                 encoder_hid_dim=text.T5_WIDTH,
             ),
