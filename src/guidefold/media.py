@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageSequence
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from guidefold.errors import PromptError
 
@@ -44,7 +44,7 @@ class Media:
         Sound is a tensor of shape (channels, samples) in [-1, 1].
         """
         about = self.path.stat()
-        return _open(self.path, about.st_mtime_ns)
+        return _copy(_open(self.path, about.st_mtime_ns))
 
     @property
     def digest(self) -> str:
@@ -83,14 +83,15 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
     if suffix not in OPENERS and not value.endswith("/"):
         return value
     path = folder / value
-    if not path.exists():
-        raise PromptError(f"{where}: no such file: {path}", f"Names are relative to {folder}.")
     media = Media(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             media.open()
-    except (OSError, ValueError, SafetensorError, wave.Error, EOFError, Warning) as error:
+    except FileNotFoundError as error:
+        remedy = f"Names are relative to {folder}."
+        raise PromptError(f"{where}: no such file: {path}", remedy) from error
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
         raise PromptError(f"{where}: {path} cannot be read: {error}") from error
     return media
 
@@ -123,7 +124,15 @@ def show_value(value: Any) -> str:
 
 @lru_cache(maxsize=64)
 def _open(path: Path, _written: int) -> Any:
-    return _read_frames(path) if path.is_dir() else OPENERS[path.suffix.lower()](path)
+    read = OPENERS.get(path.suffix.lower(), _read_frames)
+    return _read_frames(path) if path.is_dir() else read(path)
+
+
+def _copy(opened: Any) -> Any:
+    """For one call alone: some pipelines write into what they are given."""
+    if isinstance(opened, list):
+        return [_copy(item) for item in opened]
+    return opened.clone() if isinstance(opened, torch.Tensor) else opened.copy()
 
 
 def _read_picture(path: Path) -> Image.Image:

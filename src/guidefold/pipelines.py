@@ -268,8 +268,7 @@ def _check_index(where: str, index: Any) -> None:
             f"{where}: '{name}' is no pipeline class of diffusers {diffusers.__version__}",
             "Guidefold runs no custom pipeline code; update diffusers if the class is new.",
         )
-    for component, entry in index.items():
-        library = entry[0] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+    for component, (library, _) in _components(index).items():
         if library not in (None, "diffusers", "transformers") and not _is_part(library):
             raise PipelineError(
                 f"{where}: component '{component}' comes from '{library}'",
@@ -279,10 +278,16 @@ def _check_index(where: str, index: Any) -> None:
 
 def _all_but(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
     """The components with weights that are not wanted, as diffusers is told so."""
-    entries = {n: e for n, e in index.items() if only and isinstance(e, list | tuple)}
+    entries = _components(index) if only else {}
     return dict.fromkeys(
         n for n, entry in entries.items() if n not in only and _has_weights(*entry)
     )
+
+
+def _components(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that name a library and a class, or neither; some settings are lists too."""
+    pairs = {n: e for n, e in index.items() if isinstance(e, list | tuple) and len(e) == 2}
+    return {n: e for n, e in pairs.items() if all(isinstance(x, str | None) for x in e)}
 
 
 def _has_weights(library: str | None, name: str | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -129,12 +129,10 @@ class _Probe:
         )
 
     def _prompts(self) -> tuple[Prompt, Prompt | None, Prompt | None]:
-        """A prompt, another, and a longer one; the last two None where nothing is said in words."""
+        """A prompt, another, and a longer one; of the user's rows, the first two as they are."""
         if not self.rows:
             return Prompt.of(PROMPT), Prompt.of(OTHER), Prompt.of(LONGER)
         row = self.rows[0]
-        if row.text:
-            return replace(row, text=PROMPT), replace(row, text=OTHER), replace(row, text=LONGER)
         others = [other for other in self.rows[1:] if other.key != row.key]
         return row, others[0] if others else None, None
 
