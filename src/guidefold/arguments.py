@@ -19,6 +19,9 @@ Tree = Any
 # {"items": [...]} or {"fields": {...}} a container, null a leaf that all samples share.
 Layout = dict[str, Any] | None
 
+KEYS: dict[str, type] = {"fields": str, "numbered": int}
+"""How a dictionary lies in a file, by the type of its keys."""
+
 
 class NotBatchableError(Exception):
     """These samples cannot share one denoiser call; run them one by one."""
@@ -41,7 +44,7 @@ def find_layout(one: Tree, two: Tree, path: str = "arguments") -> Layout:
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return _tensor_layout(one, two, path)
     if isinstance(one, Mapping) and isinstance(two, Mapping) and one.keys() == two.keys():
-        return {"fields": {k: find_layout(one[k], two[k], f"{path}.{k}") for k in one}}
+        return {"fields": {str(k): find_layout(one[k], two[k], f"{path}.{k}") for k in one}}
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
         if len(one) == 1 and len(two) == 2:
             return {"each": None}
@@ -62,7 +65,7 @@ def split(tree: Tree, layout: Layout, count: int) -> list[Tree]:
     if "each" in layout:
         return [type(tree)([item]) for item in tree]
     if "fields" in layout:
-        columns = {k: split(tree[k], sub, count) for k, sub in layout["fields"].items()}
+        columns = {k: split(v, layout["fields"][str(k)], count) for k, v in tree.items()}
         return [{k: column[i] for k, column in columns.items()} for i in range(count)]
     parts = [split(t, sub, count) for t, sub in zip(tree, layout["items"], strict=True)]
     return [type(tree)(part[i] for part in parts) for i in range(count)]
@@ -88,7 +91,9 @@ def join(trees: Sequence[Tree], layout: Layout) -> Tree:
     if "each" in layout:
         return type(first)([item for tree in trees for item in tree])
     if "fields" in layout:
-        return {k: join([t[k] for t in trees], sub) for k, sub in layout["fields"].items()}
+        if any(t.keys() != first.keys() for t in trees):
+            raise NotBatchableError
+        return {k: join([t[k] for t in trees], layout["fields"][str(k)]) for k in first}
     if len({len(t) for t in trees}) > 1:
         raise NotBatchableError
     return type(first)(join([t[i] for t in trees], sub) for i, sub in enumerate(layout["items"]))
@@ -113,8 +118,9 @@ def flatten(tree: Tree, path: str = "arguments") -> tuple[Any, dict[str, torch.T
             return {"value": node}
         if isinstance(node, torch.dtype):
             return {"dtype": str(node).removeprefix("torch.")}
-        if isinstance(node, Mapping) and all(isinstance(k, str) for k in node):
-            return {"fields": {k: visit(v, f"{where}.{k}") for k, v in node.items()}}
+        for kind, of in KEYS.items():
+            if isinstance(node, Mapping) and all(type(k) is of for k in node):
+                return {kind: {str(k): visit(v, f"{where}.{k}") for k, v in node.items()}}
         if isinstance(node, list | tuple):
             kind = "tuple" if isinstance(node, tuple) else "list"
             return {kind: [visit(v, f"{where}.{i}") for i, v in enumerate(node)]}
@@ -135,8 +141,8 @@ def unflatten(skeleton: Any, tensor: Callable[[str], torch.Tensor]) -> Tree:
         return content
     if kind == "dtype":
         return getattr(torch, content)
-    if kind == "fields":
-        return {k: unflatten(v, tensor) for k, v in content.items()}
+    if kind in KEYS:
+        return {KEYS[kind](k): unflatten(v, tensor) for k, v in content.items()}
     items = [unflatten(v, tensor) for v in content]
     return tuple(items) if kind == "tuple" else items
 

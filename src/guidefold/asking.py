@@ -14,7 +14,7 @@ from guidefold.arguments import Tree
 from guidefold.capture import Step, follow
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import CaptureError, UnfoldableError
-from guidefold.outputs import OutputMap, Scaling, find_output_map, find_scaling
+from guidefold.outputs import OutputMap, Scaling, find_output_map, find_scaling, fit_rows
 from guidefold.stub import RandomStub
 
 
@@ -27,16 +27,19 @@ class Asked:
         timesteps: Of each step.
         output_map: What happens to the denoiser's raw output, the same at every step.
         scalings: Of each step, where the map is scaled; else None.
+        rows: Of the model output at each step.
     """
 
     arguments: list[Tree]
     timesteps: list[float]
     output_map: OutputMap
     scalings: list[Scaling | None]
+    rows: list[int]
 
     def learnt(self, index: int, model_output: torch.Tensor) -> torch.Tensor:
         """What the student has to say at a step for a model output."""
         scaling = self.scalings[index]
+        model_output = fit_rows(model_output, self.rows[index])
         return model_output if scaling is None else scaling.learnt(model_output)
 
     def model_output(self, index: int, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -93,7 +96,8 @@ def ask(
     for index, output_map in enumerate(maps):
         if output_map != maps[0]:
             raise CaptureError(f"step {index}: output map '{output_map}' instead of '{maps[0]}'")
-    return Asked(arguments, timesteps, maps[0], scalings)
+    rows = [len(step.model_output) for step in steps]
+    return Asked(arguments, timesteps, maps[0], scalings, rows)
 
 
 def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:

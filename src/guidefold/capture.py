@@ -24,10 +24,11 @@ from torch import nn
 
 from guidefold.arguments import Tree, tree_map
 from guidefold.errors import CaptureError, NonFiniteError, UnfoldableError
-from guidefold.outputs import rows_of
+from guidefold.outputs import fit_rows, rows_of
 from guidefold.randomness import derive_seed, generator
 
 MISSING = object()
+NO_ACCELERATOR = ("cpu", "meta")
 GUIDER = "guider"
 """Some pipelines are guided by a component; ``guider.NAME`` in a run's arguments sets it."""
 
@@ -251,13 +252,13 @@ def follow(
                 f"step {index}: the pipeline's latents are not finite",
                 "Its weights are damaged, or overflow in this precision: try pipeline.dtype=fp32.",
             )
-        if not torch.equal(state, driven[index].state):
+        if not torch.equal(state, fit_rows(driven[index].state, _rows(state))):
             raise CaptureError(
                 f"step {index}: the pipeline does not stand at the recorded state",
                 "Its latents depend on more than prompt, seed and the steps before, such as a "
                 "callback with a memory.",
             )
-        return driven[index].next_state.to(next_state)
+        return fit_rows(driven[index].next_state, _rows(next_state)).to(next_state)
 
     steps = drive(pipeline, inputs, seeds, listened, redirect=redirect, **listening)
     if len(steps) != len(driven):
@@ -283,7 +284,7 @@ def run(
     optional = {"output_type": output_type} if "output_type" in parameters else {}
     call = {name: value for name, value in inputs.items() if "." not in name}
     guided = _guided(pipeline, {n: v for n, v in inputs.items() if "." in n})
-    with guided, _own_randomness(pipeline.device, seeds):
+    with guided, _own_randomness(_device(pipeline), seeds):
         return pipeline(
             **call, generator=generators[0] if len(generators) == 1 else generators, **optional
         )
@@ -296,6 +297,13 @@ def _own_randomness(device: torch.device, seeds: Sequence[int]) -> Iterator[None
     with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type):
         torch.manual_seed(derive_seed(seeds[0], "torch"))
         yield
+
+
+def _device(pipeline: DiffusionPipeline) -> torch.device:
+    """The accelerator that it computes on, else the CPU; weights that are offloaded lie nowhere."""
+    parts = (part for part in pipeline.components.values() if isinstance(part, nn.Module))
+    places = (parameter.device for part in parts for parameter in part.parameters())
+    return next((p for p in places if p.type not in NO_ACCELERATOR), torch.device("cpu"))
 
 
 def _undecoded(pipeline: DiffusionPipeline) -> str:
@@ -335,6 +343,10 @@ def passes_of(steps: Sequence[Step]) -> float:
     return sum(step.rows for step in steps) / len(steps)
 
 
+def _rows(tensor: torch.Tensor) -> int:
+    return tensor.shape[0] if tensor.ndim else 1
+
+
 def _clone(tree: Tree) -> Tree:
     return tree_map(lambda tensor: tensor.detach().clone(), tree)
 
@@ -354,6 +366,6 @@ def _with_next_state(result: Any, state: torch.Tensor) -> Any:
 def _now(module: nn.Module) -> float:
     """A clock that waits for the module's device."""
     parameter = next(module.parameters(), None)
-    if parameter is not None and parameter.device.type != "cpu":
+    if parameter is not None and parameter.device.type not in NO_ACCELERATOR:
         torch.accelerator.synchronize(parameter.device)
     return time.perf_counter()

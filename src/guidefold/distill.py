@@ -18,7 +18,7 @@ from guidefold.batches import Batch, chosen_indices
 from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
 from guidefold.memory import peak_memory
-from guidefold.objective import mean_residual, squared_error
+from guidefold.objective import mean_residual
 from guidefold.optimizers import check_optimizer
 from guidefold.previews import Previews
 from guidefold.progress import Stop, Stopped, Task, console, stop_on_signals, task
@@ -27,7 +27,7 @@ from guidefold.runs import append_line, read_lines, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings, StateSource
 from guidefold.shards import Split, StateRef
-from guidefold.student import Attach, Student
+from guidefold.student import Attach, Student, sample_errors
 from guidefold.tracking import open_accelerator, track, track_picture, tracking
 from guidefold.updates import Updates
 from guidefold.yardstick import Yardstick
@@ -215,7 +215,7 @@ class Training:
         for number, batch in enumerate(pieces, 1):
             strengths = self.student.strengths(batch.guidance)
             with self.adapter.student_mode(strengths), self._sync(number == len(pieces)):
-                errors = squared_error(self.student.predict(batch), batch.target)
+                errors = sample_errors(self.student.predict(batch), batch)
                 loss = (errors / self.yardstick.scales(batch, self.number)).sum() / batch_size
                 self.accelerator.backward(loss)
             total += loss.detach()

@@ -20,6 +20,7 @@ from guidefold.export import METADATA
 from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import LINES, Gallery
 from guidefold.objective import mean_residual, residual_by_level, squared_error
+from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, plural, task
 from guidefold.prompts import Prompt
 from guidefold.runs import read_json, read_lines, require_run, write_bytes, write_json
@@ -245,11 +246,17 @@ def _errors(
     return [
         (
             t.timestep,
-            float(squared_error(s.model_output, t.model_output)[0]),
-            float(squared_error(u.model_output, t.model_output)[0]),
+            _error(s, t),
+            _error(u, t),
         )
         for s, u, t in zip(student, unguided, target, strict=True)
     ]
+
+
+def _error(one: Step, target: Step) -> float:
+    """Mean squared error of one picture, whatever rows its model output has."""
+    rows = len(one.model_output)
+    return float(squared_error(one.model_output, fit_rows(target.model_output, rows)).mean())
 
 
 def _results(session: Session, measured: Measured) -> dict[str, Any]:

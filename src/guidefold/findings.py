@@ -111,7 +111,9 @@ class Findings:
         """
         try:
             parts = {
-                "output_map": OutputMap(**values["output_map"]),
+                "output_map": OutputMap(
+                    **{**values["output_map"], "order": tuple(values["output_map"]["order"])}
+                ),
                 "denoisers": tuple(values["denoisers"]),
             }
             return Findings(**{**values, **parts})

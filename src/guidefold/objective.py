@@ -40,7 +40,9 @@ def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class GuidanceSize:
-    """How large guidance is at each noise level: ``D(t) = E|(target - unguided) / (g - origin)|^2``.
+    """How large guidance is at each noise level.
+
+    ``D(t) = E|(target - unguided) / (g - origin)|^2``
 
     Log-linear between the centres of bins that hold equally many measured states; constant outside.
     Noise levels at which the teacher is not guided have no size: there the nearest others' counts.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import torch
 
 from guidefold.arguments import describe, tensors_of
-from guidefold.errors import UnfoldableError
+from guidefold.errors import CaptureError, UnfoldableError
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -48,16 +50,19 @@ class OutputMap:
     Attributes:
         select: ``"whole"``; or, along one dimension, the ``"first"`` part (learned variance, a
             picture's tokens before those of what it is edited from) or the ``"last"`` one (frames
-            after the given ones). Dimensions of size one come and go.
-        dim: The dimension of a part.
+            after the given ones). Dimensions are merged and parted as the model output's are.
+        dim: The dimension of a part, in the model output.
         negated: The sign changes.
         scaled: At each step the pipeline goes on to ``a * selected + b``.
+        order: Where dimensions change places (tokens become a picture, frames become rows), the
+            order that they come in; else empty.
     """
 
     select: str
     dim: int = 0
     negated: bool = False
     scaled: bool = False
+    order: tuple[int, ...] = ()
 
     def __call__(self, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """Turn a raw output into what is learnt: the model output, but for ``a`` and ``b``.
@@ -66,16 +71,20 @@ class OutputMap:
             raw: What the denoiser returned.
             shape: The model output's.
         """
-        chosen = raw
+        chosen = raw.permute(self.order) if self.order else raw
         if self.select != "whole":
-            size, length = shape[self.dim], raw.shape[self.dim]
-            chosen = raw.narrow(self.dim, 0 if self.select == "first" else length - size, size)
+            size = shape[self.dim]
+            others = math.prod(shape) // size
+            chosen = chosen.reshape(*shape[: self.dim], -1, *shape[self.dim + 1 :])
+            length = raw.numel() // others
+            chosen = chosen.narrow(self.dim, 0 if self.select == "first" else length - size, size)
         chosen = chosen.reshape(tuple(shape))
         return -chosen if self.negated else chosen
 
     def __str__(self) -> str:
         text = "whole" if self.select == "whole" else f"{self.select} along dimension {self.dim}"
-        return f"{text}{', negated' * self.negated}{', scaled' * self.scaled}"
+        order = f", dimensions {' '.join(map(str, self.order))}" if self.order else ""
+        return f"{text}{order}{', negated' * self.negated}{', scaled' * self.scaled}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,31 @@ class Scaling:
         return (self.a * learnt.double() + self.b).to(learnt)
 
 
+def fit_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """The same with another number of rows.
+
+    Some pipelines step the scheduler with a copy of the latents for each pass: equal rows twice.
+
+    Args:
+        tensor: Of one step, shape (rows, ...).
+        rows: As many as another run of the pipeline has there.
+
+    Raises:
+        CaptureError: The rows are no copies, or do not divide.
+    """
+    if tensor.ndim == 0 or tensor.shape[0] == rows:
+        return tensor
+    if tensor.shape[0] % rows == 0:
+        first, *copies = tensor.tensor_split(tensor.shape[0] // rows)
+        if all(torch.equal(first, copy) for copy in copies):
+            return first
+    elif rows % tensor.shape[0] == 0:
+        return torch.cat([tensor] * (rows // tensor.shape[0]))
+    raise CaptureError(
+        f"the scheduler is stepped with {tensor.shape[0]} rows in one run and {rows} in another"
+    )
+
+
 def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
     """Compare noise that a stubbed denoiser gave with what arrived at the scheduler.
 
@@ -111,7 +145,7 @@ def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
     """
     for found in _candidates(raw, model_output):
         for negated in (False, True):
-            guess = OutputMap(found.select, found.dim, negated)
+            guess = replace(found, negated=negated)
             if torch.equal(guess(raw, model_output.shape).to(model_output), model_output):
                 return guess
     raise _unknown(raw, model_output)
@@ -137,19 +171,31 @@ def find_scaling(
         error = (change - a * part).abs().max()
         if a and error <= 1e-3 * change.abs().max():
             b = arrived.double() - a * found(raw.double(), arrived.shape)
-            return OutputMap(found.select, found.dim, scaled=True), Scaling(a, b)
+            return replace(found, scaled=True), Scaling(a, b)
     raise _unknown(raw, arrived)
 
 
 def _candidates(raw: torch.Tensor, model_output: torch.Tensor) -> Iterator[OutputMap]:
-    """The maps whose shapes fit."""
+    """The maps whose shapes fit; the plainest first."""
     if _squeezed(raw) == _squeezed(model_output):
         yield OutputMap("whole")
-    if raw.ndim == model_output.ndim:
-        longer = [d for d in range(raw.ndim) if raw.shape[d] != model_output.shape[d]]
-        if len(longer) == 1 and raw.shape[longer[0]] > model_output.shape[longer[0]]:
-            yield OutputMap("first", longer[0])
-            yield OutputMap("last", longer[0])
+    longer = raw.numel() > model_output.numel() and raw.shape[0] == model_output.shape[0]
+    for order in ((), *_orders(raw.ndim)):
+        if order and raw.numel() == model_output.numel():
+            yield OutputMap("whole", order=order)
+        if not longer or not (order or raw.ndim == model_output.ndim):
+            continue
+        for dim in range(1, model_output.ndim):
+            others = model_output.numel() // model_output.shape[dim]
+            if raw.numel() % others == 0:
+                yield OutputMap("first", dim, order=order)
+                yield OutputMap("last", dim, order=order)
+
+
+def _orders(count: int) -> Iterator[tuple[int, ...]]:
+    """Every order of dimensions but the plain one; rows stay first."""
+    plain = tuple(range(count))
+    yield from ((0, *rest) for rest in permutations(plain[1:]) if rest != plain[1:])
 
 
 def _squeezed(tensor: torch.Tensor) -> list[int]:

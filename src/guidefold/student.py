@@ -117,9 +117,8 @@ class Student:
                 student = self.adapter.student_mode(strengths, train=False)
                 with student if adapted else self.adapter.teacher_mode():
                     output = self.predict(batch, self.denoiser)
-                for place, error in zip(
-                    batch.places, squared_error(output, batch.target).tolist(), strict=True
-                ):
+                errors = sample_errors(output, batch).tolist()
+                for place, error in zip(batch.places, errors, strict=True):
                     found[first + place] = error
         return found
 
@@ -216,6 +215,19 @@ class Student:
             yield
             for up in ups:
                 up.zero_()
+
+
+def sample_errors(output: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean squared error of each sample, in float32; frames may be rows of their own.
+
+    Args:
+        output: Of ``batch.target``'s shape.
+        batch: Whose samples.
+
+    Returns:
+        Shape (batch,).
+    """
+    return squared_error(output, batch.target).view(len(batch.timesteps), -1).mean(1)
 
 
 def _one_of_each(refs: Sequence[StateRef], names: Sequence[str]) -> list[StateRef]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from guidefold.capture import GUIDER, Step, drive, follow, passes_of
 from guidefold.errors import UnfoldableError
+from guidefold.outputs import fit_rows
 
 SCALE = f"{GUIDER}.guidance_scale"
 OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
@@ -104,7 +105,10 @@ def find_origin(
     half = follow(pipeline, {**on, **switch(argument, h, off)}, [seed], listened, driven)
     plain = follow(pipeline, unguided, [seed], listened, driven)
     changes = [
-        (t.model_output.double() - u.model_output, k.model_output.double() - u.model_output)
+        tuple(
+            fit_rows(guided.model_output, len(u.model_output)).double() - u.model_output
+            for guided in (t, k)
+        )
         for t, k, u in zip(driven, half, plain, strict=True)
     ]
     whole, part = max(changes, key=lambda pair: float(pair[0].square().sum()))

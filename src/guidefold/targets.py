@@ -14,6 +14,7 @@ from guidefold.settings import Preset
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 LINEAR = (nn.Linear,)
 ALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MORE = "called with more than one plain argument"
 
 
 def find_targets(
@@ -46,7 +47,10 @@ def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             plain = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
-            reasons[name] = "" if plain else "called with more than one plain argument"
+            if not plain:
+                reasons[name] = MORE
+            elif reasons[name] != MORE:
+                reasons[name] = ""
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 

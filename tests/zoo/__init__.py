@@ -6,13 +6,54 @@ it does around the denoiser (text, batching, guidance, output) is what the full 
 
 from diffusers import DiffusionPipeline
 
-from . import image, stable_diffusion, video
+from . import (
+    audio,
+    hunyuan_family,
+    image,
+    image_chat,
+    image_families,
+    image_families_more,
+    image_hunyuan,
+    image_qwen,
+    image_variants,
+    stable_diffusion,
+    stable_diffusion_2_variants,
+    stable_diffusion_variants,
+    stable_diffusion_xl_variants,
+    unets,
+    unets_more,
+    unets_rest,
+    unets_sound,
+    video,
+    video_families,
+    video_families_more,
+    wan_family,
+)
 from .entry import Entry
 
 __all__ = ["UNFOLDABLE", "WARNINGS", "WIDE", "ZOO", "Entry", "build"]
 
 CORE = (stable_diffusion, image, video)
-REST = ()
+REST = (
+    stable_diffusion_variants,
+    stable_diffusion_2_variants,
+    stable_diffusion_xl_variants,
+    unets,
+    unets_more,
+    unets_rest,
+    unets_sound,
+    image_variants,
+    image_qwen,
+    image_chat,
+    image_families,
+    image_families_more,
+    image_hunyuan,
+    wan_family,
+    hunyuan_family,
+    video_families,
+    video_families_more,
+    audio,
+)
 
 ZOO: dict[str, Entry] = {name: entry for room in CORE for name, entry in room.ENTRIES.items()}
 """Foldable pipelines of the families that most people use: every test may run over them."""
@@ -30,6 +71,16 @@ UNFOLDABLE: dict[str, Entry] = {
 WARNINGS = (
     # Schedulers call `numpy.array` on a tensor, whose `__array__` is older than numpy 2.
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning:diffusers.schedulers",
+    # The same, met by numpy on the way back.
+    "ignore:__array_wrap__ must accept context:DeprecationWarning:numpy",
+    # An autoencoder of sound is normalised in the old way.
+    "ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning:torch.nn.utils.weight_norm",
+    # Two pipelines ask for half precision in places, whatever the device.
+    "ignore:In CPU autocast:UserWarning:torch.amp.autocast_mode",
+    "ignore:In CPU autocast:UserWarning:diffusers",
+    # Diffusers warns of its own default.
+    "ignore:`callback_steps` is deprecated:FutureWarning:diffusers.pipelines.kandinsky2_2",
+    "ignore:`LoraLoaderMixin` is deprecated:FutureWarning:diffusers.loaders.lora_pipeline",
     # Chroma imports its rotary embedding from the old place.
     "ignore:`FluxPosEmbed` is deprecated:FutureWarning:diffusers.models.embeddings",
 )

@@ -1,5 +1,6 @@
 """The zoo keeps its word: every pipeline is what its entry says."""
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Listener:
         self.rows.append(len(raw))
 
     def stepping(self, step: Any) -> Any:
+        @functools.wraps(step)  # pipelines ask its signature for a generator
         def recorded(_scheduler: Any, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self.model_outputs.append(model_output)
             return step(model_output, *args, **kwargs)
@@ -126,7 +128,7 @@ def ask(
         call["prompt"] = prompt
     parameters = inspect.signature(type(pipeline).__call__).parameters
     if "output_type" in parameters:
-        call["output_type"] = "latent"
+        call.setdefault("output_type", "latent")
     on = guidance != 1.0
     if asked.guidance_argument == "guider.guidance_scale":
         pipeline.guider = pipeline.guider.new(guidance_scale=guidance, enabled=on)
