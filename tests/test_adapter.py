@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from test_targets import TAKEN, Toy, left_out
 from torch import nn
 from zoo import WARNINGS, ZOO, build
 
-from guidefold.adapter import Adapter, adapter_off, attach, find_targets, unload_adapter, unwrap
+from guidefold.adapter import Adapter, adapter_off, attach, unload_adapter, unwrap
 from guidefold.capture import drive, run
 from guidefold.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
-from guidefold.outputs import output_tensor
 from guidefold.inputs import call_inputs
+from guidefold.outputs import output_tensor
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
@@ -364,92 +365,23 @@ def test_rows_that_no_sample_owns_are_refused(
 # Which layers.
 
 
-class ToyAttention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(x)
-
-
-class Scaled(nn.Linear):
-    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        return scale * super().forward(x)
-
-
-class Toy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(4, 4)
-        self.block = nn.ModuleDict({"attn": ToyAttention(), "proj": nn.Linear(4, 4)})
-        self.first = nn.Conv1d(4, 4, 1)
-        self.grouped = nn.Conv1d(4, 4, 1, groups=2)
-        self.named, self.odd = Scaled(4, 4), nn.ModuleDict({"proj": Scaled(4, 4)})
-        self.norm = nn.LayerNorm(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.block["proj"](self.block["attn"](self.proj(x)))
-        x = self.grouped(self.first(x[..., None]))[..., 0]
-        return self.norm(self.named(x=x) + self.odd["proj"](x, scale=0.5))
-
-
-LEFT_OUT = {
-    "block.attn.unused": "not called in a pass",
-    "named": "called with more than one plain argument",
-    "odd.proj": "called with more than one plain argument",
-    "grouped": "grouped convolution",
-}
-TAKEN = {
-    "attention": {"block.attn.proj"},
-    "linear": {"block.attn.proj", "block.proj", "proj"},
-    "all": {"block.attn.proj", "block.proj", "proj", "first"},
-}
-
-
 def attach_toy(preset: str) -> Adapter:
     toy = Toy()
     return attach(toy, preset, 2, 0, lambda: toy(torch.ones(1, 4)))
 
 
 @pytest.mark.parametrize("preset", TAKEN)
-def test_a_preset_takes_exactly_its_layers_and_names_those_left_out(preset: str) -> None:
+def test_a_preset_wraps_exactly_its_layers_and_names_those_left_out(preset: str) -> None:
     """``proj`` ends ``odd.proj`` too, which must stay as it is."""
     adapter = attach_toy(preset)
-    named = {"attention": {"block.attn.unused"}, "linear": LEFT_OUT.keys() - {"grouped"}}
     assert adapter.layers.keys() == TAKEN[preset]
-    assert adapter.left_out == {n: LEFT_OUT[n] for n in named.get(preset, LEFT_OUT.keys())}
-
-
-def test_watching_layers_leaves_no_hook_behind() -> None:
-    toy = Toy()
-    with pytest.raises(ZeroDivisionError):
-        find_targets(toy, "all", lambda: 1 / 0)
-    find_targets(toy, "all", lambda: toy(torch.ones(1, 4)))
-    assert not any(module._forward_pre_hooks for module in toy.modules())
+    assert adapter.left_out == left_out(preset)
 
 
 def test_a_preset_without_layers_is_refused() -> None:
     layer = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UnfoldableError, match="no layer of Sequential matches 'attention'"):
         attach(layer, "attention", 2, 0, lambda: layer(torch.ones(1, 2)))
-
-
-def test_presets_contain_each_other_and_all_reaches_the_outer_layers(
-    unet: UNet2DConditionModel, inputs: tuple[torch.Tensor, ...]
-) -> None:
-    found = {
-        preset: set(find_targets(unet, preset, lambda: unet(*inputs))[0])
-        for preset in ("attention", "linear", "all")
-    }
-    assert set() < found["attention"] < found["linear"] < found["all"]
-    assert all(".attn" in name or ".attentions." in name for name in found["attention"])
-    modules = dict(unet.named_modules())
-    assert {type(modules[n]) for n in found["linear"]} <= {nn.Linear} | {
-        type(m) for m in modules.values() if isinstance(m, nn.Linear)
-    }
-    assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= found["all"]
-    assert {"conv_in", "conv_out"} & found["linear"] == set()
 
 
 def test_animatediff_s_layers_called_with_more_are_left_out_by_name() -> None:

@@ -1,11 +1,12 @@
 """The order of states is a function of position; what is joined says what it said alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from guidefold.batches import Batch, chosen_indices, collate, mixes
+from guidefold.batches import Batch, chosen_indices, collate, kind_of, mixes
 from guidefold.shards import KeptState, StateRef, write_trajectory
 
 LAYOUT = {
@@ -79,6 +80,38 @@ def test_states_that_cannot_be_joined_go_one_by_one(tmp_path: Path, other: KeptS
     assert torch.equal(batches[1].target, other.target)
 
 
+def test_states_of_two_kinds_make_two_calls_that_know_their_places(tmp_path: Path) -> None:
+    four = [state(k, 100 * k, width=3 + k % 2) for k in range(1, 5)]
+    odd, even = collate(refs(tmp_path, *four), LAYOUT, together=True)
+    assert (odd.places, even.places) == ((0, 2), (1, 3))
+    for batch, first in ((odd, 1), (even, 2)):
+        assert batch.arguments[0][0][:, 0].tolist() == [first, first + 2]
+        assert batch.target[:, 0].tolist() == [10 * first, 10 * (first + 2)]
+        assert batch.timesteps == (100.0 * first, 100.0 * (first + 2))
+        assert batch.guidance == (1.0 + first, 3.0 + first)
+
+
+def test_what_goes_one_by_one_stays_in_its_place(tmp_path: Path) -> None:
+    batches = collate(refs(tmp_path, *(state(k, k) for k in range(3))), LAYOUT, together=False)
+    assert [batch.places for batch in batches] == [(0,), (1,), (2,)]
+
+
+def test_states_are_of_one_kind_if_nothing_but_numbers_in_tensors_differs() -> None:
+    kind = kind_of(state(1, 900))
+    assert kind_of(state(2, 5)) == kind
+    other = state(1, 900)
+    named = {**other.arguments[1], "component": "unet_2"}
+    half = other.arguments[1]["embeddings"].half()
+    others = [
+        state(1, 900, width=4),
+        state(1, 900, extra=True),
+        replace(other, arguments=(other.arguments[0], named)),
+        replace(other, arguments=(other.arguments[0], {**named, "embeddings": half})),
+        replace(other, target=torch.zeros(1, 4)),
+    ]
+    assert len({kind, *map(kind_of, others)}) == 1 + len(others)
+
+
 @pytest.mark.parametrize(("layout", "together"), [(None, True), (LAYOUT, False)])
 def test_states_go_one_by_one_where_they_may_not_be_joined(
     tmp_path: Path, layout: dict[str, object] | None, together: bool
@@ -117,3 +150,8 @@ def test_mixing_is_found_out_by_trying(tmp_path: Path, predict: object, mixed: b
     pair = refs(tmp_path, state(1, 900), state(2, 5))
     assert mixes(predict, pair, LAYOUT, torch.device("cpu")) is mixed
     assert not mixes(predict, pair, None, torch.device("cpu"))
+
+
+def test_two_states_of_two_kinds_are_never_mixed(tmp_path: Path) -> None:
+    pair = refs(tmp_path, state(1, 900), state(2, 5, width=4))
+    assert not mixes(per_sample, pair, LAYOUT, torch.device("cpu"))

@@ -3,13 +3,18 @@
 import copy
 import inspect
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.guider_utils import BaseGuidance
 from listening import plain_run
 from zoo import ZOO
 
@@ -80,14 +85,18 @@ def test_a_driven_run_equals_an_undriven_one_bit_for_bit(make: Any, solver: str)
     assert torch.equal(plain_run(pipeline, inputs, seed=3), alone)
 
 
-def test_listening_draws_nothing_from_the_global_random_state(make: Any) -> None:
-    """This solver ignores the generator that it is given: diffusers' fault, and left to it."""
+def test_what_draws_from_torch_s_own_state_is_a_function_of_the_seed(make: Any) -> None:
+    """This solver ignores the generator that it is given: diffusers' fault."""
     pipeline, inputs, listened = make("flow Euler")
     pipeline.scheduler.register_to_config(stochastic_sampling=True)
-    torch.manual_seed(1)
-    alone = plain_run(pipeline, inputs, seed=3)
-    torch.manual_seed(1)
-    assert torch.equal(drive(pipeline, inputs, [3], listened)[-1].next_state, alone)
+    ends = []
+    for seed in (3, 3, 4):
+        before = torch.random.get_rng_state()
+        ends.append(drive(pipeline, inputs, [seed], listened)[-1].next_state)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.rand(1)  # the next run finds another state
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
 
 
 @every_solver
@@ -246,6 +255,131 @@ def test_the_signature_of_step_is_unchanged_while_listening(make: Any, solver: s
         before.parameters
     )
     assert inspect.signature(scheduler.step) == before
+
+
+class Net(torch.nn.Module):
+    """A denoiser in two parts, so that one can break."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+
+    def forward(self, state):
+        return self.outer(self.hidden(state))
+
+    def hidden(self, state):
+        return self.inner(state).tanh()
+
+
+class Steered(DiffusionPipeline):
+    """A component guides it, and it draws from torch's own state too."""
+
+    def __init__(
+        self, unet: torch.nn.Module, scheduler: DDIMScheduler, guider: BaseGuidance
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, guider=guider)
+
+    @torch.no_grad()
+    def __call__(self, prompt, num_inference_steps=3, generator=None, output_type="pil"):
+        state = torch.randn((1, 4), generator=generator) + torch.randn(1)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for index, timestep in enumerate(self.scheduler.timesteps):
+            self.guider.set_state(index, num_inference_steps, timestep)
+            halves = self.guider.prepare_inputs({"state": (state, state.roll(1, 1))})
+            for half in halves:
+                self.guider.prepare_models(self.unet)
+                half.noise_pred = self.unet(half.state)
+                self.guider.cleanup_models(self.unet)
+            output = self.guider(halves).pred
+            state = self.scheduler.step(output, timestep, state).prev_sample
+        return state
+
+
+def hooked(unet: torch.nn.Module) -> torch.nn.Module:
+    return add_hook_to_module(unet, AlignDevicesHook("cpu", io_same_device=True))
+
+
+def offloaded(unet: torch.nn.Module) -> torch.nn.Module:
+    return cpu_offload(unet, torch.device("cpu"))
+
+
+def compiled(unet: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(unet, backend="eager")
+
+
+def compiled_in_place(unet: torch.nn.Module) -> torch.nn.Module:
+    unet.compile(backend="eager")
+    return unet
+
+
+def moved(unet: torch.nn.Module) -> torch.nn.Module:
+    unet.forward = partial(type(unet).forward, unet)
+    return unet
+
+
+def remains(pipeline: Steered) -> dict[str, Any]:
+    """All that stands on a pipeline and its parts: which objects, not what they hold."""
+    parts = {"pipeline": pipeline, "scheduler": pipeline.scheduler, "guider": pipeline.guider}
+    parts |= {f"unet.{name}": module for name, module in pipeline.unet.named_modules()}
+    found = {
+        (name, key): value for name, part in parts.items() for key, value in vars(part).items()
+    }
+    hooks = {
+        (*where, "entries"): tuple(map(id, value.values()))
+        for where, value in found.items()
+        if isinstance(value, dict)
+    }
+    kept = ("_modules", "_forward", "_backward", "forward", "step", "unet", "guider", "_hf_hook")
+    return hooks | {
+        where: id(value) if where[1].startswith(kept) else None for where, value in found.items()
+    }
+
+
+@pytest.mark.parametrize("breaking", ["nothing", "the denoiser", "the scheduler"])
+@pytest.mark.parametrize("dress", [None, moved, hooked, offloaded, compiled, compiled_in_place])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_run_leaves_everything_as_it_was_whatever_the_denoiser_wears_or_breaks(
+    monkeypatch: pytest.MonkeyPatch, breaking: str, dress: Any
+) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    pipeline = Steered(dress(net) if dress else net, DDIMScheduler(), ClassifierFreeGuidance(3.0))
+    inputs, listened = {"prompt": "a cat", "guider.guidance_scale": 5.0}, {"unet": pipeline.unet}
+
+    def alone() -> torch.Tensor:
+        torch.manual_seed(1)
+        return pipeline(prompt="a cat", generator=torch.Generator().manual_seed(3))
+
+    truth, before, state = alone(), remains(pipeline), torch.random.get_rng_state()
+    if breaking == "nothing":
+        first = drive(pipeline, inputs, [3], listened, keep_arguments=True)
+        again = drive(pipeline, inputs, [3], listened)
+        assert [step.rows for step in first] == [2, 2, 2]
+        assert torch.equal(first[-1].next_state, again[-1].next_state)
+    else:
+        owner, name = (
+            (Net, "hidden") if breaking == "the denoiser" else (DDIMScheduler, "_get_variance")
+        )
+        with monkeypatch.context() as patch, pytest.raises(BrokeError):
+            patch.setattr(owner, name, lambda *_: breaks())
+            drive(pipeline, inputs, [3], listened)
+    assert remains(pipeline) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(alone(), truth)
+
+
+def test_a_real_pipeline_with_an_offloaded_denoiser_is_heard_and_left_as_it_was(make: Any) -> None:
+    pipeline, inputs, _ = make("DDIM")
+    truth = plain_run(pipeline, inputs, seed=3)
+    unet = offloaded(copy.deepcopy(pipeline.unet))
+    pipeline.register_modules(unet=unet)
+    forward = unet.forward
+    driven = drive(pipeline, inputs, [3], {"unet": unet}, keep_arguments=True)
+    assert torch.equal(driven[-1].next_state, truth)
+    assert vars(unet)["forward"] is forward
+    assert {parameter.device.type for parameter in unet.parameters()} == {"meta"}
+    assert torch.equal(plain_run(pipeline, inputs, seed=3), truth)
 
 
 # Following fails loudly

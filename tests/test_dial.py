@@ -16,13 +16,14 @@ from guidefold.distill import distill
 from guidefold.export import export, open_adapter
 from guidefold.gallery import Gallery
 from guidefold.progress import task
+from guidefold.prompts import Prompt
 from guidefold.sample import draw_session
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
-PROMPTS, SEEDS = ["a red cat", "a blue dog"], [1, 2]
+PROMPTS, SEEDS = [Prompt.of("a red cat"), Prompt.of("a blue dog")], [1, 2]
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # off is 1, g_ref is 5
 
 

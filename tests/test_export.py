@@ -76,7 +76,7 @@ def damage(path: Path) -> None:
 @both
 def test_an_adapter_is_safetensors_and_json_under_a_manifest(trained: Settings) -> None:
     folder = export(trained)
-    name = read_json(Path(trained.run) / "probe.json")["denoiser"]
+    name = read_json(Path(trained.run) / "probe.json")["denoisers"][0]
     weights = DIFFUSERS_FILE if name == "unet" else PEFT_FILE
     extra = set() if name == "unet" else {"adapter_config.json"}
     names = {path.name for path in folder.iterdir()}

@@ -11,11 +11,13 @@ from zoo import WARNINGS
 
 from guidefold.gallery import Gallery
 from guidefold.progress import task
+from guidefold.prompts import Prompt
 from guidefold.session import Session, open_session
 from guidefold.settings import Kind, Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
-PROMPTS, SEEDS = ["a red cat", "a blue dog", "an old house"], [1, 2, 3]
+PROMPTS = [Prompt.of(text) for text in ("a red cat", "a blue dog", "an old house")]
+SEEDS = [1, 2, 3]
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def session(settings_for: Callable[..., Settings], tmp_path: Path) -> Any:
 
 
 def drawn(
-    session: Session, prompts: list[str] = PROMPTS, kind: Kind = "unguided", **options: float
+    session: Session, prompts: list[Prompt] = PROMPTS, kind: Kind = "unguided", **options: float
 ) -> tuple[np.ndarray, int]:
     """The pictures of a fresh gallery, and how many denoiser calls they cost."""
     calls = 0

@@ -13,19 +13,16 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from listening import plain_run
 from original_layout import write_original_layout
-from test_capture import Plain
 from torch import nn
 from zoo import ZOO
 
-from guidefold.errors import ConfigError, GuidefoldError, PipelineError, UnfoldableError
+from guidefold.errors import GuidefoldError, PipelineError
 from guidefold.pipelines import (
-    BLANK,
-    call_inputs,
     check_folder,
     fingerprint,
-    guidance_argument,
     modules,
     open_pipeline,
+    pipeline_class,
     resolve_device,
 )
 
@@ -102,6 +99,14 @@ def test_a_single_file_opens_offline_with_the_folder_that_describes_it(
 def test_a_single_file_opens_in_half_precision(single: Path, saved: Callable[[str], Path]) -> None:
     opened = open_pipeline(str(single), config=str(saved("sd15")), dtype=torch.bfloat16)
     assert {p.dtype for p in opened.unet.parameters()} == {torch.bfloat16}
+
+
+def test_a_folder_tells_its_class_without_being_opened(folder: Path, single: Path) -> None:
+    shutil.rmtree(folder / "unet")
+    assert pipeline_class(str(folder)) is StableDiffusionPipeline
+    assert pipeline_class("bundled") is StableDiffusionPipeline
+    assert pipeline_class(str(single)) is None
+    assert pipeline_class("owner/name") is None
 
 
 # What is refused
@@ -253,49 +258,6 @@ def test_every_refusal_of_a_folder_comes_before_any_component_is_loaded(
         check_folder(folder)
 
 
-# The call
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_the_guidance_argument_is_the_one_that_the_pipeline_has(
-    built: Callable[[str], DiffusionPipeline], name: str
-) -> None:
-    negative = "negative_prompt" in ZOO[name].call
-    assert guidance_argument(built(name), negative=negative) == ZOO[name].guidance_argument
-
-
-def test_true_cfg_that_is_off_by_default_counts_only_with_a_negative_prompt(built: Any) -> None:
-    assert guidance_argument(built("flux")) == "guidance_scale"
-    assert guidance_argument(built("flux"), negative=True) == "true_cfg_scale"
-    assert guidance_argument(built("qwen_image")) == "true_cfg_scale"
-
-
-def test_a_pipeline_without_a_guidance_argument_is_refused_by_name() -> None:
-    from diffusers import DDIMScheduler
-
-    with pytest.raises(UnfoldableError, match="Plain: its call has no argument"):
-        guidance_argument(Plain(nn.Linear(4, 4), DDIMScheduler()))
-
-
-def test_unknown_call_arguments_are_refused_with_those_there_are(built: Any) -> None:
-    with pytest.raises(ConfigError, match="takes no argument higth, widht") as caught:
-        call_inputs(built("sd15"), ["a cat"], {"widht": 16, "higth": 16, "eta": 0.5})
-    assert "height, width" in caught.value.remedy
-
-
-def test_a_negative_prompt_is_given_to_each_prompt_and_blank_where_true_cfg_needs_one(
-    built: Any,
-) -> None:
-    prompts = ["a cat", "a dog"]
-    assert "negative_prompt" not in call_inputs(built("sd15"), prompts, {})
-    given = call_inputs(built("sd15"), prompts, {}, "blurry")
-    assert given == {"prompt": prompts, "negative_prompt": ["blurry"] * 2}
-    assert call_inputs(built("qwen_image"), prompts, {})["negative_prompt"] == [BLANK] * 2
-    assert "negative_prompt" not in call_inputs(built("flux"), prompts, {})
-    own = call_inputs(built("flux"), prompts, {"negative_prompt": ["x", "y"]}, "blurry")
-    assert own["negative_prompt"] == ["x", "y"]
-
-
 # Names
 
 
@@ -330,9 +292,3 @@ def test_a_device_is_resolved_or_refused() -> None:
     for device in ("cuda:99", "nonsense"):
         with pytest.raises(GuidefoldError, match=f"'{device}' cannot be used here"):
             resolve_device(device)
-
-
-@pytest.mark.parametrize("name", ["prompt", "num_inference_steps", "guidance_scale"])
-def test_what_guidefold_sets_itself_cannot_be_set_in_the_call(built, name):
-    with pytest.raises(ConfigError, match=f"{name} cannot be set there"):
-        call_inputs(built("sd15"), ["a cat"], {name: 3})

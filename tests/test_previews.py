@@ -19,6 +19,7 @@ from guidefold.config import dump_toml
 from guidefold.export import export, open_adapter
 from guidefold.previews import Previews
 from guidefold.progress import task
+from guidefold.prompts import Prompt
 from guidefold.sample import draw_session
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Settings
@@ -84,7 +85,8 @@ def test_before_its_first_step_the_student_draws_as_the_unguided_teacher(
 def drawn_anew(session: Session, guidance: float) -> list[np.ndarray]:
     index = json.loads(files(session.settings)["previews.json"])
     with task("Drawing", 4) as progress:
-        found = draw_session(session, index["prompts"], index["seeds"], guidance, progress)
+        asked = [Prompt.of(prompt) for prompt in index["prompts"]]
+        found = draw_session(session, asked, index["seeds"], guidance, progress)
     return [np.asarray(picture, dtype=int) for picture in found.pictures]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from zoo import ZOO
 
+from guidefold.asking import Asked
 from guidefold.capture import drive
 from guidefold.errors import CaptureError, PipelineError
 from guidefold.outputs import OutputMap
@@ -48,7 +49,10 @@ def test_arguments_that_do_not_reproduce_the_model_output_are_refused_at_their_s
     listened = {"unet": pipeline.unet}
     inputs |= dict(ZOO["sd15"].call)
     steps = drive(pipeline, inputs, [0], listened, keep_arguments=True)
-    prove_output(pipeline.unet, OutputMap("whole"), steps, steps)
+    arguments = [step.calls[0].arguments for step in steps]
+    timesteps, whole = [step.timestep for step in steps], OutputMap("whole")
+    asked = Asked(arguments, timesteps, whole, [None] * 2, [1] * 2)
+    prove_output(pipeline.unet, asked, steps)
     wrong = [steps[0], replace(steps[1], model_output=steps[1].model_output + 0.01)]
     with pytest.raises(CaptureError, match=r"step 1: .* is 0.01 off"):
-        prove_output(pipeline.unet, OutputMap("whole"), steps, wrong)
+        prove_output(pipeline.unet, asked, wrong)

@@ -13,12 +13,14 @@ from zoo import ZOO
 from guidefold.config import dump_toml
 from guidefold.errors import InputError, RunError
 from guidefold.progress import task
+from guidefold.prompts import Prompt
 from guidefold.randomness import generator
 from guidefold.sample import Drawn, _add, draw, draw_session, grid, heading, picture_seeds, sample
 from guidefold.session import open_session
 from guidefold.settings import PipelineSettings, Settings
 
 PROMPTS = ["a red cat", "a big blue house near the old tree", "a dog", "a small bird"]
+ASKED = [Prompt.of(prompt) for prompt in PROMPTS]
 SEEDS = [11, 12, 13, 14]
 
 
@@ -33,7 +35,7 @@ def drawer(built: Any, found: Any) -> Callable[..., Drawn]:
             built(name),
             findings,
             PipelineSettings(source=name, call=call, negative_prompt=negative),
-            prompts,
+            [Prompt.of(prompt) for prompt in prompts],
             seeds,
             **options,
         )
@@ -181,7 +183,7 @@ def test_progress_counts_every_step_of_every_picture(begun: Any, batch_size: int
         open_session(settings.model_copy(update={"evaluate": asked})) as session,
         task("Drawing", 100) as progress,
     ):
-        draw_session(session, PROMPTS[:3], SEEDS[:3], 5.0, progress)
+        draw_session(session, ASKED[:3], SEEDS[:3], 5.0, progress)
         assert progress._done == 3 * session.settings.evaluate.steps
 
 
@@ -194,7 +196,7 @@ def test_the_teacher_draws_at_the_guidance_that_is_measured(begun: Any, drawer: 
     ):
         for kind, guidance in (("teacher", 3.0), ("unguided", 1.0), ("student", 1.0)):
             assert session.guidance_of(kind) == guidance
-            drawn = draw_session(session, PROMPTS[:1], SEEDS[:1], guidance, progress)
+            drawn = draw_session(session, ASKED[:1], SEEDS[:1], guidance, progress)
             expected = drawer("sd15", PROMPTS[:1], SEEDS[:1], guidance=guidance)
             assert_same_pictures(drawn.pictures, expected.pictures)
 

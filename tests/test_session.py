@@ -56,7 +56,7 @@ def test_a_session_writes_its_settings_and_findings(settings: Settings) -> None:
         assert session.denoiser is session.pipeline.unet
         assert {p.text for p in session.prompts}.isdisjoint(p.text for p in session.held_out)
     assert load_settings(settings.run) == settings
-    assert json.loads((Path(settings.run) / "probe.json").read_text())["denoiser"] == "unet"
+    assert json.loads((Path(settings.run) / "probe.json").read_text())["denoisers"] == ["unet"]
 
 
 def test_a_process_that_only_reads_takes_no_lock_and_writes_nothing(settings: Settings) -> None:
@@ -224,7 +224,7 @@ def elsewhere() -> Session:
     """A session whose denoiser is on an accelerator; ``meta`` stands for one."""
     parts = {name: Part("meta") for name in ("unet", "vae", "text_encoder")}
     pipeline = SimpleNamespace(components={**parts, "tokenizer": None}, **parts)
-    return Session(Path(), None, [], [], pipeline, SimpleNamespace(denoiser="unet"))
+    return Session(Path(), None, [], [], pipeline, SimpleNamespace(denoisers=("unet",)))
 
 
 def test_while_training_all_but_the_denoiser_wait_on_the_cpu(elsewhere: Session) -> None:

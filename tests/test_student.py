@@ -3,25 +3,29 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from test_findings import some_findings
+from torch import nn
 from zoo import WARNINGS
 
 from guidefold import export as exporting
 from guidefold.adapter import DIFFUSERS_FILE, adapted_layers
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.denoisers import as_one
 from guidefold.distill import distill
-from guidefold.errors import UnfoldableError, VerifyError
+from guidefold.errors import RunError, UnfoldableError, VerifyError
 from guidefold.export import export
+from guidefold.findings import Findings
 from guidefold.objective import loss_scale, strength_of
 from guidefold.pipelines import open_pipeline
-from guidefold.findings import Findings
 from guidefold.runs import read_json
 from guidefold.settings import AdapterSettings, Settings
-from guidefold.shards import StateRef, read_round, state_refs
+from guidefold.shards import KeptState, StateRef, read_round, state_refs, write_trajectory
 from guidefold.student import Student
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
@@ -184,3 +188,92 @@ def test_the_base_of_a_student_is_the_pipeline_s_own(
     assert student.model is student.denoiser is pipeline.unet
     student.adapter.detach()
     assert all(torch.equal(t, before[n]) for n, t in pipeline.unet.state_dict().items())
+
+
+# States of several kinds, and of several denoisers
+
+
+class Tokens(nn.Module):
+    """A denoiser that takes any number of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(3, 3)
+
+    def forward(self, state: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.proj(state) + timestep.view(-1, 1, 1) / 1000,)
+
+
+TOKENS_LAYOUT = {"items": [{"items": [{"axis": 0}, {"axis": 0}]}, {"fields": {}}]}
+
+
+def written(folder: Path, *kinds: dict[str, Any]) -> list[StateRef]:
+    """States by the number of their tokens, and by their denoiser where there are several."""
+    noise, found = torch.Generator().manual_seed(0), []
+    for k, kind in enumerate(kinds):
+        shape = (1, kind.get("tokens", 2), 3)
+        state, target = (torch.randn(shape, generator=noise) for _ in range(2))
+        named = {n: v for n, v in kind.items() if n != "tokens"}
+        kept = KeptState(((state, torch.tensor([100.0 * k])), named), target, 100.0 * k, k)
+        write_trajectory(folder / f"{k}.safetensors", [kept], target, None)
+        found.append(StateRef(folder / f"{k}.safetensors", 0, 2.0 + k, 100.0 * k))
+    return found
+
+
+def student_of(denoiser: nn.Module, refs: list[StateRef], **findings: Any) -> Student:
+    """Awake: its updates are not zero."""
+    asked = AdapterSettings(targets="linear", rank=2, g_ref=5.0)
+    student = Student(
+        denoiser, some_findings(**{"layout": TOKENS_LAYOUT, **findings}), asked, 0, refs
+    )
+    for parameter in student.adapter.named_parameters().values():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    return student
+
+
+def test_errors_at_states_of_two_kinds_come_back_in_the_order_asked(tmp_path: Path) -> None:
+    refs = written(tmp_path, *({"tokens": 2 + k % 2} for k in range(6)))
+    student = student_of(Tokens(), refs)
+    assert student.together
+    assert [batch.places for batch in student.calls(refs)] == [(0, 2, 4), (1, 3, 5)]
+    alone = [student.errors([ref], 1)[0] for ref in refs]
+    assert len(set(alone)) == len(refs)
+    for size in (2, 4, 6):
+        assert student.errors(refs, size) == pytest.approx(alone, rel=1e-5)
+    assert student.errors(refs[::-1], 6) == pytest.approx(alone[::-1], rel=1e-5)
+
+
+def test_several_denoisers_are_adapted_each_and_asked_each_for_its_own_states(
+    tmp_path: Path,
+) -> None:
+    parts = {"unet": Tokens(), "unet_2": Tokens()}
+    names = [list(parts)[k % 2] for k in (0, 0, 1, 1, 0, 1)]
+    refs = written(tmp_path, *({"component": name} for name in names))
+    layout = {"items": [TOKENS_LAYOUT["items"][0], {"fields": {"component": None}}]}
+    student = student_of(as_one(parts), refs, denoisers=tuple(parts), layout=layout)
+    assert student.adapter.layers.keys() == {"unet.proj", "unet_2.proj"}
+    assert [batch.places for batch in student.calls(refs)] == [(0, 1, 4), (2, 3, 5)]
+    alone = [student.errors([ref], 1)[0] for ref in refs]
+    assert student.errors(refs, 6) == pytest.approx(alone, rel=1e-5)
+    with student.adapter.student_mode(1.0, train=False):
+        for ref, name in zip(refs, names, strict=True):
+            (args, _), (batch,) = ref.read().arguments, student.calls([ref])
+            assert torch.equal(student.predict(batch), parts[name](*args)[0])
+
+
+def test_a_denoiser_that_no_recorded_state_asks_is_named(tmp_path: Path) -> None:
+    parts = {"unet": Tokens(), "unet_2": Tokens()}
+    refs = written(tmp_path, *[{"component": "unet"}] * 3)
+    with pytest.raises(RunError, match="no recorded state asks unet_2") as caught:
+        student_of(as_one(parts), refs, denoisers=tuple(parts))
+    assert "record.steps" in caught.value.remedy
+
+
+def test_guidance_is_measured_from_where_it_comes_to_nothing(tmp_path: Path) -> None:
+    """States at the origin and with guidance off have none to measure."""
+    refs = written(tmp_path, *[{}] * 4)  # at guidance 2, 3, 4 and 5
+    student = student_of(Tokens(), refs, off=2.0, origin=3.0)
+    errors = student.errors(refs, 4, adapted=False)
+    size = student.measure_guidance(refs, 4)
+    truth = (errors[2] / 1 + errors[3] / 4) / 2
+    assert size.at(300.0) == pytest.approx(truth, rel=1e-5)

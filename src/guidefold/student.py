@@ -133,7 +133,8 @@ class Student:
             UnfoldableError: Every state was recorded with guidance off.
         """
         off = self.findings.off
-        guided = [ref for ref in refs if ref.guidance != off]
+        nothing = (off, self.findings.origin)
+        guided = [ref for ref in refs if ref.guidance not in nothing]
         if not guided:
             raise UnfoldableError(
                 f"record.guidance: every state was recorded at {off:g}, where guidance is off",

@@ -40,8 +40,6 @@ DEEP: dict[str, Any] = {
     "down_block_types": ("DownBlock3D", "CrossAttnDownBlock3D"),
     "up_block_types": ("CrossAttnUpBlock3D", "UpBlock3D"),
 }
-STABLE_VIDEO = 32  # its normalizations are of 32 groups, whatever is asked
-NUMBERS, NUMBER_WIDTH = 3, 8  # frames a second, motion and noise, each number embedded
 
 
 def _parts() -> dict[str, Any]:

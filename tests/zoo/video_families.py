@@ -143,7 +143,7 @@ CAT = {"image": "cat.png"}
 VIDEO = {"video": "frames"}
 ENTRIES = {
     "ltx_i2v": entry(
-        ltx_i2v, "flow", SHORT | FEW, inputs=CAT, output="unpacked, last along dimension 2"
+        ltx_i2v, "flow", SHORT | FEW, inputs=CAT, output="last along dimension 2, dimensions 0 2 1"
     ),
     "ltx_condition": entry(ltx_condition, "flow", SHORT | FEW, inputs=CAT, output="whole, negated"),
     "cogvideox_v2v": entry(
