@@ -55,7 +55,7 @@ def refs(folder: Path, *states: KeptState) -> list[StateRef]:
     found = []
     for k, each in enumerate(states):
         path = folder / f"{k}.safetensors"
-        write_trajectory(path, [each], torch.zeros(1), None)
+        write_trajectory(path, [each], None)
         found.append(StateRef(path, 0, 2.0 + k, each.timestep))
     return found
 

@@ -1,6 +1,7 @@
 """Trajectories on disk: what is read is what was written, and a damaged file is named."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import safe_open
 
 from guidefold.errors import CorruptFileError, NonFiniteError
 from guidefold.runs import append_line
+from guidefold.settings import RecordSettings
 from guidefold.shards import (
     LINES,
     KeptState,
@@ -21,7 +23,6 @@ from guidefold.shards import (
 )
 
 TIMESTEPS = (901.0, 601.5, 1.0)
-LAST = torch.zeros(1, 4, 2, 2)
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -48,7 +49,7 @@ def kept_states(first: int = 0) -> list[KeptState]:
 def write(folder: Path, index: int = 0, dtype: Any = None, split: str = "training") -> dict:
     """Write a trajectory and its manifest line."""
     path = folder / f"{index}.safetensors"
-    line = write_trajectory(path, kept_states(index), LAST, dtype)
+    line = write_trajectory(path, kept_states(index), dtype)
     line |= {"index": index, "split": split, "guidance": 2.0 + index}
     append_line(folder / LINES, line)
     return line
@@ -75,7 +76,6 @@ def test_what_all_steps_share_is_stored_once(tmp_path: Path) -> None:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert shapes == {
         "once/arguments.1.embeddings": (1, 5, 6),
-        "once/last_state": (1, 4, 2, 2),
         "step/arguments.0.0": (3, 1, 4, 2, 2),
         "step/arguments.0.1": (3,),
         "step/target": (3, 1, 4, 2, 2),
@@ -99,7 +99,7 @@ def test_narrow_storage_narrows_latents_and_embeddings_only_and_gives_the_old_pr
 def test_a_state_with_arguments_of_its_own_form_is_kept_apart(tmp_path: Path) -> None:
     states = kept_states()
     states[1].arguments[1]["return_dict"] = True
-    write_trajectory(tmp_path / "0.safetensors", states, LAST, None)
+    write_trajectory(tmp_path / "0.safetensors", states, None)
     refs = [StateRef(tmp_path / "0.safetensors", row, 2.0, 0.0) for row in range(3)]
     assert [ref.read().arguments[1]["return_dict"] for ref in refs] == [False, True, False]
 
@@ -108,7 +108,7 @@ def test_a_file_that_was_recorded_anew_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "0.safetensors"
     ref = StateRef(path, 0, 2.0, TIMESTEPS[0])
     for first in (0, 50):
-        write_trajectory(path, kept_states(first), LAST, None)
+        write_trajectory(path, kept_states(first), None)
         assert torch.equal(ref.read().target, kept_states(first)[0].target)
 
 
@@ -116,7 +116,7 @@ def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
     states = kept_states()
     states[2].target[0, 0, 0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="target"):
-        write_trajectory(tmp_path / "0.safetensors", states, LAST, None)
+        write_trajectory(tmp_path / "0.safetensors", states, None)
     assert not list(tmp_path.iterdir())
 
 
@@ -190,3 +190,29 @@ def test_a_file_that_is_no_trajectory_is_refused_by_name(tmp_path: Path, content
     path.write_bytes(content)
     with pytest.raises(CorruptFileError, match=r"0\.safetensors"):
         StateRef(path, 0, 2.0, 0.0).read()
+
+
+def test_an_sdxl_trajectory_at_the_default_settings_takes_seven_megabytes_at_most(
+    tmp_path: Path,
+) -> None:
+    """Its true shapes in half precision; the embeddings are stored once, not 25 times."""
+    half = partial(torch.randn, dtype=torch.float16)
+    embeddings, pooled = half(1, 77, 2048), half(1, 1280)
+    added = {"text_embeds": pooled, "time_ids": half(1, 6)}
+    kept = RecordSettings().states_per_trajectory
+    states = [
+        KeptState(
+            arguments=(
+                (half(1, 4, 128, 128), torch.tensor(k)),
+                {"encoder_hidden_states": embeddings, "added_cond_kwargs": added},
+            ),
+            target=half(1, 4, 128, 128),
+            timestep=float(k),
+            index=k,
+        )
+        for k in range(kept)
+    ]
+    path = tmp_path / "trajectory.safetensors"
+    write_trajectory(path, states, None)
+    assert kept == 25
+    assert path.stat().st_size <= 7e6

@@ -215,7 +215,7 @@ def written(folder: Path, *kinds: dict[str, Any]) -> list[StateRef]:
         state, target = (torch.randn(shape, generator=noise) for _ in range(2))
         named = {n: v for n, v in kind.items() if n != "tokens"}
         kept = KeptState(((state, torch.tensor([100.0 * k])), named), target, 100.0 * k, k)
-        write_trajectory(folder / f"{k}.safetensors", [kept], target, None)
+        write_trajectory(folder / f"{k}.safetensors", [kept], None)
         found.append(StateRef(folder / f"{k}.safetensors", 0, 2.0 + k, 100.0 * k))
     return found
 

@@ -99,12 +99,11 @@ def test_teacher_states_hold_the_guided_output_and_the_unguided_arguments(
 ) -> None:
     recorder = ready(name)
     plan = plans_of(recorder.settings)[0][0]
-    ((_, states, last),) = recorder.record("teacher", [plan])
+    ((_, states),) = recorder.record("teacher", [plan])
     teacher = run_by_hand(recorder.pipeline, call_of(name, plan, plan.guidance), plan.seed)
     off = call_of(name, plan, 1.0)
     unguided = run_by_hand(recorder.pipeline, off, plan.seed, teacher.states)
     check_states(name, recorder, states, teacher, unguided)
-    assert torch.equal(last, teacher.last)
     for state in states:
         assert torch.equal(state.target, teacher.model_outputs[state.index])
 
@@ -131,7 +130,7 @@ def test_noise_states_are_the_closed_form_on_the_teacher_s_own_pictures(
 ) -> None:
     recorder = ready(name)
     plan = plans_of(recorder.settings)[0][0]
-    ((_, states, _),) = recorder.record("noise", [plan])
+    ((_, states),) = recorder.record("noise", [plan])
     on, off = call_of(name, plan, plan.guidance), call_of(name, plan, 1.0)
     free = run_by_hand(recorder.pipeline, on, plan.seed)
     expected = free.states[:1]
@@ -170,7 +169,7 @@ def test_student_states_are_those_of_the_stock_pipeline_with_the_adapter_on(
     off = call_of(name, plan, 1.0)
     with attached(name, recorder, plan) as adapter:
         recorder.adapter = adapter
-        ((_, states, last),) = recorder.record("student", [plan])
+        ((_, states),) = recorder.record("student", [plan])
         with torch.no_grad():
             for key, parameter in adapter.named_parameters().items():
                 parameter.mul_(strength if ".lora_B." in key else 1)
@@ -178,7 +177,6 @@ def test_student_states_are_those_of_the_stock_pipeline_with_the_adapter_on(
         for state in states:
             said = say(name, recorder, state)
             torch.testing.assert_close(said, student.model_outputs[state.index], **close)
-    torch.testing.assert_close(last, student.last, **close)
     on = call_of(name, plan, plan.guidance)
     teacher = run_by_hand(recorder.pipeline, on, plan.seed, student.states)
     unguided = run_by_hand(recorder.pipeline, off, plan.seed, student.states)
@@ -192,9 +190,10 @@ def test_without_a_dial_the_student_visits_at_strength_one(ready: Any) -> None:
     fixed = recorder.settings.adapter.model_copy(update={"dial": False})
     recorder.settings = recorder.settings.model_copy(update={"adapter": fixed})
     with attached("sd15", recorder, plan) as recorder.adapter:
-        ((_, _, last),) = recorder.record("student", [plan])
+        ((_, states),) = recorder.record("student", [plan])
         student = run_by_hand(recorder.pipeline, call_of("sd15", plan, 1.0), plan.seed)
-    torch.testing.assert_close(last, student.last, **close)
+    (state, *_), _ = states[-1].arguments
+    torch.testing.assert_close(state, student.states[states[-1].index], **close)
 
 
 def test_the_house_negative_prompt_is_in_the_targets(ready: Any) -> None:
@@ -202,7 +201,7 @@ def test_the_house_negative_prompt_is_in_the_targets(ready: Any) -> None:
     plan = plans_of(recorder.settings)[0][0]
     pipeline = recorder.settings.pipeline.model_copy(update={"negative_prompt": "blurry"})
     recorder.settings = recorder.settings.model_copy(update={"pipeline": pipeline})
-    ((_, states, _),) = recorder.record("teacher", [plan])
+    ((_, states),) = recorder.record("teacher", [plan])
     on = call_of("sd15", plan, plan.guidance)
     plain = run_by_hand(recorder.pipeline, on, plan.seed)
     told = run_by_hand(recorder.pipeline, on | {"negative_prompt": ["blurry"]}, plan.seed)
@@ -239,8 +238,8 @@ def test_prompts_that_change_each_other_s_arguments_are_recorded_one_by_one(read
     together = recorder.record("teacher", plans_of(recorder.settings)[0])
     recorder.findings = replace(recorder.findings, company=False)
     apart = recorder.record("teacher", plans_of(recorder.settings)[0])
-    assert [plan for plan, _, _ in together] == [plan for plan, _, _ in apart]
-    for (_, ours, _), (plan, theirs, _) in zip(together, apart, strict=True):
+    assert [plan for plan, _ in together] == [plan for plan, _ in apart]
+    for (_, ours), (plan, theirs) in zip(together, apart, strict=True):
         alone = recorder.record("teacher", [plan])[0][1]
         for a, b, c in zip(ours, theirs, alone, strict=True):
             assert torch.equal(b.target, c.target)

@@ -211,7 +211,12 @@ def distill(config: Config, overrides: Overrides = None) -> None:
 def sample(
     *,
     run: Run,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; repeatable.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeatable.")
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Prompts from a file, or the rows of a .jsonl file.")
+    ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option("--kind", "-k", help="Who draws; repeatable; all by default."),
@@ -235,11 +240,14 @@ def sample(
     for name in kind or ():
         if name not in KINDS:
             raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
+    if not prompt and inputs is None:
+        raise InputError("nothing to draw", "Say what with --prompt, or --inputs FILE.")
     from guidefold import api
+    from guidefold.prompts import read_prompts
 
     files = api.sample(
         _settings_of(run, override),
-        prompt,
+        [*(prompt or []), *(read_prompts(inputs) if inputs else [])],
         out or run / "samples",
         kinds=[name for name in KINDS if name in (kind or KINDS)],
         seeds=seed or [0],

@@ -81,17 +81,21 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     Raises:
         PromptError: Not found, not UTF-8, an empty or malformed line, or too few prompts.
     """
-    source = _locate(path)
-    first: dict[str, Prompt] = {}
-    for prompt in _read(source):
-        first.setdefault(prompt.key, prompt)
-    prompts = list(first.values())
+    prompts = read_prompts(path)
     if len(prompts) < 2:
         raise PromptError(
-            f"{source}: too few prompts ({len(prompts)})",
+            f"{_locate(path)}: too few prompts ({len(prompts)})",
             "Give at least two different prompts: some are held out to measure with.",
         )
     return prompts
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """:func:`load_prompts`, however few there are."""
+    first: dict[str, Prompt] = {}
+    for prompt in _read(_locate(path)):
+        first.setdefault(prompt.key, prompt)
+    return list(first.values())
 
 
 def count_duplicates(path: str | Path) -> int:

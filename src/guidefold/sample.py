@@ -50,7 +50,7 @@ class Drawn:
 
 def sample(
     settings: Settings,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     out: Path,
     *,
     kinds: Sequence[Kind] = KINDS,
@@ -62,7 +62,7 @@ def sample(
 
     Args:
         settings: The run's.
-        prompts: What to draw.
+        prompts: What to draw: text, or rows of an inputs file.
         out: Folder for ``grid.png`` and a file per picture.
         kinds: Who draws; one column each.
         seeds: Every prompt is drawn with every seed, the same pair once.
@@ -77,14 +77,16 @@ def sample(
         RunError: There is no run, or no adapter yet.
         MismatchError: The adapter belongs to another base.
     """
-    if not all(prompt.strip() for prompt in prompts):
+    rows = [Prompt.of(prompt) for prompt in prompts]
+    if not all(row.text.strip() or row.columns for row in rows):
         raise InputError("prompt: an empty one", "Say what to draw.")
     require_run(Path(settings.run))
     ensure_folder(out)
     if strength is not None and not math.isfinite(strength):
         raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
-    pairs = list(dict.fromkeys((prompt, seed) for prompt in prompts for seed in seeds))
-    texts, numbers = [Prompt.of(p) for p, _ in pairs], [s for _, s in pairs]
+    unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
+    pairs = list(unlike.values())
+    asked, numbers = [row for row, _ in pairs], [seed for _, seed in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
         total = len(kinds) * len(pairs) * settings.evaluate.steps
@@ -95,11 +97,11 @@ def sample(
                         session, session.strength if strength is None else strength, adapter
                     )
                 guidance = session.guidance_of(kind)
-                drawn[kind] = draw_session(session, texts, numbers, guidance, progress)
-    rows = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
-    captions = [f"{prompt} (seed {seed})" for prompt, seed in pairs]
+                drawn[kind] = draw_session(session, asked, numbers, guidance, progress)
+    pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
+    captions = [f"{row.label} (seed {seed})" for row, seed in pairs]
     sheet = out / "grid.png"
-    write_bytes(sheet, png(grid(rows, [heading(k, drawn[k]) for k in kinds], captions)))
+    write_bytes(sheet, png(grid(pictures, [heading(k, drawn[k]) for k in kinds], captions)))
     return [sheet, *(path for kind in kinds for path in _write(out, kind, drawn[kind]))]
 
 

@@ -65,7 +65,6 @@ class StateRef:
 def write_trajectory(
     path: Path,
     states: Sequence[KeptState],
-    last_state: torch.Tensor,
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
     """Write one trajectory.
@@ -73,7 +72,6 @@ def write_trajectory(
     Args:
         path: Where to.
         states: The kept states, in order.
-        last_state: The pipeline's last latents, leading size 1.
         dtype: Precision of stored latents and embeddings; None keeps theirs.
 
     Returns:
@@ -89,7 +87,6 @@ def write_trajectory(
         else:
             tensors[f"step/{name}"] = torch.stack(column)
     tensors["step/target"] = torch.stack([state.target for state in states])
-    tensors["once/last_state"] = last_state
     original = {n: str(t.dtype).removeprefix("torch.") for n, t in tensors.items()}
     if dtype is not None:
         tensors = {n: _narrow(t, dtype) for n, t in tensors.items()}
@@ -170,7 +167,7 @@ class _Trajectory:
         self._once: dict[str, torch.Tensor] = {
             name: self._file.get_tensor(name)
             for name in self._file.keys()  # noqa: SIM118 - not a dictionary
-            if name.startswith("once/") and name != "once/last_state"
+            if name.startswith("once/")
         }
 
     def state(self, row: int) -> KeptState:

@@ -74,11 +74,11 @@ def record_round(
             before, start = len(done), time.perf_counter()
             recorded = recorder.record(source, batch)
             seconds = round((time.perf_counter() - start) / len(batch), 4)
-            for plan, states, last in recorded:
+            for plan, states in recorded:
                 if plan.index in done:
                     continue
                 path = folder / f"{plan.split}-{plan.index:06d}.safetensors"
-                entry = write_trajectory(path, states, last, recorder.dtype)
+                entry = write_trajectory(path, states, recorder.dtype)
                 line = {**_line(plan, entry, recorder.stamp(source)), "seconds": seconds}
                 append_line(folder / LINES, line)
                 lines.append(line)
@@ -124,8 +124,8 @@ class Recorder:
 
     def record(
         self, source: StateSource, batch: Sequence[Plan]
-    ) -> list[tuple[Plan, list[KeptState], torch.Tensor]]:
-        """Record one batch: ``(plan, kept states, last state)`` for each of it."""
+    ) -> list[tuple[Plan, list[KeptState]]]:
+        """Record one batch: ``(plan, kept states)`` for each of it."""
         if len(batch) > 1 and not self._together(batch):
             return [entry for plan in batch for entry in self.record(source, [plan])]
         seeds = [plan.seed for plan in batch]
@@ -134,10 +134,8 @@ class Recorder:
         driven, targets = visit(on, off, seeds)
         asked = self._ask(off, seeds, driven)
         return [
-            (plan, self._keep(plan, row, len(batch), asked, targets), last)
-            for row, (plan, last) in enumerate(
-                zip(batch, driven[-1].next_state.tensor_split(len(batch)), strict=True)
-            )
+            (plan, self._keep(plan, row, len(batch), asked, targets))
+            for row, plan in enumerate(batch)
         ]
 
     def _together(self, batch: Sequence[Plan]) -> bool:
