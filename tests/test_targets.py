@@ -1,0 +1,124 @@
+"""Which layers of a denoiser can be wrapped: those that are called as peft calls them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.targets import candidates, count_targets, find_targets, watched
+
+
+class ToyAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return scale * super().forward(x)
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+        self.block = nn.ModuleDict({"attn": ToyAttention(), "proj": nn.Linear(4, 4)})
+        self.first = nn.Conv1d(4, 4, 1)
+        self.grouped = nn.Conv1d(4, 4, 1, groups=2)
+        self.named, self.odd = Scaled(4, 4), nn.ModuleDict({"proj": Scaled(4, 4)})
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block["proj"](self.block["attn"](self.proj(x)))
+        x = self.grouped(self.first(x[..., None]))[..., 0]
+        return self.norm(self.named(x=x) + self.odd["proj"](x, scale=0.5))
+
+
+LEFT_OUT = {
+    "block.attn.unused": "not called in a pass",
+    "named": "called with more than one plain argument",
+    "odd.proj": "called with more than one plain argument",
+    "grouped": "grouped convolution",
+}
+TAKEN = {
+    "attention": {"block.attn.proj"},
+    "linear": {"block.attn.proj", "block.proj", "proj"},
+    "all": {"block.attn.proj", "block.proj", "proj", "first"},
+}
+NAMED = {"attention": {"block.attn.unused"}, "linear": LEFT_OUT.keys() - {"grouped"}}
+
+
+def left_out(preset: str) -> dict[str, str]:
+    """What a preset names and cannot take, with the reasons."""
+    return {name: LEFT_OUT[name] for name in NAMED.get(preset, LEFT_OUT.keys())}
+
+
+def go(toy: nn.Module) -> object:
+    return toy(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("preset", TAKEN)
+def test_a_preset_takes_exactly_its_layers_and_names_those_left_out(preset: str) -> None:
+    toy = Toy()
+    names, reasons = find_targets(toy, preset, lambda: go(toy))
+    assert set(names) == TAKEN[preset]
+    assert reasons == left_out(preset)
+    assert candidates(toy, preset).keys() == TAKEN[preset] | left_out(preset).keys()
+
+
+def test_one_pass_tells_how_many_layers_each_preset_takes() -> None:
+    toy = Toy()
+    with watched(candidates(toy, "all")) as reasons:
+        go(toy)
+    assert count_targets(toy, reasons) == {preset: len(names) for preset, names in TAKEN.items()}
+    assert {name: reason for name, reason in reasons.items() if reason} == LEFT_OUT
+
+
+@pytest.mark.parametrize("calls", [[{}, {"scale": 2.0}], [{"scale": 2.0}, {}]])
+def test_one_call_with_more_than_an_argument_is_enough_to_be_left_out(
+    calls: list[dict[str, float]],
+) -> None:
+    layer = Scaled(4, 4)
+    with watched({"layer": layer}) as reasons:
+        for call in calls:
+            layer(torch.ones(1, 4), **call)
+    assert reasons == {"layer": "called with more than one plain argument"}
+
+
+def test_watching_layers_leaves_no_hook_behind() -> None:
+    toy = Toy()
+    with pytest.raises(ZeroDivisionError):
+        find_targets(toy, "all", lambda: 1 / 0)
+    find_targets(toy, "all", lambda: go(toy))
+    assert not any(module._forward_pre_hooks for module in toy.modules())
+
+
+def test_finding_targets_records_no_gradients() -> None:
+    toy, said = Toy(), []
+    find_targets(toy, "all", lambda: said.append(go(toy)))
+    assert not said[0].requires_grad
+
+
+def test_presets_contain_each_other_and_all_reaches_the_outer_layers(
+    built: Callable[[str], DiffusionPipeline],
+) -> None:
+    unet = built("sd15").unet
+    noise = torch.Generator().manual_seed(5)
+    states = torch.randn(1, 4, 8, 8, generator=noise)
+    words = torch.randn(1, 7, unet.config.cross_attention_dim, generator=noise)
+    found = {
+        preset: set(find_targets(unet, preset, lambda: unet(states, 20, words))[0])
+        for preset in ("attention", "linear", "all")
+    }
+    assert set() < found["attention"] < found["linear"] < found["all"]
+    assert all(".attn" in name or ".attentions." in name for name in found["attention"])
+    modules = dict(unet.named_modules())
+    assert all(isinstance(modules[name], nn.Linear) for name in found["linear"])
+    assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= found["all"]
+    assert {"conv_in", "conv_out"} & found["linear"] == set()
