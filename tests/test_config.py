@@ -325,6 +325,7 @@ FREE_VALUES = {
     "distill.preview_prompts": 7,
     "distill.preview_every": 7,
     "distill.trackers": ["tensorboard"],
+    "pipeline.offload": True,
 }
 
 

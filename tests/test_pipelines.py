@@ -16,11 +16,12 @@ from original_layout import write_original_layout
 from torch import nn
 from zoo import ZOO
 
-from guidefold.errors import GuidefoldError, PipelineError
+from guidefold.errors import ConfigError, GuidefoldError, PipelineError
 from guidefold.pipelines import (
     check_folder,
     fingerprint,
     modules,
+    offload,
     open_pipeline,
     pipeline_class,
     resolve_device,
@@ -292,3 +293,8 @@ def test_a_device_is_resolved_or_refused() -> None:
     for device in ("cuda:99", "nonsense"):
         with pytest.raises(GuidefoldError, match=f"'{device}' cannot be used here"):
             resolve_device(device)
+
+
+def test_offloading_without_an_accelerator_is_refused(built: Any) -> None:
+    with pytest.raises(ConfigError, match="no accelerator to bring components to"):
+        offload(built("sd15"), "cpu")

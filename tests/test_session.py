@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from safetensors.torch import load_file, save_file
 from zoo import WARNINGS
 
 from guidefold import session as sessions
 from guidefold.config import load_settings
 from guidefold.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
+from guidefold.pipelines import modules
 from guidefold.runs import require_run
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
@@ -90,6 +93,20 @@ def test_wrong_prompts_are_found_before_a_pipeline_is_opened(
         pass
 
 
+@pytest.mark.usefixtures("never_opened")
+def test_a_field_that_the_call_does_not_take_is_found_before_a_pipeline_is_opened(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a cat", "eta": 0.5}\n{"prompt": "a dog", "frames": 3}\n')
+    rows = with_(settings, prompts={"path": str(path)})
+    with (
+        pytest.raises(PromptError, match=r"rows\.jsonl:2: .*takes no 'frames'"),
+        open_session(rows),
+    ):
+        pass
+
+
 def test_other_settings_are_found_before_a_pipeline_is_opened(
     begun: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,16 +165,16 @@ def test_a_pipeline_that_is_never_without_its_encoders_is_opened_whole(
 ) -> None:
     real, asked = sessions.open_pipeline, []
 
-    def refuse(*args: object, only: str | None = None, **options: object) -> object:
+    def refuse(*args: object, only: tuple[str, ...] = (), **options: object) -> object:
         asked.append(only)
-        if only is not None:
+        if only:
             raise PipelineError("an encoder is missing")
         return real(*args, **options)
 
     monkeypatch.setattr(sessions, "open_pipeline", refuse)
     with open_session(begun, whole=nothing) as session:
         assert loaded(session) == {"unet", "vae", "text_encoder"}
-    assert asked == ["unet", None]
+    assert asked == [("unet",), ()]
 
 
 def test_other_weights_are_refused_also_where_the_denoiser_alone_would_do(begun: Settings) -> None:
@@ -224,7 +241,25 @@ def elsewhere() -> Session:
     """A session whose denoiser is on an accelerator; ``meta`` stands for one."""
     parts = {name: Part("meta") for name in ("unet", "vae", "text_encoder")}
     pipeline = SimpleNamespace(components={**parts, "tokenizer": None}, **parts)
-    return Session(Path(), None, [], [], pipeline, SimpleNamespace(denoisers=("unet",)))
+    settings = SimpleNamespace(pipeline=SimpleNamespace(offload=False))
+    return Session(Path(), settings, [], [], pipeline, SimpleNamespace(denoisers=("unet",)))
+
+
+def test_offloaded_components_come_and_go_no_more_once_training_begins(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_the_cpu(pipeline: Any, _device: str) -> None:
+        for module in modules(pipeline).values():
+            cpu_offload_with_hook(module, torch.device("cpu"))
+
+    monkeypatch.setattr("guidefold.session.offload", to_the_cpu)
+    asked = settings.model_copy(
+        update={"pipeline": settings.pipeline.model_copy(update={"offload": True})}
+    )
+    with open_session(asked) as session:
+        assert hasattr(session.denoiser, "_hf_hook")
+        session.park()
+        assert not hasattr(session.denoiser, "_hf_hook")
 
 
 def test_while_training_all_but_the_denoiser_wait_on_the_cpu(elsewhere: Session) -> None:
@@ -266,11 +301,9 @@ def test_strength_stands_for_the_guidance_that_is_measured_at(
     guidance: float,
     strength: float,
 ) -> None:
-    class Off:
-        off = 1.0
-
+    findings = SimpleNamespace(off=0.0, origin=1.0)
     asked = with_(settings, evaluate=evaluate, adapter=adapter)
-    session = Session(Path(), asked, [], [], None, Off())
+    session = Session(Path(), asked, [], [], None, findings)
     assert (session.guidance, session.strength) == (guidance, strength)
 
 

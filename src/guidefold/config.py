@@ -19,6 +19,7 @@ from guidefold.settings import Settings
 FREE = {
     "threads",
     "pipeline.device",
+    "pipeline.offload",
     "distill.steps",
     "distill.log_every",
     "distill.validate_every",

@@ -81,6 +81,24 @@ def open_pipeline(
     return pipeline.to(device)
 
 
+def offload(pipeline: DiffusionPipeline, device: str) -> None:
+    """Let each component wait on the CPU until it is called.
+
+    Args:
+        pipeline: On the CPU.
+        device: Where components go when they are called.
+
+    Raises:
+        ConfigError: It is no accelerator.
+    """
+    if torch.device(device).type == "cpu":
+        raise ConfigError(
+            "pipeline.offload: there is no accelerator to bring components to",
+            "Set pipeline.offload=false.",
+        )
+    pipeline.enable_model_cpu_offload(device=device)
+
+
 def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
     """A folder's pipeline class, without opening it; None of what has to be opened to tell.
 

@@ -23,6 +23,7 @@ from guidefold.pipelines import (
     DTYPES,
     fingerprint,
     modules,
+    offload,
     open_pipeline,
     pipeline_class,
     resolve_device,
@@ -69,11 +70,13 @@ class Session:
 
     def keep_denoiser_only(self) -> None:
         """Let go of encoders and autoencoder: training on recorded states needs none of them."""
+        self._stay()
         for name in self._others():
             setattr(self.pipeline, name, None)
 
     def park(self) -> None:
         """Let encoders and autoencoder wait on the CPU: training needs the denoiser alone."""
+        self._stay()
         self._move_others("cpu")
         self.parked = True
 
@@ -88,6 +91,11 @@ class Session:
             yield
         finally:
             self._move_others("cpu")
+
+    def _stay(self) -> None:
+        """No component comes and goes any more as it is called."""
+        if self.settings.pipeline.offload:
+            self.pipeline.remove_all_hooks()
 
     def _others(self) -> dict[str, nn.Module]:
         found = modules(self.pipeline)
@@ -192,9 +200,12 @@ def _open_whole(
 ) -> tuple[DiffusionPipeline, Findings]:
     """The pipeline, probed."""
     asked = settings.pipeline
+    place = "cpu" if asked.offload else device
     pipeline = open_pipeline(
-        asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=device
+        asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=place
     )
+    if asked.offload:
+        offload(pipeline, device)
     guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
     rows = [prompt for prompt in prompts[:2] if prompt.columns]
     found = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows)

@@ -33,6 +33,8 @@ class PipelineSettings(Section):
         dtype: Precision of the weights while the teacher is recorded, and of the frozen weights
             while the student is trained, unless ``distill.frozen_weights`` stores them smaller.
         device: ``"auto"`` takes the first accelerator, else the CPU.
+        offload: Let each component wait on the CPU until it is called, for a pipeline that does not
+            fit on the accelerator as a whole. Training holds the denoiser alone there anyway.
         negative_prompt: Folded into the adapter: the teacher runs with it.
         guided_share: Of the teacher's steps, from the first, that are guided; below 1 is Selective
             Guidance.
@@ -43,6 +45,7 @@ class PipelineSettings(Section):
     config: str | None = None
     dtype: Precision = "fp32"
     device: str = "auto"
+    offload: bool = False
     negative_prompt: str | None = None
     guided_share: float = Field(default=1.0, gt=0, le=1)
     call: dict[str, Any] = Field(default_factory=dict)
