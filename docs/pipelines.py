@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from zoo import UNFOLDABLE, WIDE, ZOO, Entry  # noqa: E402
-from zoo.road import refusal, travel  # noqa: E402
+from zoo.road import CLOSE, refusal, travel  # noqa: E402
 
 ENTRIES: dict[str, Entry] = ZOO | WIDE
 SCALES = ("guidance_scale", "true_cfg_scale")
@@ -82,7 +82,7 @@ def look(name: str, entry: Entry) -> dict[str, Any]:
             found = travel(entry, Path(folder))
         except GuidefoldError as error:
             return {"class": type(entry.build()).__name__, "refused": error.message}
-    close = found.off_student < 0.02 * found.moved
+    close = found.off_student < CLOSE * found.moved
     return {
         "class": found.findings.pipeline,
         **({} if close else {"refused": "the written adapter is not the trained student"}),

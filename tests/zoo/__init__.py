@@ -31,39 +31,39 @@ from . import (
 )
 from .entry import Entry
 
-__all__ = ["UNFOLDABLE", "WARNINGS", "WIDE", "ZOO", "Entry", "build"]
+__all__ = ["REST", "UNFOLDABLE", "WARNINGS", "WIDE", "ZOO", "Entry", "build"]
 
 CORE = (stable_diffusion, image, video)
-REST = (
-    stable_diffusion_variants,
-    stable_diffusion_2_variants,
-    stable_diffusion_xl_variants,
-    unets,
-    unets_more,
-    unets_rest,
-    unets_sound,
-    image_variants,
-    image_qwen,
-    image_chat,
-    image_families,
-    image_families_more,
-    image_hunyuan,
-    wan_family,
-    hunyuan_family,
-    video_families,
-    video_families_more,
-    audio,
-)
+REST = {
+    "stable_diffusion": (
+        stable_diffusion_variants,
+        stable_diffusion_2_variants,
+        stable_diffusion_xl_variants,
+    ),
+    "unets": (unets, unets_more, unets_rest, unets_sound),
+    "images": (
+        image_variants,
+        image_qwen,
+        image_chat,
+        image_families,
+        image_families_more,
+        image_hunyuan,
+    ),
+    "videos": (wan_family, hunyuan_family, video_families, video_families_more, audio),
+}
+"""Rooms of the wide zoo, by the file of tests that goes through them."""
 
 ZOO: dict[str, Entry] = {name: entry for room in CORE for name, entry in room.ENTRIES.items()}
 """Foldable pipelines of the families that most people use: every test may run over them."""
 
-WIDE: dict[str, Entry] = {name: entry for room in REST for name, entry in room.ENTRIES.items()}
-"""All others that can be folded: ``test_wide.py`` runs over them, the whole road each."""
+WIDE: dict[str, Entry] = {
+    name: entry for rooms in REST.values() for room in rooms for name, entry in room.ENTRIES.items()
+}
+"""All others that can be folded: ``test_road_...py`` run over them, the whole road each."""
 
 UNFOLDABLE: dict[str, Entry] = {
     name: entry
-    for room in (*CORE, *REST)
+    for room in (*CORE, *(room for rooms in REST.values() for room in rooms))
     for name, entry in getattr(room, "UNFOLDABLE", {}).items()
 }
 """Pipelines with a guidance argument whose guidance cannot be folded."""

@@ -23,12 +23,14 @@ from guidefold.prompts import load_prompts
 from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings
 
+from . import REST
 from .entry import Entry
 from .media import write_inputs
 
 PROMPTS = ("a big red cat", "a small blue dog", "an old green house", "a red bird", "a blue boat")
 PICTURES = ("cat.png", "dog.png", "frog.png", "cow.png", "owl.png")
 STEPS = 3
+CLOSE = 0.02  # of how far the adapter moves what the pipeline says
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ def travel(entry: Entry, folder: Path) -> Travelled:
     run = Path(settings.run)
     findings = Findings.from_json(read_json(run / "probe.json"))
     lines = [line for path in run.rglob("manifest.jsonl") for line in read_lines(path)]
-    bare = _outputs(_stock(folder), findings, settings)
-    loaded = _stock(folder)
-    _load(loaded, findings, adapter)
-    theirs = _outputs(loaded, findings, settings)
+    stock = _stock(folder)
+    bare = _outputs(stock, findings, settings)
+    _load(stock, findings, adapter)
+    theirs = _outputs(stock, findings, settings)
     ours = _student_outputs(_stock(folder), findings, settings)
     return Travelled(
         findings=findings,
@@ -69,6 +71,25 @@ def travel(entry: Entry, folder: Path) -> Travelled:
         moved=float((theirs - bare).abs().max()),
         off_student=float((theirs - ours).abs().max()),
     )
+
+
+def check_road(entry: Entry, folder: Path) -> None:
+    """The road's end is what the entry says: an adapter that says in a stock pipeline what it was
+    trained to say.
+    """
+    found = travel(entry, folder)
+    findings = found.findings
+    assert findings.denoisers == entry.denoisers
+    assert findings.guidance_argument == entry.guidance_argument
+    assert (findings.passes_on, findings.passes_off) == (entry.passes, 1)
+    assert str(findings.output_map) == entry.output_map
+    assert found.sources == {"teacher", "noise", "student"}
+    assert found.off_student < CLOSE * found.moved
+
+
+def entries(rooms: str) -> dict[str, Entry]:
+    """The pipelines of some rooms of the wide zoo."""
+    return {name: entry for room in REST[rooms] for name, entry in room.ENTRIES.items()}
 
 
 def _settings(entry: Entry, folder: Path) -> Settings:

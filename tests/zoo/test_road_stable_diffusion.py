@@ -1,0 +1,16 @@
+"""The whole road: what was made of Stable Diffusion 1, 2 and XL."""
+
+from pathlib import Path
+
+import pytest
+
+from . import WARNINGS
+from .road import check_road, entries
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+ENTRIES = entries("stable_diffusion")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_whole_road(name: str, tmp_path: Path) -> None:
+    check_road(ENTRIES[name], tmp_path)

@@ -1,0 +1,16 @@
+"""The whole road: transformers of video and sound."""
+
+from pathlib import Path
+
+import pytest
+
+from . import WARNINGS
+from .road import check_road, entries
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+ENTRIES = entries("videos")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_whole_road(name: str, tmp_path: Path) -> None:
+    check_road(ENTRIES[name], tmp_path)
