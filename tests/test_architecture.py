@@ -15,9 +15,10 @@ ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness media prompts settings config progress runs memory loading
     pipelines arguments outputs stub capture selective denoisers asking proofs inputs targets
-    switches findings probe calls adapter frozen objective
+    switches findings probe calls adapter anatomy clients formats labels frozen objective
     features optimizers alignment shards plans batches student yardstick trajectories
-    checkpoints session recording gather export weights sample previews tracking updates distill
+    checkpoints session recording gather export verify delivery
+    convert weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits report demo bench api cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of

@@ -7,7 +7,7 @@ between teacher and student; :meth:`Adapter.student_mode` sets each sample's str
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,16 +243,32 @@ def load_adapter(
         strength: The multiplier on the adapter.
     """
     for name in denoisers:
-        module, place = getattr(pipeline, name), part_folder(folder, denoisers, name)
-        if loader == "peft":
-            PeftModel.from_pretrained(module, place, adapter_name=NAME)  # wraps layers in place
-        elif name == denoisers[0]:
-            pipeline.load_lora_weights(place, weight_name=DIFFUSERS_FILE, adapter_name=NAME)
-        else:
-            module.load_lora_adapter(
-                place, weight_name=DIFFUSERS_FILE, prefix=denoisers[0], adapter_name=NAME
-            )
-        set_strength(module, strength)
+        place = part_folder(folder, denoisers, name)
+        load_part(pipeline, denoisers, name, loader, place / DIFFUSERS_FILE)
+        set_strength(getattr(pipeline, name), strength)
+
+
+def load_part(
+    pipeline: DiffusionPipeline, denoisers: Sequence[str], name: str, loader: str, path: Path
+) -> None:
+    """Load one denoiser's file with the library's own loader.
+
+    Args:
+        pipeline: A stock pipeline.
+        denoisers: The components that are adapted.
+        name: The one that the file is for.
+        loader: ``diffusers`` or ``peft``.
+        path: The file; of peft its folder alone counts.
+    """
+    module = getattr(pipeline, name)
+    if loader == "peft":
+        PeftModel.from_pretrained(module, path.parent, adapter_name=NAME)  # wraps layers in place
+    elif name == denoisers[0]:
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME)
+    else:
+        module.load_lora_adapter(
+            path.parent, weight_name=path.name, prefix=denoisers[0], adapter_name=NAME
+        )
 
 
 def part_folder(folder: Path, denoisers: Sequence[str], name: str) -> Path:
@@ -270,6 +286,22 @@ def set_strength(denoiser: nn.Module, strength: float) -> None:
 def adapted_layers(denoiser: nn.Module) -> set[str]:
     """The names of the layers that hold a LoRA, whoever put it there."""
     return {name for name, layer in denoiser.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def layers_of(names: Collection[str]) -> list[str]:
+    """The layers that peft's names of tensors speak of, in order."""
+    return sorted({name.removesuffix(".lora_A.weight") for name in names if ".lora_A." in name})
+
+
+def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
+    """A loaded LoRA's tensors by peft's names, what its alpha does folded in, on the CPU."""
+    found = {}
+    for layer, module in denoiser.named_modules():
+        if isinstance(module, LoraLayer):
+            down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
+            found[f"{layer}.lora_A.weight"] = down.detach().cpu()
+            found[f"{layer}.lora_B.weight"] = (up.detach() * module.scaling[NAME]).cpu()
+    return found
 
 
 def unload_adapter(denoiser: Any) -> None:

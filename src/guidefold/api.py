@@ -10,6 +10,8 @@ results = api.evaluate(settings)
 
 from guidefold.capture import drive, follow
 from guidefold.config import load_settings
+from guidefold.convert import convert
+from guidefold.delivery import deliver
 from guidefold.distill import distill
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
@@ -22,10 +24,13 @@ from guidefold.recording import record
 from guidefold.report import report
 from guidefold.sample import sample
 from guidefold.settings import Settings
+from guidefold.verify import verify
 
 __all__ = [
     "GuidefoldError",
     "Settings",
+    "convert",
+    "deliver",
     "distill",
     "drive",
     "evaluate",
@@ -39,4 +44,5 @@ __all__ = [
     "record",
     "report",
     "sample",
+    "verify",
 ]

@@ -106,13 +106,19 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: object = None) -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: object = None,
+    labels: Mapping[str, str] | None = None,
+) -> str:
     """Write a safetensors file that is finished or absent.
 
     Args:
         path: Where to.
         tensors: Named tensors of any shape; made contiguous, moved to the CPU.
         metadata: Anything JSON can hold; stored under one key.
+        labels: Further keys, for readers of other programs; the file's bytes then differ each time.
 
     Returns:
         The file's SHA-256.
@@ -131,6 +137,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: obj
     header = {"format": "pt"}
     if metadata is not None:
         header = {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
+    if labels is not None:
+        header |= {"format": "pt", **labels}
     with _finished(path) as temporary:
         save_file(ready, temporary, header)
         temporary.chmod(0o666 & ~_umask())  # safetensors leaves 0600
@@ -155,14 +163,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def read_metadata(path: Path) -> Any:
     """The JSON stored with :func:`write_tensors`; None where there is none."""
+    header = read_labels(path)
+    return json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Every key of a safetensors file's metadata, as it stands there."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CorruptFileError(f"{path}: not a whole safetensors file ({error})") from error
-    return json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
 
 
 def read_json(path: Path, remedy: str = "") -> Any:

@@ -1,0 +1,70 @@
+"""Other people's LoRA files in another format: alpha folded in or written down, layers renamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from guidefold.adapter import PEFT_FILE, layers_of
+from guidefold.delivery import write_file
+from guidefold.errors import InputError, VerifyError
+from guidefold.formats import FORMATS, Format, format_of, unfit
+from guidefold.pipelines import open_pipeline
+from guidefold.probe import prediction_type
+from guidefold.runs import ensure_folder, read_metadata, read_tensors
+from guidefold.verify import Verdict, base_of, examine, read_file, safetensors_of
+
+
+def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
+    """Write a LoRA file in another format.
+
+    Args:
+        source: A safetensors file, or a peft folder.
+        kind: The format to write.
+        pipeline: What the file was made for: a folder, a single file or a hub id.
+        out: A ``.safetensors`` file; for ``peft`` a folder.
+
+    Raises:
+        InputError: The file cannot be read, or the format does not fit; the key is named.
+        VerifyError: What was written is not read as it should be; it is not kept.
+    """
+    kinds = [known for known in FORMATS if known != "fused"]
+    target = next((known for known in kinds if known == kind), None)
+    if target is None:
+        raise InputError(f"--to {kind}: no such format", f"Use {', '.join(kinds)}.")
+    (source,) = safetensors_of(source)[:1]
+    path = _place(source, target, out)
+    tensors = read_tensors(source)
+    spoken = format_of(tensors.keys())
+    if spoken == "fused":
+        raise InputError(f"{source}: no LoRA, but whole weights", "Name a LoRA's file.")
+    opened = open_pipeline(pipeline)
+    base = base_of(opened, tensors)
+    plain = read_file(source, tensors, spoken, base)
+    reason = unfit(target, base.names, base.component, base.loader, layers_of(plain))
+    if reason:
+        raise InputError(f"--to {kind}: {reason}", f"{source} stays as it is.")
+    about = {
+        "json": read_metadata(source),
+        "title": out.stem,
+        "prediction_type": prediction_type(opened),
+        "hint": "",
+        "description": f"Converted from {source.name}.",
+    }
+    write_file(path, target, plain, base, about)
+    verdict = examine(path, base, kind=target)
+    if verdict.problems:
+        path.unlink()
+        raise VerifyError(f"{path}: {verdict.problems[0]}", "It was not kept.")
+    return verdict
+
+
+def _place(source: Path, kind: Format, out: Path) -> Path:
+    """The file to write."""
+    if kind == "peft":
+        ensure_folder(out)
+        return out / PEFT_FILE
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise InputError(f"--out {out}: no name for a file", "Let it end in .safetensors.")
+    if out.resolve() == source.resolve():
+        raise InputError(f"--out {out}: the file that is read", "Choose another name.")
+    return out

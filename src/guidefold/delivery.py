@@ -1,0 +1,211 @@
+"""A run's adapter in the formats of its clients: written, read as they do, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidefold.adapter import (
+    DIFFUSERS_FILE,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    adapter_config,
+    layers_of,
+    part_folder,
+)
+from guidefold.errors import InputError, VerifyError
+from guidefold.export import Trained, describe_adapter, read_trained
+from guidefold.findings import Findings
+from guidefold.formats import FORMATS, Format, Tensors, cast, named, of_one_rank, unfit
+from guidefold.labels import labels
+from guidefold.pipelines import DTYPES
+from guidefold.runs import finished_folder, require_run, write_json, write_tensors, write_text
+from guidefold.session import Session, open_session
+from guidefold.settings import Settings
+from guidefold.verify import WEIGHTS, Base, Verdict, base_of_run, examine
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was written.
+
+    Attributes:
+        verdicts: A file each, as its clients read it.
+        unfit: The formats that do not fit, with the reason.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    unfit: Mapping[str, str]
+
+
+def deliver(
+    settings: Settings,
+    wanted: str,
+    out: Path | None = None,
+    dtype: str | None = None,
+    strength: float = 1.0,
+) -> Delivery:
+    """Write a run's last checkpoint in a format, or in all that fit, each in a folder of its own.
+
+    Args:
+        settings: The run's.
+        wanted: A format, or ``all``.
+        out: Holds the folders; by default ``RUN/export``.
+        dtype: Of what is written; by default fp32 for adapters, the pipeline's for fused weights.
+        strength: Of the adapter in fused weights.
+
+    Raises:
+        InputError: No such format, or it does not fit.
+        RunError: Nothing is trained yet.
+        VerifyError: A file does not give back what was trained, or a client that it is meant for
+            would drop a part of it; that format's folder is not kept.
+    """
+    kinds = [kind for kind in FORMATS if wanted in (kind, "all")]
+    if not kinds:
+        raise InputError(f"--format {wanted}: no such format", f"Use all, {', '.join(FORMATS)}.")
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"--dtype {dtype}: no such type", f"Use {', '.join(DTYPES)}.")
+    require_run(Path(settings.run))
+    with open_session(settings) as session:
+        trained = read_trained(session)
+        verdicts: list[Verdict] = []
+        left: dict[str, str] = {}
+        for kind in kinds:
+            reason = _unfit(session, trained, kind)
+            if reason and wanted != "all":
+                raise InputError(f"--format {kind}: {reason}", "Use --format all for what fits.")
+            if reason:
+                left[kind] = reason
+                continue
+            if kind == "fused" and strength != 1.0:
+                trained = read_trained(session, strength)
+            place = (out or session.run / "export") / kind
+            verdicts += _write(session, trained, kind, place, dtype, strength)
+    return Delivery(tuple(verdicts), left)
+
+
+def write_file(
+    path: Path, kind: Format, tensors: Tensors, base: Base, about: Mapping[str, Any]
+) -> None:
+    """Write one denoiser's adapter.
+
+    Args:
+        path: The file.
+        kind: Any format but ``fused``.
+        tensors: By peft's names; alpha equals the rank.
+        base: What it is for.
+        about: For :func:`~guidefold.labels.labels`, and under ``json`` what is kept as JSON.
+    """
+    # kohya's files say alpha for every layer; the others say it nowhere, as nothing but the rank
+    # is understood by all: diffusers raises on metadata with fields that its peft does not know.
+    alike = tensors if kind == "kohya" else of_one_rank(tensors)
+    written = named(kind, alike, base.names, base.component)
+    write_tensors(path, written, about.get("json"), labels(kind, alike, written, base.names, about))
+    if kind == "peft":
+        layers = layers_of(alike)
+        rank = alike[f"{layers[0]}.lora_A.weight"].shape[0]
+        write_json(path.parent / PEFT_CONFIG, adapter_config(rank, layers))
+
+
+def fused_weights(
+    denoiser: nn.Module, tensors: Tensors, strength: float
+) -> dict[str, torch.Tensor]:
+    """A denoiser's weights with the adapter added: ``W + strength * B A``.
+
+    Args:
+        denoiser: Its weights stay as they are.
+        tensors: By peft's names; alpha equals the rank.
+        strength: Of the adapter.
+
+    Returns:
+        Every weight, in its own type; the sum is taken in float32.
+    """
+    found: dict[str, torch.Tensor] = dict(denoiser.state_dict())
+    for layer in layers_of(tensors):
+        weight = found[f"{layer}.weight"]
+        down, up = (
+            tensors[f"{layer}.{part}.weight"].to(weight.device).float().flatten(1)
+            for part in ("lora_A", "lora_B")
+        )
+        added = weight.float() + strength * (up @ down).reshape(weight.shape)
+        found[f"{layer}.weight"] = added.to(weight.dtype)
+    return found
+
+
+def _unfit(session: Session, trained: Trained, kind: Format) -> str:
+    findings = session.findings
+    for name in findings.denoisers:
+        names = base_of_run(session, name).names
+        layers = layers_of(trained.part(findings.denoisers, name))
+        reason = unfit(kind, names, findings.denoisers[0], findings.loader, layers)
+        if reason:
+            return reason
+    return ""
+
+
+def _write(
+    session: Session,
+    trained: Trained,
+    kind: Format,
+    place: Path,
+    dtype: str | None,
+    strength: float,
+) -> list[Verdict]:
+    """Write a format's files, one for each denoiser, and keep them if they stand the test."""
+    verdicts = []
+    with finished_folder(place) as temporary:
+        for name in session.findings.denoisers:
+            path = temporary / _file(session, kind, name)
+            base = base_of_run(session, name)
+            tensors = trained.part(session.findings.denoisers, name)
+            about = describe_adapter(session, trained.step) | {"denoiser": name, "format": kind}
+            if kind == "fused":
+                weights = fused_weights(base.module, tensors, strength)
+                weights = weights if dtype is None else cast(weights, DTYPES[dtype])
+                write_tensors(path, weights, about | {"strength": strength}, {})
+                config: Any = base.module
+                write_text(path.parent / "config.json", config.to_json_string())
+            else:
+                small = cast(tensors, DTYPES[dtype or "fp32"])
+                write_file(path, kind, small, base, _spoken(session, about))
+            verdict = examine(path, base, (session, trained), kind)
+            if verdict.problems:
+                raise VerifyError(
+                    f"{place / _file(session, kind, name)}: {verdict.problems[0]}",
+                    "Nothing of this format was kept. Please report the pipeline's class and "
+                    "adapter.targets.",
+                )
+            verdicts.append(replace(verdict, path=place / _file(session, kind, name)))
+    return verdicts
+
+
+def _file(session: Session, kind: Format, name: str) -> Path:
+    """A file's place in its format's folder."""
+    denoisers, title = session.findings.denoisers, session.run.resolve().name
+    if kind in ("kohya", "transformer"):
+        return Path(title + ("" if name == denoisers[0] else f"-{name}") + ".safetensors")
+    file = {"diffusers": DIFFUSERS_FILE, "peft": PEFT_FILE, "fused": WEIGHTS}[kind]
+    return part_folder(Path(), denoisers, name) / file
+
+
+def _spoken(session: Session, about: Mapping[str, Any]) -> dict[str, Any]:
+    """A run for the metadata of other programs."""
+    call, findings = session.settings.pipeline.call, session.findings
+    sized = {"width", "height"} <= call.keys()
+    return {
+        "json": about,
+        "title": session.run.resolve().name,
+        "prediction_type": findings.prediction_type,
+        "hint": f"CFG {findings.off:g}{_also(findings)}, strength 1 = guidance {about['g_ref']:g}",
+        "description": "Guidance folded into a LoRA: one pass a step. " + about["usage_hint"],
+        "size": f"{call['width']}x{call['height']}" if sized else "",
+    }
+
+
+def _also(findings: Findings) -> str:
+    return "".join(f", {name} {value:g}" for name, value in findings.also_off.items())

@@ -1,0 +1,94 @@
+"""What a LoRA file says of itself in the words of other programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from safetensors.torch import save
+
+from guidefold.adapter import layers_of
+from guidefold.anatomy import Anatomy, client_facts
+from guidefold.formats import Format, Tensors
+
+SPECIFICATION = "1.0.1"
+ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
+
+
+def labels(
+    kind: Format, tensors: Tensors, written: Tensors, base: Anatomy, about: Mapping[str, Any]
+) -> dict[str, str]:
+    """Metadata by the keys of ModelSpec and, for kohya's files, of sd-scripts.
+
+    Source: github.com/Stability-AI/ModelSpec; kohya sd-scripts library/sai_model_spec.py and
+    library/train_util.py ``SS_METADATA_MINIMUM_KEYS``; A1111 extensions-builtin/Lora/network.py
+    ``detect_version``, which shows a file by ``ss_base_model_version`` and ``ss_v2``.
+
+    Args:
+        kind: The format.
+        tensors: By peft's names.
+        written: The same as the file names them.
+        base: The denoiser's names.
+        about: ``title``, ``prediction_type`` and ``hint``; ``size`` where it is known.
+    """
+    version, v2, architecture = _base(base, about["prediction_type"])
+    found = {
+        "modelspec.sai_model_spec": SPECIFICATION,
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": _implementation(kind, base),
+        "modelspec.title": about["title"],
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modelspec.hash_sha256": content_hash(written),
+        "modelspec.usage_hint": about["hint"],
+        "modelspec.description": about["description"],
+        "modelspec.prediction_type": _prediction(about["prediction_type"]),
+        "modelspec.resolution": about.get("size", ""),
+    }
+    if kind == "kohya":
+        found |= _kohya(tensors, version, v2) | {"ss_output_name": about["title"]}
+    return {name: value for name, value in found.items() if value}
+
+
+def content_hash(tensors: Tensors) -> str:
+    """SHA-256 of a safetensors file's content behind its header, as ModelSpec writes it."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    start = 8 + int.from_bytes(data[:8], "little")
+    return f"0x{hashlib.sha256(data[start:]).hexdigest()}"
+
+
+def _kohya(tensors: Tensors, version: str, v2: str) -> dict[str, str]:
+    ranks = [tensors[f"{layer}.lora_A.weight"].shape[0] for layer in layers_of(tensors)]
+    spatial = any(t.ndim > 2 and max(t.shape[2:]) > 1 for t in tensors.values())
+    rank = str(max(ranks))
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
+        "ss_network_args": json.dumps({"conv_dim": rank, "conv_alpha": rank} if spatial else {}),
+        "ss_base_model_version": version,
+        "ss_v2": v2,
+    }
+
+
+def _base(base: Anatomy, prediction_type: str) -> tuple[str, str, str]:
+    """``(kohya's version, kohya's v2, architecture)``."""
+    if base.layout is not None:
+        return base.layout.version, "", base.layout.architecture
+    if not base.original:
+        return "", "", str(base.config.get("_class_name", "unknown")).lower()
+    known = {**base.config, "prediction_type": prediction_type}
+    for entry in client_facts()["base"]:
+        if all(known.get(name) == value for name, value in entry["when"].items()):
+            return entry["version"], entry["v2"], entry["architecture"]
+    raise AssertionError("the last entry fits every base")
+
+
+def _implementation(kind: Format, base: Anatomy) -> str:
+    return ORIGINAL_CODE if kind == "kohya" and base.added else "diffusers"
+
+
+def _prediction(prediction_type: str) -> str:
+    return {"v_prediction": "v"}.get(prediction_type, prediction_type)

@@ -1,0 +1,303 @@
+"""Written files, read as their clients read them: what is dropped, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.adapter import PEFT_CONFIG, layers_of, load_part, loaded_tensors, unload_adapter
+from guidefold.anatomy import Anatomy, anatomy
+from guidefold.clients import Reading, read_by_clients, stem
+from guidefold.config import load_settings
+from guidefold.errors import GuidefoldError, InputError, MismatchError
+from guidefold.export import Trained, check_layers, check_loaded, read_trained
+from guidefold.formats import Format, Tensors, alphas_of, format_of, layer_names, read
+from guidefold.pipelines import modules, open_pipeline
+from guidefold.probe import lora_loader
+from guidefold.runs import read_json, read_labels, read_metadata, read_tensors, require_run
+from guidefold.session import Session, open_session
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a file is loaded onto.
+
+    Attributes:
+        pipeline: A stock pipeline.
+        denoisers: Its components that LoRAs are made for.
+        name: The one that the file is for.
+        loader: Who loads LoRAs into the pipeline.
+        names: What the denoiser's layers are called.
+    """
+
+    pipeline: DiffusionPipeline
+    denoisers: tuple[str, ...]
+    name: str
+    loader: str
+    names: Anatomy
+
+    @property
+    def component(self) -> str:
+        """What stands before the keys of diffusers' files."""
+        return self.denoisers[0]
+
+    @property
+    def module(self) -> nn.Module:
+        """The denoiser."""
+        found: nn.Module = getattr(self.pipeline, self.name)
+        return found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a file is worth.
+
+    Attributes:
+        path: The file.
+        kind: Its format.
+        keys: How many it holds.
+        readings: What each client makes of them.
+        loaded_by: Who has loaded it here; empty where no plain library can.
+        difference: How far its predictions are from the trained student's, as a share of the
+            largest; None where no run is given or nobody loads it.
+        problems: Everything that is wrong.
+    """
+
+    path: Path
+    kind: Format
+    keys: int
+    readings: tuple[Reading, ...]
+    loaded_by: str
+    difference: float | None
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "file": str(self.path),
+            "format": self.kind,
+            "keys": self.keys,
+            "clients": {
+                r.client: {"meant": r.meant, "dropped": None if r.dropped is None else [*r.dropped]}
+                for r in self.readings
+            },
+            "loaded_by": self.loaded_by,
+            "difference": self.difference,
+            "problems": list(self.problems),
+        }
+
+
+def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> list[Verdict]:
+    """Read a file, or every file of a folder, as its clients do.
+
+    Args:
+        path: A safetensors file, or a folder of some.
+        run: The run that it was exported from: predictions are compared with its student's.
+        pipeline: Without a run, the pipeline that it is for.
+
+    Raises:
+        InputError: Nothing to read, or not one of run and pipeline.
+    """
+    if (run is None) == (pipeline is None):
+        raise InputError(f"{path}: for which base?", "Give --run RUN, or --pipeline FOLDER.")
+    files = safetensors_of(path)
+    if run is not None:
+        require_run(run)
+        with open_session(load_settings(run)) as session:
+            return _of_a_run(files, session)
+    opened = open_pipeline(str(pipeline))
+    return [examine(file, base_of(opened, read_tensors(file))) for file in files]
+
+
+def safetensors_of(path: Path) -> list[Path]:
+    """The file, or the files of a folder.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder", "")
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    if not files or files[0].suffix != ".safetensors":
+        raise InputError(f"{path}: no .safetensors file", "Name what 'guidefold export' wrote.")
+    return files
+
+
+def base_of(pipeline: DiffusionPipeline, tensors: Tensors) -> Base:
+    """The component of a pipeline that a file's layers are found in.
+
+    Raises:
+        MismatchError: In none of them.
+    """
+    kind = format_of(tensors.keys())
+
+    def hits(name: str, module: nn.Module) -> int:
+        if kind == "fused":
+            return len(module.state_dict().keys() & tensors.keys())
+        names = layer_names(kind, anatomy(module), name)
+        return sum(stem(key) in names for key in tensors)
+
+    found = {name: hits(name, module) for name, module in modules(pipeline).items()}
+    best = max(found, key=lambda name: found[name])
+    if not found[best]:
+        raise MismatchError(
+            f"no component of {type(pipeline).__name__} has the file's layers, such as "
+            f"'{min(tensors)}'",
+            "Name the pipeline that it was made for with --pipeline.",
+        )
+    loader = lora_loader(pipeline, [best])
+    return Base(pipeline, (best,), best, loader, anatomy(getattr(pipeline, best)))
+
+
+def base_of_run(session: Session, name: str) -> Base:
+    """One denoiser of a session's pipeline."""
+    findings, module = session.findings, session.denoisers[name]
+    return Base(session.pipeline, findings.denoisers, name, findings.loader, anatomy(module))
+
+
+def examine(
+    path: Path,
+    base: Base,
+    student: tuple[Session, Trained] | None = None,
+    kind: Format | None = None,
+) -> Verdict:
+    """Read a file as its clients do.
+
+    Args:
+        path: The file.
+        base: What it is for.
+        student: What its predictions are compared with.
+        kind: Its format, where it is known; keys of diffusers and of transformers look alike.
+    """
+    tensors = read_tensors(path)
+    kind = kind or format_of(tensors.keys())
+    problems: list[str] = []
+    readings: list[Reading] = []
+    if kind != "fused":
+        readings = read_by_clients(tensors.keys(), kind, base.names, base.component, base.loader)
+        problems += [
+            f"{r.client} drops {len(r.dropped or ())} of {len(tensors)} keys: "
+            f"{', '.join((r.dropped or ())[:3])} ..."
+            for r in readings
+            if r.failed
+        ]
+    loader, difference = _loader_of(kind, base), None
+    try:
+        wanted = {} if kind == "fused" else read_file(path, tensors, kind, base)
+        if loader:
+            with loaded(path, kind, base, loader, student):
+                if kind != "fused":
+                    problems += _others(loaded_tensors(base.module), wanted, loader)
+                if student is not None:
+                    difference = _compare(student, base, kind, loader, tensors)
+    except GuidefoldError as error:
+        problems.append(error.message)
+    return Verdict(path, kind, len(tensors), tuple(readings), loader, difference, tuple(problems))
+
+
+def read_file(path: Path, tensors: Tensors, kind: Format, base: Base) -> dict[str, torch.Tensor]:
+    """A file's tensors by peft's names, its alpha folded in wherever it is written.
+
+    Raises:
+        InputError: Its configuration asks for more than a LoRA.
+    """
+    beside = path.parent / PEFT_CONFIG
+    about: Mapping[str, Any] = alphas_of(read_labels(path), base.component)
+    if kind == "peft" and beside.exists():
+        about = read_json(beside)
+    for name in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"):
+        if about.get(name):
+            raise InputError(f"{path}: '{name}' is set, which is more than a LoRA", "")
+    return read(tensors, kind, base.names, base.component, about)
+
+
+@contextmanager
+def loaded(
+    path: Path, kind: Format, base: Base, loader: str, student: tuple[Session, Trained] | None
+) -> Iterator[None]:
+    """The file in its pipeline, put there by the library alone, for a while."""
+    plain = base.module
+    try:
+        if kind == "fused":
+            dtype = next(plain.parameters()).dtype
+            again: Any = type(plain)
+            module = again.from_pretrained(path.parent, torch_dtype=dtype, local_files_only=True)
+            _place(base, module.eval().to(next(plain.parameters()).device), student)
+        else:
+            load_part(base.pipeline, base.denoisers, base.name, loader, path)
+        yield
+    finally:
+        unload_adapter(plain)
+        _place(base, plain, student)
+
+
+def _place(base: Base, module: nn.Module, student: tuple[Session, Trained] | None) -> None:
+    setattr(base.pipeline, base.name, module)
+    if student is not None:  # it remembers the module that it had
+        student[0].__dict__.pop("denoiser", None)
+
+
+def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
+    trained: dict[float, Trained] = {}
+    verdicts = []
+    for file in files:
+        about = read_metadata(file) or {}
+        strength = float(about.get("strength", 1.0))
+        if strength not in trained:
+            trained[strength] = read_trained(session, strength)
+        name = about.get("denoiser", session.findings.denoisers[0])
+        if name not in session.findings.denoisers:
+            raise MismatchError(f"{file}: it is for '{name}', which this run has not adapted", "")
+        base = base_of_run(session, name)
+        verdicts.append(examine(file, base, (session, trained[strength]), about.get("format")))
+    return verdicts
+
+
+def _loader_of(kind: Format, base: Base) -> str:
+    """Who loads a file here; empty where no plain library can."""
+    if kind in ("fused", "peft"):
+        return "diffusers" if kind == "fused" else "peft"
+    return "diffusers" if base.loader == "diffusers" else ""
+
+
+def _others(found: Tensors, wanted: Tensors, loader: str) -> list[str]:
+    """What a loader has made of a file, where it is not what the file says."""
+    odd = found.keys() ^ wanted.keys()
+    if odd:
+        return [f"{loader} loads other layers than the file's: {', '.join(layers_of(odd))}"]
+    wrong = [
+        layer
+        for layer in layers_of(wanted)
+        if not all(_near(found[f"{layer}.{p}.weight"], wanted[f"{layer}.{p}.weight"]) for p in _AB)
+    ]
+    return [f"{loader} loads other values than the file's: {', '.join(wrong)}"] if wrong else []
+
+
+_AB = ("lora_A", "lora_B")
+
+
+def _near(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether tensors agree but for the rounding of the smaller type."""
+    eps = max(torch.finfo(one.dtype).eps, torch.finfo(two.dtype).eps)
+    one, two = one.float().reshape(two.shape), two.float().cpu()
+    return bool((one - two).abs().max() <= 4 * eps * two.abs().max())
+
+
+def _compare(
+    student: tuple[Session, Trained], base: Base, kind: Format, loader: str, tensors: Tensors
+) -> float:
+    """How far the loaded file's predictions are from the student's."""
+    session, trained = student
+    eps = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
+    if kind != "fused":
+        check_layers(session, trained, [base.name], loader)
+    return check_loaded(session, trained, [base.name], loader, eps)
