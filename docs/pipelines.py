@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from zoo import UNFOLDABLE, WIDE, ZOO, Entry  # noqa: E402
+from zoo.entry import SOURCES  # noqa: E402
 from zoo.road import CLOSE, refusal, travel  # noqa: E402
 
 ENTRIES: dict[str, Entry] = ZOO | WIDE
@@ -43,8 +44,10 @@ What happened to every pipeline class of diffusers {version}. Written by
 *Works*: a tiny pipeline of the class, real components with random weights (`tests/zoo`), went the
 whole road: probed, recorded with all three state sources, trained, written, loaded into the stock
 pipeline with guidance off, where it says what our own student says. *Refused*: the probe says why.
-*Not in the zoo*: nobody has tried; `guidefold probe` will tell. No code in `src/` knows the name of
-a pipeline: what works here works because the pipeline does what the others do.
+*Not in the zoo*: no tiny pipeline of the class could be built here offline (a library that is not
+installed, a component that cannot be made small or is not saved by diffusers), or its guidance is
+known to be of another kind ([log.md](log.md)); `guidefold probe` will tell. No code in `src/` knows
+the name of a pipeline: what works here works because the pipeline does what the others do.
 
 {works} classes of {families} families work, {refused} are refused, {untried} have not been tried.
 
@@ -88,6 +91,7 @@ def look(name: str, entry: Entry) -> dict[str, Any]:
         **({} if close else {"refused": "the written adapter is not the trained student"}),
         "findings": found.findings.to_json(),
         "output_map": str(found.findings.output_map),
+        "lacks": sorted(set(SOURCES) - found.sources),
     }
 
 
@@ -122,7 +126,8 @@ def cells_of(kind: type[DiffusionPipeline], row: dict[str, Any] | None) -> tuple
         bent = "" if found["linear"] else "; the dial is approximate"
         guidance = f"`{found['guidance_argument']}`, off at {found['off']:g}{also}{bent}"
         passes = f"{found['passes_on']:g} → {found['passes_off']:g}"
-        return "works", ["works", passes, guidance, row["output_map"], found["loader"]]
+        works = "works" + "".join(f", but for `{source}` states" for source in row.get("lacks", []))
+        return "works", [works, passes, guidance, row["output_map"], found["loader"]]
     if row is not None:
         return "refused", [f"refused: {row['refused']}", "", "", "", ""]
     parameters = inspect.signature(kind.__call__).parameters

@@ -37,3 +37,17 @@ def test_the_map_in_the_readme_is_in_the_order_of_import():
     shown = re.findall(r"^  (\w+)(?:\.py|/) ", text, re.MULTILINE)
     modules = [name for name in ORDER if not name.startswith("__")]
     assert [name for name in shown if name in modules] == modules
+
+
+def test_every_pipeline_class_of_diffusers_has_a_row_and_at_least_eighty_work():
+    text = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| ([^|]+?) \|", text, re.M))
+    rows.pop("pipeline", None)
+    exported = runpy.run_path(str(ROOT / "docs" / "pipelines.py"), run_name="page")["classes"]()
+    assert rows.keys() == {kind.__name__ for kind in exported}
+    states = [state.split(":")[0].split(",")[0] for state in rows.values()]
+    assert set(states) == {"works", "refused", "not in the zoo"}
+    assert states.count("works") >= 80
+    counted = re.search(r"^(\d+) classes of (\d+) families work", text, re.M)
+    assert int(counted[1]) == states.count("works")
+    assert int(counted[2]) >= 35

@@ -108,7 +108,8 @@ def call_inputs(
     if unknown:
         raise ConfigError(
             f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
-            _takes(parameters),
+            "What a preset sets can be taken out of a file of your own (guidefold config PRESET > "
+            f"mine.toml). {arguments_taken(parameters)}",
         )
     return inputs | _columns(rows)
 
@@ -154,17 +155,18 @@ def check_rows(kind: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
             raise PromptError(
                 f"{row.source}: {name} takes no prompt",
                 "Give it a .jsonl file whose fields are its call's arguments. "
-                + _takes(parameters),
+                + arguments_taken(parameters),
             )
         for column in row.values:
             if column not in parameters or column in OURS:
                 raise PromptError(
                     f"{row.source}: {name} takes no '{column}' from a row",
                     "Fields beside the prompt are arguments of its call; one whose name begins "
-                    f"with '_' is left out. {_takes(parameters)}",
+                    f"with '_' is left out. {arguments_taken(parameters)}",
                 )
 
 
-def _takes(parameters: Mapping[str, inspect.Parameter]) -> str:
+def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """A sentence with the names of a call's arguments."""
     names = (name for name in parameters if name not in ("self", "kwargs"))
     return f"It takes: {', '.join(names)}."

@@ -89,7 +89,7 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             media.open()
     except FileNotFoundError as error:
-        remedy = f"Names are relative to {folder}."
+        remedy = f"Names are relative to the folder '{folder}'."
         raise PromptError(f"{where}: no such file: {path}", remedy) from error
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
         raise PromptError(f"{where}: {path} cannot be read: {error}") from error

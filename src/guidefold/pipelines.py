@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 import diffusers
 import torch
 import transformers
+from accelerate.utils import align_module_device
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -185,12 +186,25 @@ def fingerprint(module: nn.Module) -> str:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().reshape(-1)
-        few = flat[:: max(1, flat.numel() // 64)]
-        digest.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for _, part in sorted(_described(module)):
+        digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
+    """Each tensor's name, and what is hashed of it; offloaded weights are brought in for it."""
+    stored = module.state_dict().keys()
+    for prefix, inner in module.named_modules():
+        with align_module_device(inner):
+            tensors = {**inner._parameters, **inner._buffers}
+            for short, tensor in tensors.items():
+                name = f"{prefix}.{short}" if prefix else short
+                if tensor is None or name not in stored:
+                    continue
+                about = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+                flat = tensor.detach().reshape(-1)
+                few = flat[:: max(1, flat.numel() // 64)]
+                yield name, about + few.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:

@@ -15,7 +15,13 @@ from guidefold.capture import Step, denoisers_of, drive, passes_of
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import ConfigError, PipelineError, UnfoldableError
 from guidefold.findings import Findings
-from guidefold.inputs import COUNTS, call_inputs, guidance_argument, parameters_of
+from guidefold.inputs import (
+    COUNTS,
+    arguments_taken,
+    call_inputs,
+    guidance_argument,
+    parameters_of,
+)
 from guidefold.pipelines import fingerprint, modules
 from guidefold.prompts import Prompt
 from guidefold.proofs import (
@@ -223,7 +229,8 @@ def _try(
     except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{type(pipeline).__name__} refuses the call: {error}",
-            "Set its arguments under [pipeline.call], or in the fields of an inputs file.",
+            "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl, "
+            f"see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}",
         ) from error
 
 

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 Build = Callable[[], DiffusionPipeline]
 
+SOURCES = ("teacher", "noise", "student")
 SMALL = MappingProxyType({"height": 16, "width": 16})
 SHORT = MappingProxyType({"max_sequence_length": 16})
 NEGATIVE = MappingProxyType({"negative_prompt": "blurry, low quality"})
@@ -33,6 +34,7 @@ class Entry:
         output_map: What becomes of the denoiser's raw output before the scheduler sees it.
         off: What else switches passes off, beside ``guidance_argument``.
         passes: A step with guidance on, without anything of ``off``.
+        sources: Of states that can be recorded; some schedulers cannot add noise.
     """
 
     build: Build
@@ -45,6 +47,7 @@ class Entry:
     output_map: str
     off: Mapping[str, float]
     passes: int
+    sources: tuple[str, ...]
 
 
 def entry(
@@ -59,6 +62,7 @@ def entry(
     output: str = "whole",
     off: Mapping[str, float] = MappingProxyType({}),
     passes: int = 2,
+    sources: tuple[str, ...] = SOURCES,
 ) -> Entry:
     """An entry from what differs between pipelines; fields as in :class:`Entry`."""
     return Entry(
@@ -72,6 +76,7 @@ def entry(
         output_map=output,
         off=MappingProxyType(dict(off)),
         passes=passes,
+        sources=sources,
     )
 
 

@@ -83,7 +83,7 @@ def check_road(entry: Entry, folder: Path) -> None:
     assert findings.guidance_argument == entry.guidance_argument
     assert (findings.passes_on, findings.passes_off) == (entry.passes, 1)
     assert str(findings.output_map) == entry.output_map
-    assert found.sources == {"teacher", "noise", "student"}
+    assert found.sources == set(entry.sources)
     assert found.off_student < CLOSE * found.moved
 
 
@@ -117,7 +117,7 @@ def _settings(entry: Entry, folder: Path) -> Settings:
                 "held_out_share": 0.3,
             },
             "record": {
-                "rounds": ["teacher", "noise", "student"],
+                "rounds": list(entry.sources),
                 "trajectories": 1,
                 "validation_trajectories": 1,
                 "states_per_trajectory": 2,

@@ -207,5 +207,6 @@ ENTRIES = {
         helios,
         "flow",
         SHORT | SQUARE | {"num_frames": 5, "num_latent_frames_per_chunk": 2},
+        sources=("teacher", "student"),  # its scheduler adds no noise
     ),
 }
