@@ -85,13 +85,13 @@ def columns(session: Session) -> Columns:
 
 
 @pytest.mark.parametrize(
-    ("strength", "off", "g_ref", "scale"),
+    ("strength", "origin", "g_ref", "scale"),
     [(0, 1, 7.5, 1), (1, 1, 7.5, 7.5), (0.5, 1, 5, 3), (1.25, 1, 5, 6), (0.5, 0, 4, 2)],
 )
-def test_a_strength_stands_for_a_point_between_off_and_the_reference(
-    strength: float, off: float, g_ref: float, scale: float
+def test_a_strength_stands_for_a_point_between_origin_and_reference(
+    strength: float, origin: float, g_ref: float, scale: float
 ) -> None:
-    assert dial.guidance_at(strength, off, g_ref) == scale
+    assert dial.guidance_at(strength, origin, g_ref) == scale
 
 
 def test_at_strength_0_the_student_draws_the_unguided_pictures(columns: Columns) -> None:
@@ -123,7 +123,7 @@ def test_every_strength_draws_other_pictures_kept_under_it(columns: Columns) -> 
     assert len(set(drawn)) == len(dial.STRENGTHS)
     for strength, files in zip(dial.STRENGTHS, columns.student, strict=True):
         assert [columns.about(file)["strength"] for file in files] == [strength] * 2
-        assert [columns.about(file)["prompt"] for file in files] == PROMPTS
+        assert [columns.about(file)["prompt"] for file in files] == [p.key for p in PROMPTS]
 
 
 def test_the_adapter_is_left_at_the_strength_it_had(columns: Columns) -> None:
