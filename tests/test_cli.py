@@ -33,6 +33,8 @@ COMMANDS = (
     "record",
     "distill",
     "export",
+    "verify",
+    "convert",
     "evaluate",
     "report",
     "sample",

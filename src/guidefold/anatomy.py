@@ -113,30 +113,34 @@ def original_names(layers: Iterable[str]) -> dict[str, str]:
 
 
 def _original(layer: str, layers: set[str]) -> str:
+    """One layer's original name; empty where it has none."""
     if layer in OUTER:
         return OUTER[layer]
-    middle = MIDDLE.fullmatch(layer)
+    middle, block = MIDDLE.fullmatch(layer), BLOCK.fullmatch(layer)
     if middle:
-        kind, number, rest = middle[1], int(middle[2]), _inner(middle[1], middle[3])
-        place = 1 if kind == "attentions" else 2 * number
-        return f"middle_block.{place}.{rest}" if rest else ""
-    found = BLOCK.fullmatch(layer)
-    if not found:
+        kind, number = middle[1], int(middle[2])
+        rest = _inner(kind, middle[3])
+        return f"middle_block.{1 if kind == 'attentions' else 2 * number}.{rest}" if rest else ""
+    if not block:
         return ""
+    side, place = block[1], _place(block, layers)
+    return f"{'input' if side == 'down' else 'output'}_blocks.{place}" if place else ""
+
+
+def _place(found: re.Match[str], layers: set[str]) -> str:
+    """A layer's place among the blocks, which the original code numbers through."""
     side, block, kind, number = found[1], int(found[2]), found[3], int(found[4])
-    first = _first(side, block, layers)
-    count = len(_resnets(side, block, layers))
+    first, count = _first(side, block, layers), len(_resnets(side, block, layers))
     if kind in ("resnets", "attentions"):
         rest = _inner(kind, found[5])
-        place = f"{first + number}.{int(kind == 'attentions')}.{rest}" if rest else ""
-    elif found[5] != "conv":
+        return f"{first + number}.{int(kind == 'attentions')}.{rest}" if rest else ""
+    if found[5] != "conv":
         return ""
-    elif side == "down":
-        place = f"{first + count}.0.op"
-    else:  # stands behind the block's last layer, and behind its attention where it has one
-        attended = f"up_blocks.{block}.attentions.{count - 1}.proj_in" in layers
-        place = f"{first + count - 1}.{1 + attended}.conv"
-    return f"{'input' if side == 'down' else 'output'}_blocks.{place}" if place else ""
+    if side == "down":
+        return f"{first + count}.0.op"
+    # It stands behind the block's last layer, and behind that layer's attention where it has one.
+    attended = f"up_blocks.{block}.attentions.{count - 1}.proj_in" in layers
+    return f"{first + count - 1}.{1 + attended}.conv"
 
 
 def _inner(kind: str, rest: str) -> str:

@@ -91,26 +91,25 @@ def format_of(keys: Collection[str]) -> Format:
     Raises:
         InputError: It is none of those.
     """
-    for mark, what in FOREIGN.items():
-        for key in keys:
-            if mark in key:
-                raise InputError(
-                    f"'{key}': {what}, which is not converted",
-                    "Only plain LoRAs of a denoiser are.",
-                )
+    for key in sorted(keys):
+        what = [w for mark, w in FOREIGN.items() if mark in key]
+        what += [w for mark, w in APART.items() if key.startswith(mark)]
+        if what:
+            raise InputError(
+                f"'{key}': {what[0]}, which is not read here", "Only plain LoRAs of a denoiser are."
+            )
+    if not any("lora" in key for key in keys):
+        return "fused"
     if all(key.startswith("lora_unet_") for key in keys):
         return "kohya"
     if all(key.startswith(PEFT_PREFIX) for key in keys):
         return "peft"
-    if all(key.startswith("transformer.") for key in keys):
-        return "transformer"
-    if all(key.startswith("unet.") for key in keys):
-        return "diffusers"
-    if not any("lora" in key for key in keys):
-        return "fused"
-    strange = next(key for key in sorted(keys) if not key.startswith("lora_unet_"))
+    first = min(keys).partition(".")[0]
+    strange = [key for key in sorted(keys) if not key.startswith(f"{first}.") or not stem(key)]
+    if not strange:
+        return "transformer" if first == "transformer" else "diffusers"
     raise InputError(
-        f"'{strange}': a key of no format that is known here",
+        f"'{strange[0]}': a key of no format that is known here",
         f"Known are the keys of {', '.join(FORMATS[:-1])}.",
     )
 

@@ -1,0 +1,165 @@
+"""The clients' rules on lists of keys made by hand: good ones, and what each is known to lose."""
+
+from collections.abc import Callable
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from guidefold.anatomy import Anatomy, anatomy
+from guidefold.clients import (
+    CLIENTS,
+    a1111,
+    comfyui,
+    diffusers,
+    flat,
+    forge,
+    invokeai,
+    peft,
+    read_by_clients,
+    sd_scripts,
+    stem,
+)
+
+Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
+CONV = "down_blocks.1.resnets.0.conv1"
+
+
+def kohya(*names: str) -> list[str]:
+    parts = ("lora_down.weight", "lora_up.weight", "alpha")
+    return [f"lora_unet_{flat(name)}.{part}" for name in names for part in parts]
+
+
+def dotted(prefix: str, *names: str) -> list[str]:
+    return [f"{prefix}{n}.{part}.weight" for n in names for part in ("lora_A", "lora_B")]
+
+
+@pytest.fixture(scope="module")
+def plain(built: Callable[[str], DiffusionPipeline]) -> Anatomy:
+    return anatomy(built("sd15").unet)
+
+
+@pytest.fixture(scope="module")
+def sized(built: Callable[[str], DiffusionPipeline]) -> Anatomy:
+    return anatomy(built("sdxl").unet)
+
+
+@pytest.fixture(scope="module")
+def blocks(built: Callable[[str], DiffusionPipeline]) -> Anatomy:
+    return anatomy(built("flux").transformer)
+
+
+UNET_READERS = (diffusers, comfyui, forge, a1111, invokeai)
+
+
+@pytest.mark.parametrize("rule", UNET_READERS)
+def test_kohya_s_keys_are_read(plain: Anatomy, sized: Anatomy, rule: Callable[..., object]) -> None:
+    assert rule(kohya(*plain.layers), plain, "unet") == []
+    assert rule(kohya(*sized.original.values()), sized, "unet") == []
+
+
+@pytest.mark.parametrize("rule", [*UNET_READERS, sd_scripts])
+def test_a_layer_that_is_not_there_is_dropped(plain: Anatomy, rule: Callable[..., object]) -> None:
+    wrong = kohya("down_blocks.9.resnets.0.conv1")
+    assert rule([*kohya(CONV), *wrong], plain, "unet") == sorted(wrong)
+
+
+def test_comfyui_loses_diffusers_attention_but_not_the_other_layers(plain: Anatomy) -> None:
+    lost = dotted("unet.", Q, OUT)
+    assert comfyui([*lost, *dotted("unet.", CONV)], plain, "unet") == sorted(lost)
+
+
+def test_comfyui_reads_attention_by_its_old_names(plain: Anatomy) -> None:
+    old = Q.replace(".to_q", ".processor.to_q")
+    keys = [f"unet.{old}_lora.{side}.weight" for side in ("up", "down")]
+    out = OUT.replace(".to_out.0", ".processor.to_out")
+    keys += [f"unet.{out}_lora.{side}.weight" for side in ("up", "down")]
+    assert comfyui(keys, plain, "unet") == []
+    assert diffusers(keys, plain, "unet") == []
+
+
+def test_forge_gives_up_on_a_file_beyond_twelve_unknown_keys(plain: Anatomy) -> None:
+    strange = [f"strange.{number}" for number in range(13)]
+    assert forge([*kohya(CONV), *strange[:12]], plain, "unet") == sorted(strange[:12])
+    assert forge([*kohya(CONV), *strange], plain, "unet") == sorted([*kohya(CONV), *strange])
+
+
+def test_a1111_reads_no_dots_and_no_added_embedding_by_its_diffusers_name(
+    plain: Anatomy, sized: Anatomy
+) -> None:
+    assert a1111(dotted("unet.", CONV), plain, "unet") == sorted(dotted("unet.", CONV))
+    added = kohya("add_embedding.linear_1")
+    assert a1111(added, sized, "unet") == sorted(added)
+    assert a1111(kohya("label_emb.0.0"), sized, "unet") == []
+
+
+def test_invokeai_refuses_a_file_with_another_prefix_or_both_kinds_of_names(sized: Anatomy) -> None:
+    good = kohya(*sized.original.values())
+    for bad in ("unet.conv_in.lora_A.weight", *kohya(Q)[:1]):
+        assert invokeai([*good, bad], sized, "unet") == sorted([*good, bad])
+
+
+def test_invokeai_knows_no_original_names_on_a_plain_unet(plain: Anatomy) -> None:
+    keys = kohya(plain.original[CONV])
+    assert invokeai(keys, plain, "unet") == sorted(keys)
+
+
+def test_sd_scripts_draws_without_the_outer_layers(plain: Anatomy) -> None:
+    outer = kohya("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
+    assert sd_scripts(kohya(*plain.layers), plain, "unet") == sorted(outer)
+
+
+def test_diffusers_reads_original_names_where_it_is_told_of_sizes_only(
+    plain: Anatomy, sized: Anatomy
+) -> None:
+    assert diffusers(kohya(sized.original[CONV]), sized, "unet") == []
+    keys = kohya(plain.original[CONV])
+    assert diffusers(keys, plain, "unet") == sorted(keys)
+
+
+def test_diffusers_passes_over_another_prefix(plain: Anatomy) -> None:
+    assert diffusers(dotted("unet.", Q, CONV), plain, "unet") == []
+    keys = dotted("transformer.", CONV)
+    assert diffusers(keys, plain, "unet") == sorted(keys)
+
+
+def test_peft_reads_its_own_prefix_alone(plain: Anatomy) -> None:
+    assert peft(dotted("base_model.model.", Q, CONV), plain, "unet") == []
+    assert peft(dotted("unet.", Q), plain, "unet") == sorted(dotted("unet.", Q))
+
+
+@pytest.mark.parametrize("rule", [diffusers, comfyui, forge, invokeai])
+def test_a_transformer_s_keys_are_read(blocks: Anatomy, rule: Callable[..., object]) -> None:
+    assert rule(dotted("transformer.", *blocks.layers), blocks, "transformer") == []
+
+
+def test_invokeai_tells_a_transformer_by_two_attention_layers(blocks: Anatomy) -> None:
+    keys = dotted("transformer.", "proj_out", "x_embedder")
+    assert invokeai(keys, blocks, "transformer") == sorted(keys)
+
+
+def test_who_cannot_load_at_all_is_not_said_to_drop(blocks: Anatomy, plain: Anatomy) -> None:
+    keys = dotted("transformer.", "proj_out")
+    assert a1111(keys, blocks, "transformer") is None
+    readings = read_by_clients(keys, "transformer", blocks, "transformer", "peft")
+    found = {reading.client: reading for reading in readings}
+    assert found.keys() == CLIENTS.keys()
+    assert found["A1111"].dropped is None
+    assert found["diffusers"].dropped is None
+    assert not found["A1111"].failed
+    assert found["ComfyUI"].meant
+
+
+def test_a_client_that_a_format_is_meant_for_fails_by_what_it_drops(plain: Anatomy) -> None:
+    keys = [*kohya(CONV), "lora_unet_nowhere.alpha"]
+    found = {r.client: r for r in read_by_clients(keys, "kohya", plain, "unet", "diffusers")}
+    assert found["ComfyUI"].failed
+    assert found["ComfyUI"].dropped == ("lora_unet_nowhere.alpha",)
+    assert not found["sd-scripts"].failed  # told of, never held against a file
+
+
+def test_the_stem_of_a_key() -> None:
+    assert stem("lora_unet_conv_in.lora_down.weight") == "lora_unet_conv_in"
+    assert stem("unet.a.to_q_lora.up.weight") == "unet.a.to_q"
+    assert stem("unet.a.lora.up.weight") == "unet.a"
+    assert stem("unet.a.weight") == ""
