@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.denoisers import COMPONENT, Denoisers, as_one, denoisers, parts_of
+from guidefold.denoisers import COMPONENT, Denoisers, as_one, denoisers
 
 
 class Checkpointed(nn.Linear):
@@ -42,14 +42,6 @@ def test_weights_keep_their_places_under_their_part_s_name(parts: dict[str, nn.M
 def test_a_single_denoiser_has_no_door(parts: dict[str, nn.Module]) -> None:
     single = parts["transformer"]
     assert as_one({"transformer": single}) is single
-    assert parts_of(single) == {"": single}
-
-
-def test_parts_come_out_as_they_went_in(parts: dict[str, nn.Module]) -> None:
-    door = as_one(parts)
-    assert isinstance(door, Denoisers)
-    assert parts_of(door) == parts
-    assert list(parts_of(door)) == list(parts)
 
 
 def test_a_pipeline_s_denoisers_are_taken_by_name_in_the_order_asked(

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 from listening import Heard, run_by_hand
 from safetensors.torch import load_file
 from tiny import PROMPTS
-from zoo import ZOO
+from zoo import ZOO, build
 
 from guidefold.adapter import Adapter, attach
 from guidefold.errors import CaptureError, CorruptFileError, MismatchError, UnfoldableError
+from guidefold.findings import Findings
 from guidefold.outputs import OutputMap, output_tensor
 from guidefold.plans import Plan, plan_round
+from guidefold.probe import probe
 from guidefold.progress import Stop, Stopped
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.randomness import generator
@@ -454,3 +457,99 @@ def test_a_recorder_leaves_the_pipeline_as_it_was(built: Any, ready: Any) -> Non
     assert all(torch.equal(t, before[k]) for k, t in pipeline.unet.state_dict().items())
     assert "forward" not in vars(pipeline.unet)
     assert "step" not in vars(pipeline.scheduler)
+
+
+# Kinds of running
+
+
+def slice_decoding(pipeline: DiffusionPipeline) -> None:
+    pipeline.vae.enable_slicing()
+    pipeline.vae.enable_tiling()
+
+
+def wrap_compiled(pipeline: DiffusionPipeline) -> None:
+    pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+
+
+def compile_in_place(pipeline: DiffusionPipeline) -> None:
+    pipeline.unet.compile(backend="eager")
+
+
+def offload_sequentially(pipeline: DiffusionPipeline) -> None:
+    for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        cpu_offload(module, torch.device("cpu"))
+
+
+def choose_attention(pipeline: DiffusionPipeline) -> None:
+    pipeline.transformer.set_attention_backend("native")
+
+
+def store_in_eight_bits(pipeline: DiffusionPipeline) -> None:
+    pipeline.transformer.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+    )
+
+
+def in_half_precision(pipeline: DiffusionPipeline) -> None:
+    pipeline.to(torch.bfloat16)
+
+
+RUNNING: list[tuple[str, Callable[[DiffusionPipeline], object]]] = [
+    ("sd15", slice_decoding),
+    ("sd15", wrap_compiled),
+    ("sd15", compile_in_place),
+    ("sd15", offload_sequentially),
+    ("qwen_image", choose_attention),
+]
+OF_ANOTHER_PRECISION = [
+    ("sd3", store_in_eight_bits, torch.float32),
+    ("sd3", in_half_precision, torch.bfloat16),
+    ("sd15", in_half_precision, torch.bfloat16),
+]
+
+
+def recorded_as(
+    name: str, prepare: Callable[[DiffusionPipeline], object] | None, settings: Settings
+) -> tuple[Findings, list[KeptState], Recorder]:
+    """Probe and record a pipeline that runs in some way."""
+    pipeline = build(name)
+    if prepare is not None:
+        prepare(pipeline)
+    asked = settings.pipeline
+    findings = probe(pipeline, asked.call, 5.0, asked.negative_prompt)
+    recorder = Recorder(pipeline, findings, settings)
+    ((_, states),) = recorder.record("teacher", [plans_of(settings)[0][0]])
+    return findings, states, recorder
+
+
+@pytest.mark.parametrize(("name", "prepare"), RUNNING)
+def test_how_a_pipeline_runs_changes_nothing_that_is_found_or_recorded(
+    settings_for: Any, tmp_path: Path, name: str, prepare: Callable[[DiffusionPipeline], object]
+) -> None:
+    settings = settings_for(name, tmp_path, record={"states_per_trajectory": STEPS})
+    plain, expected, _ = recorded_as(name, None, settings)
+    findings, states, recorder = recorded_as(name, prepare, settings)
+    same = {"denoiser_class": plain.denoiser_class}  # a compiled module has a class of its own
+    assert replace(findings, **same) == plain
+    for state, truth in zip(states, expected, strict=True):
+        torch.testing.assert_close(state.target, truth.target, **close)
+        torch.testing.assert_close(state.arguments, truth.arguments, **close)
+    assert recorder.stub.real_calls == 1  # one shape of arguments
+
+
+@pytest.mark.parametrize(("name", "prepare", "dtype"), OF_ANOTHER_PRECISION)
+def test_another_precision_is_recorded_as_it_is(
+    settings_for: Any,
+    tmp_path: Path,
+    name: str,
+    prepare: Callable[[DiffusionPipeline], object],
+    dtype: torch.dtype,
+) -> None:
+    settings = settings_for(name, tmp_path, record={"states_per_trajectory": STEPS})
+    plain, expected, _ = recorded_as(name, None, settings)
+    findings, states, _ = recorded_as(name, prepare, settings)
+    assert (findings.targets, findings.output_map) == (plain.targets, plain.output_map)
+    for state, truth in zip(states, expected, strict=True):
+        assert state.target.dtype == dtype
+        distance = (state.target.float() - truth.target).norm() / truth.target.norm()
+        assert 0 < distance < 0.2

@@ -25,6 +25,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from guidefold.denoisers import unwrap
 from guidefold.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
 from guidefold.randomness import derive_seed
 from guidefold.targets import find_targets
@@ -204,17 +205,6 @@ def attach(
             part.float()
         layer.lora_B[NAME].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
     return adapter
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module within compiled and data-parallel wrappers."""
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
-            inner = module.module
-        if inner is None:
-            return module
-        module = inner
 
 
 def adapter_config(rank: int, layers: Sequence[str]) -> dict[str, Any]:

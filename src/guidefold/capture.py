@@ -166,22 +166,31 @@ class Listener:
         return result
 
     def _listening_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        """Where the module is compiled in place, its call reaches here: what listens is not."""
         original = module.forward
+        uncompiled: Any = torch.compiler.disable
+
+        @uncompiled  # type: ignore[untyped-decorator]
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+            return (_clone((args, kwargs)) if self.keep_arguments else ((), {})), _now(module)
+
+        @uncompiled  # type: ignore[untyped-decorator]
+        def after(kept: Any, start: float, output: Any) -> None:
+            seconds = _now(module) - start
+            answer = output if self.keep_arguments else None
+            self._calls.append(Call(name, kept, answer, rows_of(output), seconds))
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            kept = _clone((args, kwargs)) if self.keep_arguments else ((), {})
-            start = _now(module)
+            kept, start = before(args, kwargs)
             if self.stub is None:
                 output = original(*args, **kwargs)
             else:
                 output = self.stub(name, original, args, kwargs)
-            seconds = _now(module) - start
-            answer = output if self.keep_arguments else None
-            self._calls.append(Call(name, kept, answer, rows_of(output), seconds))
+            after(kept, start, output)
             return output
 
-        return forward
+        return uncompiled(forward, recursive=False)  # type: ignore[no-any-return]
 
 
 def drive(

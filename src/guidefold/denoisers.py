@@ -49,6 +49,12 @@ def as_one(parts: Mapping[str, nn.Module]) -> nn.Module:
     return next(iter(parts.values())) if len(parts) == 1 else Denoisers(parts)
 
 
-def parts_of(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """The denoisers behind a door, by name; a single one under the empty name."""
-    return dict(denoiser.named_children()) if isinstance(denoiser, Denoisers) else {"": denoiser}
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module within compiled and data-parallel wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner

@@ -193,6 +193,7 @@ def fingerprint(module: nn.Module) -> str:
 
 def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
     """Each tensor's name, and what is hashed of it; offloaded weights are brought in for it."""
+    module = getattr(module, "_orig_mod", module)  # within a compiled one
     stored = module.state_dict().keys()
     for prefix, inner in module.named_modules():
         with align_module_device(inner):

@@ -12,7 +12,7 @@ from torch import nn
 from guidefold.arguments import Layout, Tree, find_layout
 from guidefold.asking import Asked, arguments_of, ask, check_pairs
 from guidefold.capture import Step, denoisers_of, drive, passes_of
-from guidefold.denoisers import as_one, denoisers
+from guidefold.denoisers import as_one, denoisers, unwrap
 from guidefold.errors import ConfigError, PipelineError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.inputs import (
@@ -117,7 +117,7 @@ class _Probe:
             scheduler=type(pipeline.scheduler).__name__,
             prediction_type=prediction_type(pipeline),
             denoisers=names,
-            denoiser_class=type(self.listened[names[0]]).__name__,
+            denoiser_class=type(unwrap(self.listened[names[0]])).__name__,
             fingerprint=fingerprint(whole),
             guidance_argument=argument,
             off=off,
@@ -229,8 +229,8 @@ def _try(
     except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{type(pipeline).__name__} refuses the call: {error}",
-            "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl, "
-            f"see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}",
+            "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl "
+            f"file, see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}",
         ) from error
 
 
