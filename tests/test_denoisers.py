@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.denoisers import COMPONENT, Denoisers, as_one, denoisers
+from guidefold.denoisers import COMPONENT, as_one, denoisers
 
 
 class Checkpointed(nn.Linear):
