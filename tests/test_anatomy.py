@@ -7,8 +7,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from original_layout import _unet_name
+from zoo import WARNINGS
 
 from guidefold.anatomy import anatomy, counted, original_names
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
 Built = Callable[[str], DiffusionPipeline]
 
@@ -63,8 +66,9 @@ def test_a_transformer_that_clients_know_is_told_by_its_layers(built: Built, nam
     assert not found.kohya
 
 
-def test_one_that_they_do_not_know_has_no_layout(built: Built) -> None:
-    assert anatomy(built("qwen_image").transformer).layout is None
+@pytest.mark.parametrize("name", ["qwen_image", "chroma"])
+def test_one_that_they_do_not_know_has_no_layout(built: Built, name: str) -> None:
+    assert anatomy(built(name).transformer).layout is None
 
 
 def test_layers_of_no_unet_have_no_original_names() -> None:

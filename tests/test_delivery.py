@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from guidefold import cli, delivery
+from guidefold import cli, clients, delivery
 from guidefold.convert import convert
 from guidefold.delivery import Delivery, deliver, fused_weights
 from guidefold.distill import distill
@@ -235,6 +235,18 @@ def test_a_file_that_a_client_would_drop_a_part_of_is_not_kept(
     assert not (tmp_path / "kohya").exists()
 
 
+def test_a_format_that_a_client_cannot_read_whole_is_left_out_of_all(
+    delivered: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(keys: Any, *_: Any) -> list[str]:
+        return sorted(key for key in keys if "conv_out" in key)
+
+    monkeypatch.setitem(clients.CLIENTS, "ComfyUI", deaf)
+    made = deliver(delivered("sd15")[0], "all", tmp_path)
+    assert made.unfit["kohya"].startswith("ComfyUI would drop lora_unet_conv_out.alpha, ")
+    assert {verdict.kind for verdict in made.verdicts} == {"diffusers", "peft", "fused"}
+
+
 def test_a_damaged_file_fails_by_its_predictions(
     delivered: Callable[[str], Run], tmp_path: Path
 ) -> None:
@@ -256,6 +268,17 @@ def test_a_file_that_lacks_a_layer_fails_by_its_name(
     save_file({n: t for n, t in tensors.items() if "conv_out." not in n}, path)
     (verdict,) = verify(path, run=Path(run[0].run))
     assert "conv_out" in verdict.problems[0]
+
+
+def test_a_file_of_other_shapes_is_refused_in_words(
+    delivered: Callable[[str], Run], tmp_path: Path
+) -> None:
+    run, path = delivered("sd15"), tmp_path / "wide.safetensors"
+    tensors = load_file(file(run, "kohya"))
+    wide = {n: t.repeat(1, 2) if t.ndim == 2 else t for n, t in tensors.items()}
+    save_file({n: t.contiguous() for n, t in wide.items()}, path)
+    (verdict,) = verify(path, pipeline=run[0].pipeline.source)
+    assert "diffusers does not take the file" in verdict.problems[0]
 
 
 def test_nothing_is_verified_without_a_base(tmp_path: Path) -> None:
@@ -285,7 +308,8 @@ def test_there_and_back_a_file_is_the_same(
     again, first = read_tensors(back), read_tensors(file(run, "kohya"))
     assert again.keys() == first.keys()
     assert all(torch.equal(again[key], first[key]) for key in first)
-    assert read_metadata(back)["g_ref"] == 5.0
+    assert (read_metadata(there)["format"], read_metadata(back)["g_ref"]) == ("diffusers", 5.0)
+    assert read_labels(there)["modelspec.usage_hint"] == "CFG 1, strength 1 = guidance 5"
 
 
 def test_another_alpha_is_folded_in_and_the_drawing_stays_the_same(

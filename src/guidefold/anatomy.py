@@ -83,7 +83,8 @@ class Anatomy:
 def anatomy(denoiser: nn.Module) -> Anatomy:
     """What the clients know of a denoiser."""
     layers = frozenset(n for n, m in denoiser.named_modules() if isinstance(m, ALL))
-    config = dict(getattr(denoiser, "config", {}))
+    said = getattr(denoiser, "config", None)
+    config = dict(said) if isinstance(said, Mapping) else {}  # a text encoder's is no mapping
     embedded = config.get("addition_embed_type")
     known = original_names(layers) if embedded in (None, "text_time") else {}
     added = embedded == "text_time"

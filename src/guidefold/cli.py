@@ -393,6 +393,9 @@ def _print_verdict(verdict: Verdict) -> None:
         else:
             told = "reads every key"
         console.print(f"  {reading.client:12}{told}", markup=False)
+    unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
+    if unknown:
+        console.print(f"  not known to load onto this denoiser: {', '.join(unknown)}", markup=False)
     if verdict.difference is not None:
         console.print(
             f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",

@@ -10,7 +10,7 @@ from guidefold.errors import InputError, VerifyError
 from guidefold.formats import FORMATS, Format, format_of, unfit
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import prediction_type
-from guidefold.runs import ensure_folder, read_metadata, read_tensors
+from guidefold.runs import ensure_folder, read_labels, read_metadata, read_tensors
 from guidefold.verify import Verdict, base_of, examine, read_file, safetensors_of
 
 
@@ -43,11 +43,12 @@ def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
     reason = unfit(target, base.names, base.component, base.loader, layers_of(plain))
     if reason:
         raise InputError(f"--to {kind}: {reason}", f"{source} stays as it is.")
+    said = read_metadata(source)
     about = {
-        "json": read_metadata(source),
+        "json": None if said is None else {**said, "denoiser": base.name, "format": target},
         "title": out.stem,
         "prediction_type": prediction_type(opened),
-        "hint": "",
+        "hint": read_labels(source).get("modelspec.usage_hint", ""),
         "description": f"Converted from {source.name}.",
     }
     write_file(path, target, plain, base, about)

@@ -18,6 +18,7 @@ from guidefold.adapter import (
     layers_of,
     part_folder,
 )
+from guidefold.clients import read_by_clients
 from guidefold.errors import InputError, VerifyError
 from guidefold.export import Trained, describe_adapter, read_trained
 from guidefold.findings import Findings
@@ -138,11 +139,18 @@ def fused_weights(
 
 
 def _unfit(session: Session, trained: Trained, kind: Format) -> str:
+    """Why a format does not fit; nothing where it does."""
     findings = session.findings
     for name in findings.denoisers:
-        names = base_of_run(session, name).names
-        layers = layers_of(trained.part(findings.denoisers, name))
-        reason = unfit(kind, names, findings.denoisers[0], findings.loader, layers)
+        base = base_of_run(session, name)
+        tensors = trained.part(findings.denoisers, name)
+        reason = unfit(kind, base.names, base.component, base.loader, layers_of(tensors))
+        if not reason and kind != "fused":
+            keys = named(kind, tensors, base.names, base.component).keys()
+            readings = read_by_clients(keys, kind, base.names, base.component, base.loader)
+            reason = "; ".join(
+                f"{r.client} would drop {', '.join(r.dropped or ())}" for r in readings if r.failed
+            )
         if reason:
             return reason
     return ""

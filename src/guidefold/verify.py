@@ -16,7 +16,7 @@ from guidefold.adapter import PEFT_CONFIG, layers_of, load_part, loaded_tensors,
 from guidefold.anatomy import Anatomy, anatomy
 from guidefold.clients import Reading, read_by_clients, stem
 from guidefold.config import load_settings
-from guidefold.errors import GuidefoldError, InputError, MismatchError
+from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
 from guidefold.export import Trained, check_layers, check_loaded, read_trained
 from guidefold.formats import Format, Tensors, alphas_of, format_of, layer_names, read
 from guidefold.pipelines import modules, open_pipeline
@@ -25,6 +25,8 @@ from guidefold.runs import read_json, read_labels, read_metadata, read_tensors, 
 from guidefold.session import Session, open_session
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+# What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
+REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -224,20 +226,34 @@ def read_file(path: Path, tensors: Tensors, kind: Format, base: Base) -> dict[st
 def loaded(
     path: Path, kind: Format, base: Base, loader: str, student: tuple[Session, Trained] | None
 ) -> Iterator[None]:
-    """The file in its pipeline, put there by the library alone, for a while."""
+    """The file in its pipeline, put there by the library alone, for a while.
+
+    Raises:
+        VerifyError: The library does not take it.
+    """
     plain = base.module
     try:
-        if kind == "fused":
-            dtype = next(plain.parameters()).dtype
-            again: Any = type(plain)
-            module = again.from_pretrained(path.parent, torch_dtype=dtype, local_files_only=True)
-            _place(base, module.eval().to(next(plain.parameters()).device), student)
-        else:
-            load_part(base.pipeline, base.denoisers, base.name, loader, path)
+        try:
+            if kind == "fused":
+                _place(base, _opened(path, plain), student)
+            else:
+                load_part(base.pipeline, base.denoisers, base.name, loader, path)
+        except REFUSALS as error:
+            reason = " ".join(str(error).split())[:300]
+            raise VerifyError(f"{loader} does not take the file: {reason}") from error
         yield
     finally:
         unload_adapter(plain)
         _place(base, plain, student)
+
+
+def _opened(path: Path, like: nn.Module) -> nn.Module:
+    """A denoiser's whole weights, opened by diffusers."""
+    kind, first = type(like), next(like.parameters())
+    opened: nn.Module = kind.from_pretrained(  # type: ignore[attr-defined]
+        path.parent, torch_dtype=first.dtype, local_files_only=True
+    )
+    return opened.eval().to(first.device)
 
 
 def _place(base: Base, module: nn.Module, student: tuple[Session, Trained] | None) -> None:
