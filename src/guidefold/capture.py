@@ -293,26 +293,18 @@ def run(
     optional = {"output_type": output_type} if "output_type" in parameters else {}
     call = {name: value for name, value in inputs.items() if "." not in name}
     guided = _guided(pipeline, {n: v for n, v in inputs.items() if "." in n})
-    with guided, _own_randomness(_device(pipeline), seeds):
+    with guided, _own_randomness(seeds):
         return pipeline(
             **call, generator=generators[0] if len(generators) == 1 else generators, **optional
         )
 
 
 @contextmanager
-def _own_randomness(device: torch.device, seeds: Sequence[int]) -> Iterator[None]:
-    """Seed torch's own state for a while: some pipelines draw from it, generator or not."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type):
+def _own_randomness(seeds: Sequence[int]) -> Iterator[None]:
+    """Seed torch's own states for a while: some pipelines draw from them, generator or not."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(derive_seed(seeds[0], "torch"))
         yield
-
-
-def _device(pipeline: DiffusionPipeline) -> torch.device:
-    """The accelerator that it computes on, else the CPU; weights that are offloaded lie nowhere."""
-    parts = (part for part in pipeline.components.values() if isinstance(part, nn.Module))
-    places = (parameter.device for part in parts for parameter in part.parameters())
-    return next((p for p in places if p.type not in NO_ACCELERATOR), torch.device("cpu"))
 
 
 def _undecoded(pipeline: DiffusionPipeline) -> str:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -137,6 +138,8 @@ def _tried(
     """A run; None where the pipeline refuses these values."""
     try:
         return drive(pipeline, inputs, [seed], listened)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, AttributeError, RuntimeError):
         return None
 
