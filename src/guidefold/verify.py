@@ -201,6 +201,9 @@ def examine(
                     problems += _others(loaded_tensors(base.module), wanted, loader)
                 if student is not None:
                     difference = _compare(student, base, kind, loader, tensors)
+        elif student is not None:
+            trained = student[1].part(base.denoisers, base.name)
+            problems += _others(wanted, trained, "reading it back")
     except GuidefoldError as error:
         problems.append(error.message)
     return Verdict(path, kind, len(tensors), tuple(readings), loader, difference, tuple(problems))
