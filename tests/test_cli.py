@@ -31,6 +31,7 @@ COMMANDS = (
     "demo",
     "probe",
     "record",
+    "gather",
     "distill",
     "export",
     "verify",
