@@ -158,7 +158,9 @@ def test_flatten_and_back_is_the_same_tree_and_its_skeleton_is_json() -> None:
     assert_same(unflatten(json.loads(json.dumps(skeleton)), tensors.__getitem__), tree)
 
 
-@pytest.mark.parametrize("leaf", [object(), {1: 2}, {torch.eye(2)}], ids=["object", "key", "set"])
+@pytest.mark.parametrize(
+    "leaf", [object(), {(1,): 2}, {torch.eye(2)}], ids=["object", "key", "set"]
+)
 def test_a_leaf_that_no_file_holds_is_refused_by_its_path(leaf: Any) -> None:
     with pytest.raises(UnfoldableError, match=r"arguments\.deep\.1: the denoiser is called with a"):
         flatten({"deep": [0, leaf]})

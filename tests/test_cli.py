@@ -132,7 +132,9 @@ def test_probe_prints_json_and_nothing_else(run: Guidefold, config: Path) -> Non
     source = api.load_settings(config).pipeline.source
     answer = run("probe", source, "--json", "pipeline.call.height=16", "pipeline.call.width=16")
     assert answer.code == 0
-    found = Findings.from_json(json.loads(answer.out))
+    said = json.loads(answer.out)
+    assert said.pop("foldable") is True
+    found = Findings.from_json(said)
     assert (found.denoiser, found.guidance_argument, found.off) == ("unet", "guidance_scale", 1.0)
 
 
@@ -213,7 +215,7 @@ def test_the_commands_are_listed_whole_and_in_the_order_of_their_use(
     monkeypatch.setenv("COLUMNS", "80")
     out = run("--help").out.partition("Commands:")[2]
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-    road = ["demo", "probe", "plan", "config", "record", "distill", "sample", "evaluate", "export"]
+    road = ["demo", "probe", "plan", "config", "record", "gather", "distill", "sample"]
     assert listed[: len(road)] == road
     assert "..." not in out
 

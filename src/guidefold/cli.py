@@ -242,7 +242,7 @@ def sample(
         if name not in KINDS:
             raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
     if not prompt and inputs is None:
-        raise InputError("nothing to draw", "Say what with --prompt, or --inputs FILE.")
+        raise typer.BadParameter("say what to draw", param_hint="--prompt or --inputs")
     from guidefold import api
     from guidefold.prompts import read_prompts
 
@@ -336,7 +336,7 @@ def convert(
     pipeline: Annotated[str, typer.Option(help="What the file was made for.")],
     out: Annotated[Path, typer.Option(help="A .safetensors file; for peft a folder.")],
 ) -> None:
-    """Write somebody's LoRA in another format, its alpha and its names put right."""
+    """Write somebody's LoRA in another format, mended."""
     from guidefold import api
 
     _print_verdict(api.convert(file, to, pipeline, out))
@@ -364,7 +364,8 @@ def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Set
 
 def _settings_of(run: Path, overrides: Sequence[str] | None = None) -> Settings:
     """The settings of a run that has begun; no preset stands for one."""
-    if not run.exists():
+    refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
+    if refused or not run.exists():  # a command that was refused leaves its lock behind
         raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
     return _settings(run, overrides)
 
@@ -372,7 +373,9 @@ def _settings_of(run: Path, overrides: Sequence[str] | None = None) -> Settings:
 def _shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise InputError(f"--shard {text}: no part of a whole", "Write 2/4 for the second of four.")
+        raise InputError(
+            f"--shard {text}: there is no such part", "Write 2/4 for the second of four."
+        )
     return int(number), int(count)
 
 

@@ -119,7 +119,9 @@ def find_config(source: str | Path) -> Path:
     Raises:
         ConfigError: There is none.
     """
-    path = Path(source)
+    path, name = Path(source), str(source)
+    if name in presets() and not (path / "config.toml").is_file() and not path.is_file():
+        return Path(str(files("guidefold") / "configs" / f"{name}.toml"))
     if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
         raise ConfigError(
             f"{source}: a pipeline, not a run's settings",
@@ -133,9 +135,6 @@ def find_config(source: str | Path) -> Path:
         return path
     if path.is_file():
         return path
-    preset = Path(str(files("guidefold") / "configs" / f"{source}.toml"))
-    if preset.is_file():
-        return preset
     raise ConfigError(
         f"{source}: no such file, run folder or preset", f"Presets: {', '.join(presets())}."
     )

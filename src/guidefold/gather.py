@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidefold.config import check_same, dump_toml, load_settings
-from guidefold.errors import MismatchError
+from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
 from guidefold.runs import (
     append_line,
@@ -32,16 +32,21 @@ def gather(run: Path, parts: Sequence[Path]) -> int:
         How many trajectories were copied.
 
     Raises:
+        InputError: There are no other runs, or no such runs.
         MismatchError: Settings, pipeline or a trajectory's plan differ.
         CorruptFileError: A part is damaged.
     """
+    others = [part for part in parts if part.resolve() != run.resolve()]
+    if not others:
+        raise InputError(f"{run}: nothing to gather", "Name other runs than the one it goes to.")
+    for part in others:
+        require_run(part)
     with locked(run):
-        return sum(_take(run, part) for part in parts if part.resolve() != run.resolve())
+        return sum(_take(run, part) for part in others)
 
 
 def _take(run: Path, part: Path) -> int:
     """Copy what one part has and the run lacks."""
-    require_run(part)
     _check_same_run(run, part)
     copied = 0
     for theirs in sorted((part / "trajectories").glob("round-*")):

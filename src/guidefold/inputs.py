@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -108,8 +109,9 @@ def call_inputs(
     if unknown:
         raise ConfigError(
             f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
-            "What a preset sets can be taken out of a file of your own (guidefold config PRESET > "
-            f"mine.toml). {arguments_taken(parameters)}",
+            "A preset may set it: write that to a file (guidefold config PRESET > mine.toml), "
+            "take it out of [pipeline.call] there, and name that file. "
+            + arguments_taken(parameters),
         )
     return inputs | _columns(rows)
 
@@ -160,13 +162,19 @@ def check_rows(kind: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
         for column in row.values:
             if column not in parameters or column in OURS:
                 raise PromptError(
-                    f"{row.source}: {name} takes no '{column}' from a row",
+                    f"{row.source}: {name} takes no '{column}' from a row"
+                    + _meant(column, parameters),
                     "Fields beside the prompt are arguments of its call; one whose name begins "
                     f"with '_' is left out. {arguments_taken(parameters)}",
                 )
 
 
 def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """A sentence with the names of a call's arguments."""
-    names = (name for name in parameters if name not in ("self", "kwargs"))
+    """A sentence with the names of a call's arguments, but for those that Guidefold sets."""
+    names = (name for name in parameters if name not in {"self", "kwargs", *OURS})
     return f"It takes: {', '.join(names)}."
+
+
+def _meant(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
+    close = get_close_matches(name, [p for p in parameters if p not in OURS], n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

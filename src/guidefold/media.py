@@ -92,7 +92,10 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
         remedy = f"Names are relative to the folder '{folder}'."
         raise PromptError(f"{where}: no such file: {path}", remedy) from error
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
-        raise PromptError(f"{where}: {path} cannot be read: {error}") from error
+        raise PromptError(
+            f"{where}: {path} cannot be read: {error}",
+            "Open it in the program it came from and save it again, or leave the row out.",
+        ) from error
     return media
 
 

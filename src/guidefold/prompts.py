@@ -148,7 +148,10 @@ def _read(source: Path) -> Iterator[Prompt]:
         ".parquet": _read_parquet,
     }
     if not source.exists():
-        raise PromptError(f"{source}: no such file or folder", "Check prompts.path.")
+        raise PromptError(
+            f"{source}: no such file or folder",
+            "Check the path that was given as prompts.path or --inputs.",
+        )
     if source.suffix.lower() not in readers:
         raise PromptError(
             f"{source}: prompts cannot be read from a '{source.suffix}' file",

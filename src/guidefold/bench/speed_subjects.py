@@ -284,4 +284,4 @@ def find_device(device: str) -> str:
 
 
 def _load(module: nn.Module, folder: Path) -> None:
-    load_adapter(SimpleNamespace(denoiser=module), "denoiser", "peft", folder, 1.0)
+    load_adapter(SimpleNamespace(denoiser=module), ("denoiser",), "peft", folder, 1.0)
