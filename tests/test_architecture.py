@@ -19,7 +19,8 @@ ORDER = """
     features optimizers alignment shards plans batches student yardstick trajectories
     checkpoints session recording gather export verify delivery
     convert weights sample previews tracking updates distill
-    gallery dial evaluate charts exhibits report demo bench api cli __main__
+    gallery dial evaluate charts exhibits report demo bench api
+    probe_command delivery_command cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

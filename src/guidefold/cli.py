@@ -17,13 +17,14 @@ from rich.table import Table
 
 from guidefold import __version__
 from guidefold.bench.command import bench, plan, reproduce
-from guidefold.errors import GuidefoldError, InputError, UnfoldableError
+from guidefold.delivery_command import Run, convert, export, settings_of_run, verify
+from guidefold.errors import GuidefoldError, InputError
+from guidefold.probe_command import Overrides, probe
 from guidefold.progress import Stopped, console, plural
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
     from guidefold.settings import Settings
-    from guidefold.verify import Verdict
 
 app = typer.Typer(
     name="guidefold",
@@ -41,10 +42,6 @@ Config = Annotated[
     typer.Argument(
         help="A preset (sd15, sdxl, sd3, demo), a TOML file, or a run folder to go on with."
     ),
-]
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
 ]
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -96,64 +93,7 @@ def demo(overrides: Overrides = None) -> None:
     _measure(settings)
 
 
-@app.command()
-def probe(
-    pipeline: Annotated[str, typer.Argument(help="A folder, a .safetensors file, or a hub id.")],
-    overrides: Overrides = None,
-    config: Annotated[
-        str | None, typer.Option(help="A diffusers folder that describes a single file.")
-    ] = None,
-    inputs: Annotated[
-        str | None,
-        typer.Option(help="Prompts, or a .jsonl file whose fields are its call's arguments."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Find out whether a pipeline's guidance can be folded.
-
-    What was found and what follows from it; where it cannot be folded, why, and what would help.
-    A pipeline that needs more than a prompt is given the first rows of its inputs.
-    """
-    from guidefold.config import make_settings
-
-    values: dict[str, Any] = {"run": "unused", "pipeline": {"source": pipeline}}
-    if inputs is not None:
-        values["prompts"] = {"path": inputs}
-    described = [] if config is None else [f"pipeline.config={config}"]
-    settings = make_settings(values, [*described, *(overrides or [])], "guidefold probe")
-    from guidefold import api
-    from guidefold.findings import describe
-    from guidefold.inputs import check_rows
-    from guidefold.pipelines import DTYPES, pipeline_class, resolve_device
-
-    asked, rows = settings.pipeline, []
-    if inputs is not None:
-        rows = [row for row in api.load_prompts(inputs) if row.columns]
-        kind = pipeline_class(asked.source)
-        if kind is not None:
-            check_rows(kind, rows)
-    opened = api.open_pipeline(
-        asked.source,
-        config=asked.config,
-        dtype=DTYPES[asked.dtype],
-        device=resolve_device(asked.device),
-    )
-    guidance = settings.adapter.g_ref
-    try:
-        findings = api.probe(
-            opened, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows
-        )
-    except UnfoldableError as error:
-        if as_json:
-            why = {"foldable": False, "why": error.message, "remedy": error.remedy}
-            typer.echo(json.dumps(why, indent=2))
-        raise
-    if as_json:
-        typer.echo(json.dumps({"foldable": True, **findings.to_json()}, indent=2))
-    else:
-        console.print("\n".join(describe(findings)), markup=False)
-
-
+app.command()(probe)
 app.command(short_help="Say whether a run's training step fits into memory.")(plan)
 
 
@@ -247,7 +187,7 @@ def sample(
     from guidefold.prompts import read_prompts
 
     files = api.sample(
-        _settings_of(run, override),
+        settings_of_run(run, override),
         [*(prompt or []), *(read_prompts(inputs) if inputs else [])],
         out or run / "samples",
         kinds=[name for name in KINDS if name in (kind or KINDS)],
@@ -262,84 +202,12 @@ def sample(
 @app.command()
 def evaluate(run: Run, overrides: Overrides = None) -> None:
     """Measure teacher, unguided and student on held-out prompts."""
-    _measure(_settings_of(run, overrides))
+    _measure(settings_of_run(run, overrides))
 
 
-@app.command()
-def export(
-    run: Run,
-    kind: Annotated[
-        str | None,
-        typer.Option("--format", help="diffusers, kohya, transformer, peft, fused, or all."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder, one in it for each format; by default RUN/export.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16; by default fp32, of fused the base's.")
-    ] = None,
-    strength: Annotated[float, typer.Option(help="Of the adapter in fused weights.")] = 1.0,
-) -> None:
-    """Write the last checkpoint as an adapter, and check it.
-
-    It is loaded again as a client would, and compared with what was trained. With --format, in the
-    format that a client reads.
-    """
-    from guidefold import api
-
-    settings = _settings_of(run)
-    if kind is None:
-        if out is not None or dtype is not None or strength != 1.0:
-            raise InputError(
-                "--out, --dtype and --strength are for a format", "Add --format NAME, or all."
-            )
-        console.print(f"Written and checked: {api.export(settings)}", markup=False)
-        return
-    made = api.deliver(settings, kind, out, dtype, strength)
-    for verdict in made.verdicts:
-        _print_verdict(verdict)
-    for name, reason in made.unfit.items():
-        console.print(f"Not written as {name}: {reason}.", markup=False)
-
-
-@app.command()
-def verify(
-    path: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder of some.")],
-    run: Annotated[
-        Path | None, typer.Option(help="The run that it comes from: predictions are compared.")
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(help="Without a run: the pipeline that it is for.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Read written files as their clients do.
-
-    What diffusers, ComfyUI, Forge, A1111, InvokeAI and sd-scripts would drop, and what comes out.
-    """
-    from guidefold import api
-
-    verdicts = api.verify(path, run, pipeline)
-    if as_json:
-        typer.echo(json.dumps([verdict.to_json() for verdict in verdicts], indent=2))
-    else:
-        for verdict in verdicts:
-            _print_verdict(verdict)
-    if any(verdict.problems for verdict in verdicts):
-        raise typer.Exit(1)
-
-
-@app.command()
-def convert(
-    file: Annotated[Path, typer.Argument(help="A LoRA's .safetensors file, or a peft folder.")],
-    to: Annotated[str, typer.Option(help="diffusers, kohya, transformer or peft.")],
-    pipeline: Annotated[str, typer.Option(help="What the file was made for.")],
-    out: Annotated[Path, typer.Option(help="A .safetensors file; for peft a folder.")],
-) -> None:
-    """Write somebody's LoRA in another format, mended."""
-    from guidefold import api
-
-    _print_verdict(api.convert(file, to, pipeline, out))
+app.command()(export)
+app.command()(verify)
+app.command()(convert)
 
 
 @app.command()
@@ -350,7 +218,7 @@ def report(run: Run) -> None:
     """
     from guidefold import api
 
-    console.print(f"Written: {api.report(_settings_of(run))}", markup=False)
+    console.print(f"Written: {api.report(settings_of_run(run))}", markup=False)
 
 
 app.command(short_help="Run the source paper's claims, and write paper.md.")(reproduce)
@@ -362,14 +230,6 @@ def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Set
     return load_settings(source, list(overrides or []))
 
 
-def _settings_of(run: Path, overrides: Sequence[str] | None = None) -> Settings:
-    """The settings of a run that has begun; no preset stands for one."""
-    refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
-    if refused or not run.exists():  # a command that was refused leaves its lock behind
-        raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
-    return _settings(run, overrides)
-
-
 def _shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
@@ -377,37 +237,6 @@ def _shard(text: str) -> tuple[int, int]:
             f"--shard {text}: there is no such part", "Write 2/4 for the second of four."
         )
     return int(number), int(count)
-
-
-def _print_verdict(verdict: Verdict) -> None:
-    """A file, and what each client reads of it."""
-    console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
-    for reading in verdict.readings:
-        if reading.dropped is None:
-            continue
-        lost = sorted(
-            {key.partition(".lora_")[0].removesuffix(".alpha") for key in reading.dropped}
-        )
-        if len(reading.dropped) == verdict.keys:
-            told = "does not read this format"
-        elif lost:
-            told = f"drops {plural(len(lost), 'layer')}: {', '.join(lost[:6])}"
-            told += " ..." if len(lost) > 6 else ""
-        else:
-            told = "reads every key"
-        console.print(f"  {reading.client:12}{told}", markup=False)
-    unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
-    if unknown:
-        console.print(f"  not known to load onto this denoiser: {', '.join(unknown)}", markup=False)
-    if verdict.difference is not None:
-        console.print(
-            f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",
-            markup=False,
-        )
-    elif not verdict.loaded_by:
-        console.print("  no library here loads it onto this pipeline", markup=False)
-    for problem in verdict.problems:
-        console.print(f"  FAILED: {problem}", markup=False)
 
 
 def _teach(settings: Settings) -> None:

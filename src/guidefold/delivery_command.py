@@ -1,0 +1,134 @@
+"""``guidefold export``, ``verify`` and ``convert``; torch waits until one of them runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guidefold.errors import InputError
+from guidefold.progress import console, plural
+
+if TYPE_CHECKING:
+    from guidefold.settings import Settings
+    from guidefold.verify import Verdict
+
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+
+
+def export(
+    run: Run,
+    kind: Annotated[
+        str | None,
+        typer.Option("--format", help="diffusers, kohya, transformer, peft, fused, or all."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder, one in it for each format; by default RUN/export.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16; by default fp32, of fused the base's.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Of the adapter in fused weights.")] = 1.0,
+) -> None:
+    """Write the last checkpoint as an adapter, and check it.
+
+    It is loaded again as a client would, and compared with what was trained. With --format, in the
+    format that a client reads.
+    """
+    from guidefold import api
+
+    settings = settings_of_run(run)
+    if kind is None:
+        if out is not None or dtype is not None or strength != 1.0:
+            raise InputError(
+                "--out, --dtype and --strength are for a format", "Add --format NAME, or all."
+            )
+        console.print(f"Written and checked: {api.export(settings)}", markup=False)
+        return
+    made = api.deliver(settings, kind, out, dtype, strength)
+    for verdict in made.verdicts:
+        _print_verdict(verdict)
+    for name, reason in made.unfit.items():
+        console.print(f"Not written as {name}: {reason}.", markup=False)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder of some.")],
+    run: Annotated[
+        Path | None, typer.Option(help="The run that it comes from: predictions are compared.")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Without a run: the pipeline that it is for.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read written files as their clients do.
+
+    What diffusers, ComfyUI, Forge, A1111, InvokeAI and sd-scripts would drop, and what comes out.
+    """
+    from guidefold import api
+
+    verdicts = api.verify(path, run, pipeline)
+    if as_json:
+        typer.echo(json.dumps([verdict.to_json() for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            _print_verdict(verdict)
+    if any(verdict.problems for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A LoRA's .safetensors file, or a peft folder.")],
+    to: Annotated[str, typer.Option(help="diffusers, kohya, transformer or peft.")],
+    pipeline: Annotated[str, typer.Option(help="What the file was made for.")],
+    out: Annotated[Path, typer.Option(help="A .safetensors file; for peft a folder.")],
+) -> None:
+    """Write somebody's LoRA in another format, mended."""
+    from guidefold import api
+
+    _print_verdict(api.convert(file, to, pipeline, out))
+
+
+def settings_of_run(run: Path, overrides: Sequence[str] | None = None) -> Settings:
+    """The settings of a run that has begun; no preset stands for one."""
+    refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
+    if refused or not run.exists():  # a command that was refused leaves its lock behind
+        raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
+    from guidefold.config import load_settings
+
+    return load_settings(run, list(overrides or []))
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    """A file, and what each client reads of it."""
+    console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
+    for reading in verdict.readings:
+        if reading.dropped is None:
+            continue
+        lost = sorted(
+            {key.partition(".lora_")[0].removesuffix(".alpha") for key in reading.dropped}
+        )
+        if len(reading.dropped) == verdict.keys:
+            told = "does not read this format"
+        elif lost:
+            told = f"drops {plural(len(lost), 'layer')}: {', '.join(lost[:6])}"
+            told += " ..." if len(lost) > 6 else ""
+        else:
+            told = "reads every key"
+        console.print(f"  {reading.client:12}{told}", markup=False)
+    unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
+    if unknown:
+        console.print(f"  not known to load onto this denoiser: {', '.join(unknown)}", markup=False)
+    if verdict.difference is not None:
+        console.print(
+            f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",
+            markup=False,
+        )
+    elif not verdict.loaded_by:
+        console.print("  no library here loads it onto this pipeline", markup=False)
+    for problem in verdict.problems:
+        console.print(f"  FAILED: {problem}", markup=False)
