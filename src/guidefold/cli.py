@@ -17,6 +17,7 @@ from rich.table import Table
 
 from guidefold import __version__
 from guidefold.bench.command import bench, plan, reproduce
+from guidefold.compare_command import compare
 from guidefold.delivery_command import Run, convert, export, settings_of_run, verify
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.probe_command import Overrides, probe
@@ -169,6 +170,10 @@ def sample(
         float | None,
         typer.Option(help="Of the adapter; by default what stands for the teacher's guidance."),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", "-g", help="Of the teacher; the strength follows the dial."),
+    ] = None,
     adapter: Annotated[
         Path | None, typer.Option(help="An adapter folder; by default the run's.")
     ] = None,
@@ -193,6 +198,7 @@ def sample(
         kinds=[name for name in KINDS if name in (kind or KINDS)],
         seeds=seed or [0],
         strength=strength,
+        guidance=guidance,
         adapter=adapter,
     )
     beside = plural(len(files) - 1, "file")
@@ -221,6 +227,7 @@ def report(run: Run) -> None:
     console.print(f"Written: {api.report(settings_of_run(run))}", markup=False)
 
 
+app.command()(compare)
 app.command(short_help="Run the source paper's claims, and write paper.md.")(reproduce)
 
 
@@ -251,8 +258,26 @@ def _teach(settings: Settings) -> None:
     loader = about["findings"]["loader"]
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
     console.print(f"  {about['usage_hint']}", markup=False)
+    for line in _dial_lines(about["dial_table"]):
+        console.print(f"  {line}", markup=False)
     if loader == "diffusers":
         console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
+
+
+def _dial_lines(marks: Sequence[dict[str, float]]) -> list[str]:
+    """The measured dial in a few columns."""
+    if not marks:
+        return ["the dial: not measured, too little is folded yet"]
+    count = min(len(marks), 7)
+    some = [marks[k * (len(marks) - 1) // max(1, count - 1)] for k in range(count)]
+    rows = {"guidance": ".3g", "strength": ".2f", "residual": ".2f"}
+    return [
+        "the dial, measured on held-out states (residual: 1 nothing folded, 0 all):",
+        *(
+            f"  {name:10}" + "".join(f"{mark[name]:7{form}}" for mark in some)
+            for name, form in rows.items()
+        ),
+    ]
 
 
 def _measure(settings: Settings) -> None:

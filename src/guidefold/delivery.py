@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from guidefold.adapter import (
     layers_of,
     part_folder,
 )
+from guidefold.calibration import strength_for
 from guidefold.clients import read_by_clients
 from guidefold.errors import InputError, VerifyError
-from guidefold.export import Trained, describe_adapter, read_trained
+from guidefold.export import Trained, describe_adapter, read_dial, read_trained
 from guidefold.findings import Findings
 from guidefold.formats import FORMATS, Format, Tensors, cast, named, of_one_rank, unfit
 from guidefold.labels import labels
@@ -50,18 +52,24 @@ def deliver(
     out: Path | None = None,
     dtype: str | None = None,
     strength: float = 1.0,
+    guidance: float | None = None,
 ) -> Delivery:
     """Write a run's last checkpoint in a format, or in all that fit, each in a folder of its own.
+
+    With another strength than 1, or a guidance scale, what is written is fixed there: it stands at
+    strength 1, in a folder whose name says so.
 
     Args:
         settings: The run's.
         wanted: A format, or ``all``.
         out: Holds the folders; by default ``RUN/export``.
         dtype: Of what is written; by default fp32 for adapters, the pipeline's for fused weights.
-        strength: Of the adapter in fused weights.
+        strength: Of the run's adapter, that becomes strength 1 of what is written.
+        guidance: In its place, the guidance scale that strength 1 shall stand for, by the dial as
+            it was measured.
 
     Raises:
-        InputError: No such format, or it does not fit.
+        InputError: No such format, or it does not fit; guidance that the dial does not reach.
         RunError: Nothing is trained yet.
         VerifyError: A file does not give back what was trained, or a client that it is meant for
             would drop a part of it; that format's folder is not kept.
@@ -71,9 +79,15 @@ def deliver(
         raise InputError(f"--format {wanted}: no such format", f"Use all, {', '.join(FORMATS)}.")
     if dtype not in (None, *DTYPES):
         raise InputError(f"--dtype {dtype}: no such type", f"Use {', '.join(DTYPES)}.")
-    require_run(Path(settings.run))
+    run = Path(settings.run)
+    require_run(run)
+    suffix = "" if strength == 1 else f"-s{strength:g}"
+    if guidance is not None:
+        strength, suffix = strength_for(read_dial(run / "adapter"), guidance), f"-g{guidance:g}"
+    if not 0 < strength < math.inf:
+        raise InputError(f"--strength {strength:g}: nothing would be left", "Give one above 0.")
     with open_session(settings) as session:
-        trained = read_trained(session)
+        trained = read_trained(session, strength)
         verdicts: list[Verdict] = []
         left: dict[str, str] = {}
         for kind in kinds:
@@ -83,9 +97,7 @@ def deliver(
             if reason:
                 left[kind] = reason
                 continue
-            if kind == "fused" and strength != 1.0:
-                trained = read_trained(session, strength)
-            place = (out or session.run / "export") / kind
+            place = (out or session.run / "export") / f"{kind}{suffix}"
             verdicts += _write(session, trained, kind, place, dtype, strength)
     return Delivery(tuple(verdicts), left)
 
@@ -111,6 +123,11 @@ def write_file(
         layers = layers_of(alike)
         rank = alike[f"{layers[0]}.lora_A.weight"].shape[0]
         write_json(path.parent / PEFT_CONFIG, adapter_config(rank, layers))
+
+
+def strengthened(tensors: Tensors, strength: float) -> Tensors:
+    """An adapter that is at strength 1 what another is at a strength: ``lora_B`` is multiplied."""
+    return {n: t * strength if ".lora_B." in n else t for n, t in tensors.items()}
 
 
 def fused_weights(
@@ -165,49 +182,52 @@ def _write(
     strength: float,
 ) -> list[Verdict]:
     """Write a format's files, one for each denoiser, and keep them if they stand the test."""
-    verdicts = []
+    verdicts, suffix = [], place.name.removeprefix(kind)
+    marks = read_dial(session.run / "adapter")
     with finished_folder(place) as temporary:
         for name in session.findings.denoisers:
-            path = temporary / _file(session, kind, name)
+            file = _file(session, kind, name, suffix)
+            path = temporary / file
             base = base_of_run(session, name)
             tensors = trained.part(session.findings.denoisers, name)
-            about = describe_adapter(session, trained.step) | {"denoiser": name, "format": kind}
+            about = describe_adapter(session, trained.step, marks, strength)
+            about |= {"denoiser": name, "format": kind}
             if kind == "fused":
                 weights = fused_weights(base.module, tensors, strength)
                 weights = weights if dtype is None else cast(weights, DTYPES[dtype])
-                write_tensors(path, weights, about | {"strength": strength}, {})
+                write_tensors(path, weights, about, {})
                 config: Any = base.module
                 write_text(path.parent / "config.json", config.to_json_string())
             else:
-                small = cast(tensors, DTYPES[dtype or "fp32"])
-                write_file(path, kind, small, base, _spoken(session, about))
+                small = cast(strengthened(tensors, strength), DTYPES[dtype or "fp32"])
+                write_file(path, kind, small, base, _spoken(session, about, suffix))
             verdict = examine(path, base, (session, trained), kind)
             if verdict.problems:
                 raise VerifyError(
-                    f"{place / _file(session, kind, name)}: {verdict.problems[0]}",
+                    f"{place / file}: {verdict.problems[0]}",
                     "Nothing of this format was kept. Please report the pipeline's class and "
                     "adapter.targets.",
                 )
-            verdicts.append(replace(verdict, path=place / _file(session, kind, name)))
+            verdicts.append(replace(verdict, path=place / file))
     return verdicts
 
 
-def _file(session: Session, kind: Format, name: str) -> Path:
+def _file(session: Session, kind: Format, name: str, suffix: str) -> Path:
     """A file's place in its format's folder."""
-    denoisers, title = session.findings.denoisers, session.run.resolve().name
+    denoisers, title = session.findings.denoisers, session.run.resolve().name + suffix
     if kind in ("kohya", "transformer"):
         return Path(title + ("" if name == denoisers[0] else f"-{name}") + ".safetensors")
     file = {"diffusers": DIFFUSERS_FILE, "peft": PEFT_FILE, "fused": WEIGHTS}[kind]
     return part_folder(Path(), denoisers, name) / file
 
 
-def _spoken(session: Session, about: Mapping[str, Any]) -> dict[str, Any]:
+def _spoken(session: Session, about: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     """A run for the metadata of other programs."""
     call, findings = session.settings.pipeline.call, session.findings
     sized = {"width", "height"} <= call.keys()
     return {
         "json": about,
-        "title": session.run.resolve().name,
+        "title": session.run.resolve().name + suffix,
         "prediction_type": findings.prediction_type,
         "hint": f"CFG {findings.off:g}{_also(findings)}, strength 1 = guidance {about['g_ref']:g}",
         "description": "Guidance folded into a LoRA: one pass a step. " + about["usage_hint"],

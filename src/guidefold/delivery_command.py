@@ -31,24 +31,32 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="fp32, fp16 or bf16; by default fp32, of fused the base's.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="Of the adapter in fused weights.")] = 1.0,
+    strength: Annotated[
+        float, typer.Option(help="What the run's strength is that becomes strength 1.")
+    ] = 1.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="In its place: the guidance that strength 1 stands for.")
+    ] = None,
 ) -> None:
     """Write the last checkpoint as an adapter, and check it.
 
     It is loaded again as a client would, and compared with what was trained. With --format, in the
-    format that a client reads.
+    format that a client reads; with --guidance 6 as well, so that strength 1 is guidance 6.
     """
     from guidefold import api
 
     settings = settings_of_run(run)
     if kind is None:
-        if out is not None or dtype is not None or strength != 1.0:
+        if out is not None or dtype is not None or strength != 1.0 or guidance is not None:
             raise InputError(
-                "--out, --dtype and --strength are for a format", "Add --format NAME, or all."
+                "--out, --dtype, --strength and --guidance are for a format",
+                "Add --format NAME, or all.",
             )
         console.print(f"Written and checked: {api.export(settings)}", markup=False)
         return
-    made = api.deliver(settings, kind, out, dtype, strength)
+    if guidance is not None and strength != 1.0:
+        raise InputError("--guidance and --strength say the same twice", "Give one of them.")
+    made = api.deliver(settings, kind, out, dtype, strength, guidance)
     for verdict in made.verdicts:
         _print_verdict(verdict)
     for name, reason in made.unfit.items():

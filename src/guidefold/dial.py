@@ -6,21 +6,11 @@ from collections.abc import Sequence
 
 from guidefold.adapter import set_strength
 from guidefold.gallery import Gallery
+from guidefold.objective import guidance_at
 from guidefold.progress import Task
 from guidefold.prompts import Prompt
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
-
-
-def guidance_at(strength: float, origin: float, g_ref: float) -> float:
-    """The guidance scale that a strength stands for: ``origin + s (g_ref - origin)``.
-
-    Args:
-        strength: The adapter's.
-        origin: The guidance scale at strength 0.
-        g_ref: The guidance scale at strength 1.
-    """
-    return origin + strength * (g_ref - origin)
 
 
 def draw_teacher(

@@ -19,7 +19,7 @@ from guidefold.capture import Step, drive, follow
 from guidefold.export import METADATA
 from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import LINES, Gallery
-from guidefold.objective import mean_residual, residual_by_level, squared_error
+from guidefold.objective import guidance_at, mean_residual, residual_by_level, squared_error
 from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, plural, task
 from guidefold.prompts import Prompt
@@ -316,7 +316,7 @@ def _index(session: Session, measured: Measured) -> dict[str, Any]:
     steps = [
         {
             "strength": s,
-            "guidance": dial.guidance_at(s, origin, g_ref),
+            "guidance": guidance_at(s, origin, g_ref),
             "teacher": t,
             "student": own,
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from guidefold.adapter import (
     unload_adapter,
 )
 from guidefold.arguments import Tree, tree_map
+from guidefold.calibration import Mark, calibrate, guidance_for
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
+from guidefold.objective import guidance_at
 from guidefold.outputs import output_tensor
+from guidefold.progress import task
+from guidefold.recording import recorded_states
 from guidefold.runs import (
     check_folder,
     finished_folder,
@@ -38,11 +43,12 @@ from guidefold.runs import (
 )
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.shards import StateRef, read_round, state_refs
+from guidefold.shards import StateRef
 from guidefold.student import Student
 
 METADATA = "guidefold.json"
 COMPARED_STATES = 4
+CALIBRATED_STATES = 96
 
 
 def export(settings: Settings) -> Path:
@@ -97,27 +103,40 @@ def read_trained(session: Session, strength: float = 1.0) -> Trained:
     Raises:
         RunError: Nothing is trained yet.
     """
-    run, findings, settings = session.run, session.findings, session.settings
+    with _last_student(session) as (student, step, refs):
+        return _read(student, step, refs, strength)
+
+
+def _read(student: Student, step: int, refs: Sequence[StateRef], strength: float) -> Trained:
+    few = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
+    expected = [_predict(student, ref, strength) for ref in few]
+    return Trained(student.adapter.state_dict(), list(student.adapter.layers), step, few, expected)
+
+
+@contextmanager
+def _last_student(session: Session) -> Iterator[tuple[Student, int, list[StateRef]]]:
+    """The student of a run's last checkpoint, its step, and the states it was trained on."""
+    run, settings = session.run, session.settings
     checkpoints = find_checkpoints(run)
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
-    recorded = run / "trajectories" / "round-0"
-    refs = state_refs(recorded, read_round(recorded), "training")
-    student = Student(session.denoiser, findings, settings.adapter, settings.seed, refs)
+    refs = recorded_states(run, 0, "training")
+    student = Student(session.denoiser, session.findings, settings.adapter, settings.seed, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
-    few = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
-    expected = [_predict(student, ref, strength) for ref in few]
-    tensors, layers = student.adapter.state_dict(), list(student.adapter.layers)
-    student.adapter.detach()
-    return Trained(tensors, layers, state["step"], few, expected)
+    try:
+        yield student, state["step"], refs
+    finally:
+        student.adapter.detach()
 
 
 def write_adapter(session: Session) -> Path:
     """:func:`export` within an open session, whose pipeline is left without a LoRA."""
-    findings, trained = session.findings, read_trained(session)
+    findings = session.findings
+    with _last_student(session) as (student, step, refs):
+        trained, marks = _read(student, step, refs, 1.0), _calibrate(session, student)
     folder = session.run / "adapter"
     with finished_folder(folder) as temporary:
-        about = describe_adapter(session, trained.step)
+        about = describe_adapter(session, trained.step, marks)
         write_json(temporary / METADATA, about)
         prefix = findings.denoisers[0] if findings.loader == "diffusers" else None
         for name in findings.denoisers:
@@ -155,10 +174,47 @@ def write_lora(
         write_json(folder / PEFT_CONFIG, adapter_config(rank, layers))
 
 
-def describe_adapter(session: Session, step: int) -> dict[str, Any]:
-    """What an adapter says of itself, as JSON."""
+def _calibrate(session: Session, student: Student) -> list[Mark]:
+    """Measure the dial on states of held-out prompts, where there are any."""
+    asked = session.settings
+    refs = recorded_states(session.run, 0, "held-out") or recorded_states(
+        session.run, 0, "training"
+    )
+    count = min(len(refs), CALIBRATED_STATES)
+    some = [refs[k * len(refs) // count] for k in range(count)]
+    with task("Measuring the dial, states", len(some)) as progress:
+        highest, size = asked.record.guidance[1], asked.distill.batch_size
+        return calibrate(student, some, highest, size, progress.advance)
+
+
+def read_dial(folder: Path) -> list[Mark]:
+    """A written adapter's dial as it was measured; empty where it was not.
+
+    Args:
+        folder: The adapter's.
+    """
+    path = folder / METADATA
+    return [Mark(**mark) for mark in read_json(path).get("dial_table", [])] if path.exists() else []
+
+
+def describe_adapter(
+    session: Session, step: int, marks: Sequence[Mark], strength: float = 1.0
+) -> dict[str, Any]:
+    """What an adapter says of itself, as JSON.
+
+    Args:
+        session: The run's.
+        step: The optimizer steps that it took.
+        marks: Its dial, measured.
+        strength: Of the run's adapter, that is strength 1 of what is described.
+    """
     settings, findings = session.settings, session.findings
     origin, g_ref = findings.origin, settings.adapter.g_ref
+    if strength != 1:
+        # six digits: a scale that was asked for comes back as it was given
+        nominal = guidance_at(strength, origin, g_ref)
+        g_ref = float(f"{guidance_for(marks, strength, nominal):.6g}")
+    table = [replace(mark, strength=mark.strength / strength) for mark in marks]
     return {
         "guidefold": __version__,
         "base": settings.pipeline.source,
@@ -166,10 +222,12 @@ def describe_adapter(session: Session, step: int) -> dict[str, Any]:
         "negative_prompt": settings.pipeline.negative_prompt,
         "g_ref": g_ref,
         "dial": settings.adapter.dial,
+        "dial_table": [asdict(mark) for mark in table],
         "guidance_range": list(settings.record.guidance),
         "rank": settings.adapter.rank,
         "targets": settings.adapter.targets,
         "step": step,
+        "strength": strength,
         "usage_hint": f"{_unguided_call(findings)}; strength 1 = guidance {g_ref:g}"
         + (
             f", strength s = guidance {origin:g} + {g_ref - origin:g} s"

@@ -25,6 +25,17 @@ def strength_of(guidance: float, origin: float, g_ref: float) -> float:
     return (guidance - origin) / (g_ref - origin)
 
 
+def guidance_at(strength: float, origin: float, g_ref: float) -> float:
+    """The guidance scale that a strength stands for: ``origin + s (g_ref - origin)``.
+
+    Args:
+        strength: The adapter's.
+        origin: The guidance scale at strength 0.
+        g_ref: The guidance scale at strength 1.
+    """
+    return origin + strength * (g_ref - origin)
+
+
 def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each sample, in float32.
 

@@ -13,11 +13,12 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from guidefold.calibration import strength_for
 from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
 from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
-from guidefold.export import open_adapter
+from guidefold.export import open_adapter, read_dial
 from guidefold.findings import Findings
 from guidefold.progress import Task, task
 from guidefold.prompts import Prompt
@@ -56,6 +57,7 @@ def sample(
     kinds: Sequence[Kind] = KINDS,
     seeds: Sequence[int] = (0,),
     strength: float | None = None,
+    guidance: float | None = None,
     adapter: Path | None = None,
 ) -> list[Path]:
     """Make pictures for given prompts; write each one and a labelled grid.
@@ -67,13 +69,16 @@ def sample(
         kinds: Who draws; one column each.
         seeds: Every prompt is drawn with every seed, the same pair once.
         strength: The adapter's; None takes the one for the teacher's guidance scale.
+        guidance: The teacher's; the student's strength is then what serves it best by the dial as
+            it was measured. None takes the run's.
         adapter: An adapter's folder; None takes the run's.
 
     Returns:
         The files written, the grid first.
 
     Raises:
-        InputError: A prompt is empty, or the strength is no number.
+        InputError: A prompt is empty, the strength is no number, or the dial does not reach the
+            guidance scale.
         RunError: There is no run, or no adapter yet.
         MismatchError: The adapter belongs to another base.
     """
@@ -84,6 +89,11 @@ def sample(
     ensure_folder(out)
     if strength is not None and not math.isfinite(strength):
         raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
+    if guidance is not None:
+        settings = _guided_at(settings, guidance)
+        if strength is None and "student" in kinds:
+            marks = read_dial(adapter or Path(settings.run) / "adapter")
+            strength = strength_for(marks, guidance)
     unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
     pairs = list(unlike.values())
     asked, numbers = [row for row, _ in pairs], [seed for _, seed in pairs]
@@ -103,6 +113,11 @@ def sample(
     sheet = out / "grid.png"
     write_bytes(sheet, png(grid(pictures, [heading(k, drawn[k]) for k in kinds], captions)))
     return [sheet, *(path for kind in kinds for path in _write(out, kind, drawn[kind]))]
+
+
+def _guided_at(settings: Settings, guidance: float) -> Settings:
+    measured = settings.evaluate.model_copy(update={"guidance": guidance})
+    return settings.model_copy(update={"evaluate": measured})
 
 
 def heading(kind: Kind, drawn: Drawn) -> str:

@@ -89,7 +89,7 @@ def write_copy(session: Session) -> Path:
     state = load_checkpoint(find_checkpoints(session.run)[-1], copy, None)
     folder = session.run / "adapter"
     with finished_folder(folder) as temporary:
-        write_json(temporary / METADATA, describe_adapter(session, state["step"]))
+        write_json(temporary / METADATA, describe_adapter(session, state["step"], []))
         write_tensors(temporary / FILE, copy.state_dict())
     copy.detach()
     return folder

@@ -1,0 +1,236 @@
+"""The dial, measured: against closed forms, and against trying every strength."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guidefold.adapter import DIFFUSERS_FILE
+from guidefold.calibration import (
+    Heard,
+    Mark,
+    _listen,
+    guidance_for,
+    marks_of,
+    strength_for,
+    strengths_tried,
+)
+from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.delivery import deliver
+from guidefold.distill import distill
+from guidefold.errors import InputError
+from guidefold.export import export, read_dial
+from guidefold.objective import strength_of
+from guidefold.recording import recorded_states
+from guidefold.runs import read_json, read_metadata
+from guidefold.sample import sample
+from guidefold.session import open_session
+from guidefold.settings import Settings
+from guidefold.student import Student
+
+STRENGTHS = strengths_tried(2.0)
+SCALES = [1 + 4 * s for s in STRENGTHS[1:]]  # what they stand for: origin 1, g_ref 5
+
+
+def heard(moves: Any, span: float = 4.0, timestep: float = 500.0) -> Heard:
+    """What a student says that moves by ``moves(s)``, where the teacher moves by ``span * (1, 0)``.
+
+    Args:
+        moves: The student's move at a strength, two numbers.
+        span: The state's guidance scale above the origin.
+        timestep: Of the state.
+    """
+    target = torch.tensor([span, 0.0])
+    said = [torch.tensor(moves(s)) for s in STRENGTHS]
+    return Heard(
+        timestep,
+        1 + span,
+        float(target.square().mean()),
+        tuple(float(d.square().mean()) for d in said),
+        tuple(float((d * target).mean()) for d in said),
+    )
+
+
+@pytest.mark.parametrize("too_weak", [1.0, 0.8])
+def test_a_student_that_moves_in_proportion_is_turned_up_by_what_it_lacks(too_weak: float) -> None:
+    states = [heard(lambda s: (too_weak * 4 * s, 0.0), span) for span in (2.0, 4.0, 7.0)]
+
+    marks = marks_of(states, STRENGTHS, 1.0, SCALES, linear=True)
+
+    assert len(marks) > 8
+    for mark in marks:
+        assert mark.strength == pytest.approx((mark.guidance - 1) / 4 / too_weak)
+        assert mark.residual == pytest.approx(0, abs=1e-6)
+
+
+def test_what_a_student_has_not_learnt_does_not_pull_the_dial() -> None:
+    """The best guess from half of what is to be known: ``<d, t> = <d, d>``, half explained."""
+    states = [heard(lambda s: (2 * s, 2 * s))]
+
+    marks = marks_of(states, STRENGTHS, 1.0, SCALES, linear=True)
+
+    for mark in marks:
+        assert mark.strength == pytest.approx((mark.guidance - 1) / 4)
+        assert mark.residual == pytest.approx(0.5)
+
+
+def test_noise_levels_count_alike_however_large_guidance_is_there() -> None:
+    """Half the states at a level where everything is a thousand times larger."""
+    weak = [heard(lambda s: (3 * s, 0.0), timestep=900.0) for _ in range(4)]
+    large = [
+        Heard(
+            100.0, x.guidance, 1e6 * x.target, *[tuple(1e6 * v for v in values) for values in both]
+        )
+        for x in weak
+        for both in [(x.student, x.agreement)]
+    ]
+
+    alone = marks_of(weak, STRENGTHS, 1.0, SCALES, linear=True)
+    together = marks_of(weak + large, STRENGTHS, 1.0, SCALES, linear=True)
+
+    assert [m.strength for m in together] == pytest.approx([m.strength for m in alone])
+    assert [m.residual for m in together] == pytest.approx([m.residual for m in alone])
+
+
+def test_guidance_that_is_not_linear_is_read_off_states_of_about_that_scale() -> None:
+    """A teacher that saturates: at g = 3 the student must go to 0.5, at g = 5 no further."""
+    states = [heard(lambda s: (4 * s, 0.0), span=2.0)] * 3
+    saturated = [Heard(500.0, 5.0, x.target, x.student, x.agreement) for x in states]
+
+    marks = marks_of(states + saturated, STRENGTHS, 1.0, [2.9, 3.0, 3.1, 5.0, 5.5], linear=False)
+
+    assert [m.guidance for m in marks] == [3.0]
+    assert marks[0].strength == pytest.approx(0.5)
+
+
+def test_a_scale_that_no_strength_tried_reaches_has_no_mark() -> None:
+    marks = marks_of([heard(lambda s: (0.4 * s, 0.0))], STRENGTHS, 1.0, SCALES, linear=True)
+
+    assert max(m.guidance for m in marks) < 1 + 0.4 * STRENGTHS[-1] + 0.2
+    assert marks_of([], STRENGTHS, 1.0, SCALES, linear=True) == []
+
+
+def test_the_dial_never_turns_back() -> None:
+    """A student that collapses at high strength: its marks end where it begins to."""
+    states = [heard(lambda s: (4 * s if s < 1 else 4 / s, 0.0))]
+
+    marks = marks_of(states, STRENGTHS, 1.0, SCALES, linear=True)
+
+    strengths = [m.strength for m in marks]
+    assert strengths == sorted(set(strengths))
+    assert 4 < marks[-1].guidance < 6
+
+
+def test_between_marks_the_dial_is_straight_and_beyond_them_refused() -> None:
+    marks = [Mark(2.0, 0.3, 0.1), Mark(4.0, 1.1, 0.1), Mark(8.0, 2.0, 0.2)]
+
+    assert strength_for(marks, 3.0) == pytest.approx(0.7)
+    assert strength_for(marks, 8.0) == 2.0
+    for guidance in (2.0, 3.3, 5.0, 7.9):
+        there = strength_for(marks, guidance)
+        assert guidance_for(marks, there, 0.0) == pytest.approx(guidance)
+    assert guidance_for(marks, 2.5, 9.0) == 9.0
+    assert guidance_for([], 1.0, 9.0) == 9.0
+    with pytest.raises(InputError, match="measured from 2 to 8"):
+        strength_for(marks, 8.5)
+    with pytest.raises(InputError, match="has not been measured"):
+        strength_for([], 3.0)
+
+
+# On a real pipeline
+
+
+@pytest.fixture(scope="module")
+def run(settings_for: Any, tmp_path_factory: Any) -> Settings:
+    """Trained until its dial turns, exported."""
+    asked: dict[str, Any] = {
+        "record": {"trajectories": 8, "validation_trajectories": 4, "states_per_trajectory": 3},
+        "adapter": {"rank": 4},
+        "distill": {"steps": 60, "batch_size": 8, "learning_rate": 0.02, "validate_every": 60},
+    }
+    settings: Settings = settings_for("sd15", tmp_path_factory.mktemp("dial"), **asked)
+    distill(settings)
+    export(settings)
+    return settings
+
+
+def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> None:
+    with open_session(run) as session:
+        refs = recorded_states(session.run, 0, "held-out")[:5]
+        student = Student(session.denoiser, session.findings, run.adapter, run.seed, refs)
+        load_checkpoint(find_checkpoints(session.run)[-1], student.adapter, None)
+        errors = student.errors(refs, 2)
+        unguided = student.errors(refs, 2, adapted=False)
+        for ref, error, size in zip(refs, errors, unguided, strict=True):
+            own = strength_of(ref.guidance, 1.0, 5.0)
+            (state,) = _listen(student, [ref], [0.0, own])
+            assert state.errors(1.0) == pytest.approx([size, error], rel=1e-4)
+            assert state.target == pytest.approx(size, rel=1e-4)
+        together = _listen(student, refs, [0.5])
+        assert [x.timestep for x in together] == [ref.timestep for ref in refs]
+        for ref, state in zip(refs, together, strict=True):
+            (alone,) = _listen(student, [ref], [0.5])
+            assert state.agreement == pytest.approx(alone.agreement, rel=1e-3)
+        student.adapter.detach()
+
+
+def test_an_adapter_carries_its_dial(run: Settings) -> None:
+    folder = Path(run.run) / "adapter"
+    marks = read_dial(folder)
+
+    assert marks
+    assert [m.guidance for m in marks] == sorted(m.guidance for m in marks)
+    assert [m.strength for m in marks] == sorted(m.strength for m in marks)
+    within = read_metadata(folder / DIFFUSERS_FILE)
+    assert within is not None
+    assert within["dial_table"] == read_json(folder / "guidefold.json")["dial_table"]
+
+
+def test_sample_sets_the_strength_that_a_guidance_scale_takes(
+    run: Settings, tmp_path: Path
+) -> None:
+    marks = read_dial(Path(run.run) / "adapter")
+    guidance = (marks[0].guidance + marks[-1].guidance) / 2
+
+    by_guidance = sample(run, ["a big red cat"], tmp_path / "one", guidance=guidance)
+    by_strength = sample(
+        run,
+        ["a big red cat"],
+        tmp_path / "two",
+        strength=strength_for(marks, guidance),
+        kinds=["student"],
+    )
+    at_g_ref = sample(run, ["a big red cat"], tmp_path / "three", kinds=["teacher", "student"])
+
+    names = {path.name: path.read_bytes() for path in by_guidance}
+    assert names["student-000.png"] == by_strength[1].read_bytes()
+    elsewhere = {path.name: path.read_bytes() for path in at_g_ref}
+    for name in ("student-000.png", "teacher-000.png"):
+        assert names[name] != elsewhere[name]
+
+
+def test_a_scale_beyond_the_dial_is_refused_before_anything_is_drawn(
+    run: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="guidance 40: the adapter's dial is measured from"):
+        sample(run, ["a big red cat"], tmp_path / "out", guidance=40.0)
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "kohya", "peft", "fused"])
+def test_a_file_for_one_scale_stands_there_at_strength_1(
+    run: Settings, kind: str, tmp_path: Path
+) -> None:
+    marks = read_dial(Path(run.run) / "adapter")
+    guidance = round((marks[0].guidance + marks[-1].guidance) / 2, 2)
+
+    (verdict,) = deliver(run, kind, tmp_path, guidance=guidance).verdicts
+
+    assert not verdict.problems
+    assert verdict.difference is not None and verdict.difference < 1e-3
+    assert verdict.path.is_relative_to(tmp_path / f"{kind}-g{guidance:g}")
+    about = read_metadata(verdict.path)
+    assert about is not None
+    assert about["g_ref"] == guidance
+    assert f"strength 1 = guidance {guidance:g}" in about["usage_hint"]
+    assert strength_for([Mark(**m) for m in about["dial_table"]], guidance) == pytest.approx(1)
