@@ -16,11 +16,11 @@ ORDER = """
     __init__ errors randomness media prompts settings config progress runs memory loading
     pipelines arguments outputs stub capture selective denoisers asking proofs inputs targets
     switches findings probe calls adapter anatomy clients formats labels frozen objective
-    features optimizers alignment shards plans batches student yardstick trajectories
+    features optimizers alignment shards plans batches student yardstick calibration trajectories
     checkpoints session recording gather export verify delivery
     convert weights sample previews tracking updates distill
-    gallery dial evaluate charts exhibits report demo bench api
-    probe_command delivery_command cli __main__
+    gallery dial evaluate charts exhibits document report easel server demo bench api
+    probe_command delivery_command compare_command cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

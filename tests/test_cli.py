@@ -38,6 +38,7 @@ COMMANDS = (
     "convert",
     "evaluate",
     "report",
+    "compare",
     "sample",
     "config",
     "plan",

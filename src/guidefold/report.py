@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
-
 from guidefold.charts import Chart, bars, curves
 from guidefold.config import load_settings
+from guidefold.document import content_policy, fill, read_parts
 from guidefold.exhibits import (
     NAMES,
     optional_json,
@@ -21,6 +16,7 @@ from guidefold.exhibits import (
     pictures_by_step,
     pictures_by_strength,
 )
+from guidefold.objective import strength_of
 from guidefold.progress import plural
 from guidefold.runs import read_lines, readable_size, require_run, write_text
 from guidefold.settings import KINDS, Settings
@@ -33,6 +29,7 @@ MEASURES = {
     "clip_score": "CLIP score",
     "frechet_distance": "Fréchet distance",
     "recall": "recall",
+    "saturation": "saturation",
 }
 RESULTS = (
     *KINDS,
@@ -75,6 +72,7 @@ def gather(run: Path) -> dict[str, Any]:
     index = optional_json(run / "evaluation" / "index.json", ("pictures", "dial"))
     findings = optional_json(run / "probe.json", remedy=PROBE_AGAIN)
     log = read_lines(run / "log.jsonl")
+    adapter = optional_json(run / "adapter" / "guidefold.json", remedy=EXPORT_AGAIN)
     dial = pictures_by_strength(run, index) if index else []
     return {
         "name": run.resolve().name,
@@ -89,9 +87,9 @@ def gather(run: Path) -> dict[str, Any]:
         "dial_start": max((k for k, step in enumerate(dial) if step["strength"] <= 1), default=0),
         "dial_trained": settings.adapter.dial,
         "previews": pictures_by_step(run),
-        "charts": _charts(log, results),
+        "charts": _charts(log, results, adapter),
         "costs": _costs(run, settings, log, results),
-        "adapter": optional_json(run / "adapter" / "guidefold.json", remedy=EXPORT_AGAIN),
+        "adapter": adapter,
         "findings": findings,
         "settings": (run / "config.toml").read_text(encoding="utf-8"),
         "names": NAMES,
@@ -108,22 +106,9 @@ def render(page: Mapping[str, Any]) -> str:
     Returns:
         The document.
     """
-    style, script = _resource("page.css"), _resource("page.js")
-    # The hashes admit these two and nothing else: no inline handler, no request to anywhere.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    environment = Environment(
-        autoescape=True,
-        loader=FunctionLoader(_resource),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
-        **page, policy=policy, style=Markup(style), script=Markup(script)
-    )
+    style, script = read_parts("page.css"), read_parts("wipe.js", "page.js")
+    policy = content_policy(style, script, "img-src data:")
+    return fill("page.html", style, script, policy, **page)
 
 
 def _state(run: Path, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any) -> str:
@@ -182,7 +167,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:
+def _charts(log: Sequence[Mapping[str, Any]], results: Any, adapter: Any) -> list[Chart]:
     """Every chart that there are numbers for."""
     charts = []
     loss = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
@@ -201,7 +186,25 @@ def _charts(log: Sequence[Mapping[str, Any]], results: Any) -> list[Chart]:
             for name, shares in results["categories"].items()
         }
         charts.append(bars("Alignment by category", groups, "aligned"))
-    return charts
+    return charts + _dial_charts(adapter)
+
+
+def _dial_charts(adapter: Any) -> list[Chart]:
+    """Which strength serves which guidance scale, and what is left there."""
+    marks = (adapter or {}).get("dial_table")
+    if not marks:
+        return []
+    origin, g_ref = adapter["findings"]["origin"], adapter["g_ref"]
+    scales = [mark["guidance"] for mark in marks]
+    strengths = {
+        "nearest to the teacher": [(mark["guidance"], mark["strength"]) for mark in marks],
+        "as the dial stands": [(g, strength_of(g, origin, g_ref)) for g in scales],
+    }
+    left = {"on held-out states": [(mark["guidance"], mark["residual"]) for mark in marks]}
+    return [
+        curves("The dial, measured", strengths, "guidance scale", "strength"),
+        curves("Residual guidance by scale", left, "guidance scale", "residual guidance"),
+    ]
 
 
 def _levels(log: Sequence[Mapping[str, Any]], results: Any) -> dict[str, list[tuple[float, float]]]:
@@ -273,12 +276,3 @@ def _duration(seconds: float) -> str:
 def _trajectories(run: Path) -> list[dict[str, Any]]:
     manifests = sorted((run / "trajectories").glob("round-*/manifest.jsonl"))
     return [line for manifest in manifests for line in read_lines(manifest)]
-
-
-def _resource(name: str) -> str:
-    return files("guidefold").joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    """What a content security policy calls a text by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,3 @@
-"use strict";
 // Without this script every picture is shown; only wiping, filtering and sliding need it.
 
 for (const part of document.querySelectorAll("[data-needs-script]")) part.hidden = false;
@@ -7,12 +6,7 @@ const cards = [...document.querySelectorAll("#cards .card")];
 let against = ""; // what is wiped over the student, in words
 
 function wipe(card, percent) {
-  const stack = card.querySelector(".stack");
-  stack.style.setProperty("--cut", `${percent}%`);
-  stack.style.setProperty("--seen", percent > 0 ? 1 : 0);
-  const slider = card.querySelector(".wipe");
-  slider.value = percent;
-  slider.setAttribute("aria-valuetext", `${percent}% ${against}`);
+  pull(card.querySelector(".stack"), card.querySelector(".wipe"), percent, against);
 }
 
 function compareWith(choice) {
@@ -32,25 +26,10 @@ function filterBy(choice) {
 
 for (const card of cards) {
   const stack = card.querySelector(".stack");
-  const below = stack.querySelector("img");
-  below.draggable = false;
-  const over = below.cloneNode();
-  over.classList.add("over");
-  over.alt = ""; // the same picture stands beside it, with its text
-  below.after(over);
+  cover(stack);
   const slider = card.querySelector(".wipe");
   slider.addEventListener("input", () => wipe(card, Number(slider.value)));
-  const drag = (event) => {
-    if (!event.buttons) return;
-    const { left, width } = stack.getBoundingClientRect();
-    const share = Math.min(1, Math.max(0, (event.clientX - left) / width));
-    wipe(card, Math.round(100 * share));
-  };
-  stack.addEventListener("pointerdown", (event) => {
-    stack.setPointerCapture(event.pointerId); // the drag goes on beyond the picture's edge
-    drag(event);
-  });
-  stack.addEventListener("pointermove", drag);
+  dragAcross(stack, (percent) => wipe(card, percent));
 }
 
 if (cards.length) {

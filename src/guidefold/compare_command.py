@@ -1,0 +1,38 @@
+"""``guidefold compare``; torch and the server wait until it runs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from guidefold.delivery_command import Run, settings_of_run
+from guidefold.errors import FailedError, InputError
+from guidefold.progress import console
+
+
+def compare(
+    run: Run,
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=65535, help="Of the page; by default a free one.")
+    ] = None,
+) -> None:
+    """Play with a trained run: a page with teacher and student side by side.
+
+    Prompt, seed and dial as you like; for a browser on this machine, until Ctrl-C.
+    """
+    settings = settings_of_run(run)
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise InputError(
+                f"guidefold compare: {name} is not installed",
+                "Install it with pip install 'guidefold[compare]'.",
+            )
+    from guidefold.easel import open_easel
+    from guidefold.server import serving
+
+    with open_easel(settings) as easel, serving(easel, port or 0) as address:
+        console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
+        easel.work()  # on the main thread, where Ctrl-C arrives, even while it draws
+    raise FailedError("the page's server has ended by itself", "Start it again.")
