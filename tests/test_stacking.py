@@ -334,9 +334,9 @@ def test_control_is_one_pass_and_at_scale_zero_the_plain_student(
     plain = draw(student)
     assert differ(picture, unguided, plain)
     assert same(draw(controlled, image=IMAGE, controlnet_conditioning_scale=0.0), plain)
-    with rows_of(controlled.controlnet) as control_rows:
+    with rows_of(controlled.unet) as rows, rows_of(controlled.controlnet) as control_rows:
         draw(controlled, image=IMAGE, guidance_scale=5.0)
-    assert control_rows == [2] * STEPS  # what guidance off saves, it saves here too
+    assert rows == control_rows == [2] * STEPS  # the control is computed twice as well
 
 
 def test_a_pipeline_that_has_the_adapter_passes_it_on(student: Any, controlled: Any) -> None:
