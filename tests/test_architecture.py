@@ -19,8 +19,9 @@ ORDER = """
     features optimizers alignment shards plans batches student yardstick calibration trajectories
     checkpoints session recording gather export verify delivery
     convert weights sample previews tracking updates distill
-    gallery dial evaluate charts exhibits document report easel server demo bench api
-    probe_command delivery_command compare_command cli __main__
+    gallery dial evaluate charts exhibits document report
+    licences workflow comfyui card pack hub easel server demo bench api
+    probe_command delivery_command hub_command compare_command cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""

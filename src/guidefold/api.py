@@ -17,6 +17,8 @@ from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
 from guidefold.export import export
 from guidefold.gather import gather
+from guidefold.hub import push
+from guidefold.pack import pack
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.prompts import load_prompts
@@ -40,7 +42,9 @@ __all__ = [
     "load_prompts",
     "load_settings",
     "open_pipeline",
+    "pack",
     "probe",
+    "push",
     "record",
     "report",
     "sample",

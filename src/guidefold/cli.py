@@ -20,6 +20,7 @@ from guidefold.bench.command import bench, plan, reproduce
 from guidefold.compare_command import compare
 from guidefold.delivery_command import Run, convert, export, settings_of_run, verify
 from guidefold.errors import GuidefoldError, InputError
+from guidefold.hub_command import pack, push
 from guidefold.probe_command import Overrides, probe
 from guidefold.progress import Stopped, console, plural
 from guidefold.settings import KINDS
@@ -214,6 +215,8 @@ def evaluate(run: Run, overrides: Overrides = None) -> None:
 app.command()(export)
 app.command()(verify)
 app.command()(convert)
+app.command()(pack)
+app.command()(push)
 
 
 @app.command()

@@ -29,6 +29,14 @@ FREE = {
     "distill.preview_every",
     "distill.trackers",
 }
+# Settings that may name a file or a folder of this machine.
+PATHS = (
+    ("pipeline", "source"),
+    ("pipeline", "config"),
+    ("prompts", "path"),
+    ("evaluate", "features"),
+    ("evaluate", "clip"),
+)
 # What is wrong with a setting, by pydantic's type of the error and with what it tells of it.
 WORDS = {
     "missing": "not set",
@@ -155,6 +163,29 @@ def dump_toml(settings: Settings) -> str:
         if isinstance(table, dict):
             lines += ["", f"[{name}]", *(f"{key} = {_toml(v)}" for key, v in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def without_paths(settings: Settings) -> Settings:
+    """Settings that may be published: of a path on this machine, its last part alone."""
+    values = settings.model_dump(mode="json")
+    values["run"] = Path(settings.run).resolve().name
+    for table, name in PATHS:
+        values[table][name] = public_name(values[table][name])
+    return Settings.model_validate(values)
+
+
+def public_name(source: str | None) -> str | None:
+    """A hub id or a bundled name as it is; of a path on this machine, its last part."""
+    if source is None:
+        return None
+    path = Path(source)
+    local = path.is_absolute() or source.startswith((".", "~")) or path.exists()
+    return path.resolve().name if local else source
+
+
+def hub_id(source: str) -> str | None:
+    """A base's name on the hub; None of a folder, a file or the bundled teacher."""
+    return source if source != "bundled" and public_name(source) == source else None
 
 
 def check_same(stored: Settings, given: Settings, run: Path) -> None:

@@ -87,18 +87,38 @@ def deliver(
     if not 0 < strength < math.inf:
         raise InputError(f"--strength {strength:g}: nothing would be left", "Give one above 0.")
     with open_session(settings) as session:
-        trained = read_trained(session, strength)
-        verdicts: list[Verdict] = []
-        left: dict[str, str] = {}
-        for kind in kinds:
-            reason = _unfit(session, trained, kind)
-            if reason and wanted != "all":
-                raise InputError(f"--format {kind}: {reason}", "Use --format all for what fits.")
-            if reason:
-                left[kind] = reason
-                continue
-            place = (out or session.run / "export") / f"{kind}{suffix}"
-            verdicts += _write(session, trained, kind, place, dtype, strength)
+        folder = out or session.run / "export"
+        places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
+        made = deliver_kinds(session, read_trained(session, strength), places, dtype, strength)
+    if wanted != "all" and made.unfit:
+        reason = made.unfit[wanted]
+        raise InputError(f"--format {wanted}: {reason}", "Use --format all for what fits.")
+    return made
+
+
+def deliver_kinds(
+    session: Session,
+    trained: Trained,
+    places: Mapping[Format, Path],
+    dtype: str | None = None,
+    strength: float = 1.0,
+) -> Delivery:
+    """:func:`deliver` within an open session.
+
+    Args:
+        session: The run's.
+        trained: What it has trained, at that strength.
+        places: A folder for each format; formats that do not fit are left out.
+        dtype: Of what is written.
+        strength: Of the run's adapter, that becomes strength 1 of what is written.
+    """
+    left: dict[str, str] = {k: reason for k in places if (reason := _unfit(session, trained, k))}
+    verdicts = [
+        verdict
+        for kind, place in places.items()
+        if kind not in left
+        for verdict in _write(session, trained, kind, place, dtype, strength)
+    ]
     return Delivery(tuple(verdicts), left)
 
 

@@ -25,6 +25,7 @@ from guidefold.adapter import (
 from guidefold.arguments import Tree, tree_map
 from guidefold.calibration import Mark, calibrate, guidance_for
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.config import public_name
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
@@ -217,7 +218,7 @@ def describe_adapter(
     table = [replace(mark, strength=mark.strength / strength) for mark in marks]
     return {
         "guidefold": __version__,
-        "base": settings.pipeline.source,
+        "base": public_name(settings.pipeline.source),
         "findings": findings.to_json(),
         "negative_prompt": settings.pipeline.negative_prompt,
         "g_ref": g_ref,
