@@ -236,7 +236,7 @@ def _opened(settings: Settings, findings: Findings) -> list[str]:
         f"from diffusers import {kind}",
         *last,
         "",
-        f"pipeline = {kind}.{load}({_literal(base)}, torch_dtype={dtype})",
+        f"pipeline = {kind}.{load}({_literal(base)}, dtype={dtype})",
     ]
 
 

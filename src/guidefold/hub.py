@@ -188,4 +188,6 @@ def _refusal(repository: str, error: HfHubHTTPError) -> InputError | FailedError
             "Make one that may write, or choose another owner.",
         )
     said = " ".join(str(error.server_message or error).split())
+    if status in range(400, 500):
+        return InputError(f"{repository}: the hub refuses it: {said}", "")
     return FailedError(f"{repository}: the hub answers {status}: {said}", "Try again later.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
+from yaml import YAMLError  # type: ignore[import-untyped] # what the hub's library reads with
 
 from guidefold.errors import InputError
 from guidefold.pipelines import bundled_teacher
@@ -52,7 +53,7 @@ def base_licence(source: str) -> dict[str, str]:
         return {}
     try:
         said = ModelCard.load(path).data.to_dict()
-    except (ValueError, OSError):  # front matter that is none, or not YAML
+    except (ValueError, OSError, YAMLError):  # no front matter, or none that can be read
         return {}
     found = {name: str(said[name]) for name in FIELDS if said.get(name)}
     return found if "license" in found else {}
