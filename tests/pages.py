@@ -113,6 +113,7 @@ def results(prompts: Sequence[str], *, judged: bool) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {
         kind: {
             "alignment": shares[kind] if judged else None,
+            "saturation": 0.5,
             "passes_per_image": 40.0 if kind == "teacher" else 20.0,
             "denoiser_seconds_per_image": 0.25 if kind == "teacher" else 0.125,
         }

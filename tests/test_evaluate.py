@@ -21,7 +21,14 @@ from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.distill import distill
 from guidefold.errors import RunError
-from guidefold.evaluate import LINES, _errors, evaluate, measure, relative_distance
+from guidefold.evaluate import (
+    LINES,
+    _errors,
+    evaluate,
+    measure,
+    relative_distance,
+    saturation,
+)
 from guidefold.export import export
 from guidefold.features import VisionModel, frechet_distance
 from guidefold.progress import Stopped, task
@@ -115,6 +122,16 @@ def test_the_teacher_against_itself_is_at_distance_zero_even_where_guidance_does
     assert relative_distance(dict.fromkeys(KINDS, flat(7))) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("colour", "expected"), [("white", 0.0), ("grey", 0.0), ("red", 1.0), ((100, 50, 50), 0.5)]
+)
+def test_saturation_is_how_far_a_colour_is_from_grey(colour: Any, expected: float) -> None:
+    pictures = [Image.new("RGB", (4, 4), colour)] * 2
+    assert saturation(pictures) == pytest.approx(expected, abs=0.01)
+    mixed = [*pictures, *[Image.new("RGB", (4, 4), "black")] * 2]
+    assert saturation(mixed) == pytest.approx(expected / 2, abs=0.01)
+
+
 def test_errors_are_mean_squares_of_each_step() -> None:
     def step(*values: float) -> Step:
         return Step(500.0, torch.zeros(1), torch.tensor([values]), torch.zeros(1), ())
@@ -130,7 +147,7 @@ def test_results_have_the_documented_keys_and_stand_on_the_disk(measured: Any) -
     settings, results = measured
     assert json.loads((Path(settings.run) / "results.json").read_text()) == results
     assert results.keys() == KEYS
-    common = {"alignment", "passes_per_image", "denoiser_seconds_per_image"}
+    common = {"alignment", "saturation", "passes_per_image", "denoiser_seconds_per_image"}
     extra = {"alignment_over_teacher_95", "denoiser_seconds_per_image_fused"}
     assert [results[kind].keys() for kind in KINDS] == [common, common, common | extra]
     assert results["residual_guidance"].keys() == {"teacher_states", "student_states"}
@@ -290,6 +307,14 @@ def test_strength_follows_the_guidance_that_is_measured(measured: Any) -> None:
     _, results = measured
     assert results["guidance"] == 3.0
     assert results["strength"] == (3 - 1) / (5 - 1)
+
+
+def test_a_strength_that_is_asked_for_is_measured(measured: Any) -> None:
+    settings, results = measured
+    asked = settings.evaluate.model_copy(update={"strength": 0.25, "state_prompts": 1})
+    found = evaluate(settings.model_copy(update={"evaluate": asked}))
+    assert found["strength"] == 0.25
+    assert found["residual_guidance"] != results["residual_guidance"]
 
 
 def test_the_student_takes_half_the_passes_of_the_teacher(measured: Any) -> None:

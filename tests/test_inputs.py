@@ -180,6 +180,15 @@ def test_what_guidefold_sets_itself_cannot_stand_in_a_row(name: str, rows: Any) 
         check_rows(StableDiffusionPipeline, found)
 
 
+def test_a_row_cannot_guide_a_student_whose_guidance_is_folded(
+    labelled: Labelled, rows: Any
+) -> None:
+    given = rows({"class_labels": 3, "guidance_scale": 7.5})
+    with pytest.raises(PromptError, match=r"rows\.jsonl:1: 'guidance_scale' cannot be set") as told:
+        call_inputs(labelled, given, {})
+    assert "guidefold sample --guidance" in told.value.remedy
+
+
 def test_a_field_that_begins_with_an_underscore_is_left_out(labelled: Labelled, rows: Any) -> None:
     (row,) = rows({"size": 8, "_note": "cat.png"})
     assert call_inputs(labelled, [row], {}) == {"size": 8}

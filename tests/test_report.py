@@ -490,7 +490,7 @@ def test_without_a_judge_nothing_is_said_of_alignment(tmp_path: Path) -> None:
     run = measured(trained(begun(tmp_path / "run")), judged=False)
     found = gather(run)
     assert [figure for figure, _ in found["headline"]] == ["20 passes", "88%"]
-    assert found["table"][0] == ["who", "passes", "seconds"]
+    assert found["table"][0] == ["who", "passes", "seconds", "saturation"]
     assert [chart.title for chart in found["charts"]] == [
         "Training",
         "Residual guidance by noise level",

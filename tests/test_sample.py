@@ -1,5 +1,6 @@
 """Pictures: seed by seed, counted, and laid out in a labelled grid."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,16 @@ def test_a_folder_that_holds_no_adapter_is_refused_by_name(begun, tmp_path):
 def test_an_empty_prompt_is_refused(begun: Any, tmp_path: Path, prompt: str) -> None:
     with pytest.raises(InputError, match="prompt: an empty one"):
         sample(begun("sd15"), ["a cat", prompt], tmp_path / "out", kinds=["teacher"])
+
+
+@pytest.mark.parametrize(("kinds", "warned"), [(["teacher"], False), (["student"], True)])
+def test_a_negative_prompt_that_the_student_ignores_is_told(
+    begun: Any, tmp_path: Path, kinds: Any, warned: bool, capsys: Any
+) -> None:
+    row = Prompt("a cat", "rows:1", (("negative_prompt", "blurry"),))
+    with contextlib.suppress(RunError):  # no adapter yet
+        sample(begun("sd15"), [row], tmp_path / "out", kinds=kinds)
+    assert ("ignores a row's negative_prompt" in capsys.readouterr().out) == warned
 
 
 def test_the_same_prompt_with_the_same_seed_is_drawn_once(begun: Any, tmp_path: Path) -> None:

@@ -179,9 +179,15 @@ def attach(
         The adapter, in float32 whatever the denoiser's precision.
 
     Raises:
+        InputError: A LoRA is on the denoiser already.
         UnfoldableError: No layer matches, or peft wrapped others than intended.
     """
     denoiser = unwrap(denoiser)
+    if adapted_layers(denoiser):
+        raise InputError(
+            "a LoRA is on the denoiser already",
+            "Fuse it into the base first: fuse_lora, unload_lora_weights, save_pretrained.",
+        )
     denoiser.requires_grad_(False)
     intended, left_out = find_targets(denoiser, preset, dry_run)
     if not intended:

@@ -125,6 +125,15 @@ def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
     return student / max(unguided, 1e-12)
 
 
+def saturation(pictures: Sequence[Picture]) -> float:
+    """How colourful pictures are: HSV's saturation, 0..1, mean over pixels and pictures.
+
+    Guidance that is too strong is seen in it first.
+    """
+    channels = (np.asarray(picture.convert("HSV"))[..., 1] for picture in pictures)
+    return float(np.mean([channel.mean() / 255 for channel in channels]))
+
+
 def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
     """Draw every picture, judge it, and measure residual guidance."""
     asked = session.settings.evaluate
@@ -265,6 +274,7 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {
         kind: {
             "alignment": share(verdicts[kind]) if verdicts else None,
+            "saturation": saturation(drawn[kind].pictures),
             "passes_per_image": drawn[kind].passes_per_image,
             "denoiser_seconds_per_image": drawn[kind].denoiser_seconds_per_image,
         }

@@ -90,17 +90,26 @@ def call_inputs(
     """
     rows = [Prompt.of(prompt) for prompt in prompts]
     parameters = parameters_of(pipeline)
-    taken = sorted({*OURS, guidance_argument(pipeline)} & call.keys())
+    scale = guidance_argument(pipeline)
+    taken = sorted({*OURS, scale} & call.keys())
     if taken:
         raise ConfigError(
             f"pipeline.call: {', '.join(taken)} cannot be set there",
             "Guidefold sets it: see record.guidance, record.steps, evaluate and prompts.",
         )
+    for row in rows:
+        if scale in row.values:
+            raise PromptError(
+                f"{row.source}: '{scale}' cannot be set by a row: the student's is folded, and "
+                "would count twice",
+                "Leave the field out. record.guidance holds the scales that are trained; "
+                "'guidefold sample --guidance' draws at one of them.",
+            )
     inputs = dict(call)
     if any(row.text for row in rows):
         inputs["prompt"] = _several([row.text for row in rows])
     given = negative_prompt is not None or "negative_prompt" in call
-    if not given and guidance_argument(pipeline) == "true_cfg_scale":
+    if not given and scale == "true_cfg_scale":
         negative_prompt = BLANK
     if negative_prompt is not None and "negative_prompt" not in inputs:
         inputs["negative_prompt"] = _several([negative_prompt] * len(rows))

@@ -56,7 +56,8 @@ def load_pipeline(
         if isinstance(module, nn.Module) and (missing := _without_weights(module)):
             raise PipelineError(
                 f"{source}: {name}: {len(missing)} weights are missing, such as {missing[0]}",
-                REMEDY,
+                f"{REMEDY} A pipeline that was saved with a LoRA on it lacks them too: call "
+                "unload_lora_weights (after fuse_lora, to keep its effect) and save it again.",
             )
     made_up = [text for text in warnings if MADE_UP in text]
     if made_up:

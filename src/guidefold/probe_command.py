@@ -40,6 +40,7 @@ def probe(
     described = [] if config is None else [f"pipeline.config={config}"]
     settings = make_settings(values, [*described, *(overrides or [])], "guidefold probe")
     from guidefold import api
+    from guidefold.distilled import refuse_folded, signs_of_distillation
     from guidefold.findings import describe
     from guidefold.inputs import check_rows
     from guidefold.pipelines import DTYPES, pipeline_class, resolve_device
@@ -57,7 +58,9 @@ def probe(
         device=resolve_device(asked.device),
     )
     guidance = settings.adapter.g_ref
+    signs = signs_of_distillation(opened)
     try:
+        refuse_folded(opened, asked.source)
         findings = api.probe(
             opened, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows
         )
@@ -67,6 +70,8 @@ def probe(
             typer.echo(json.dumps(why, indent=2))
         raise
     if as_json:
-        typer.echo(json.dumps({"foldable": True, **findings.to_json()}, indent=2))
+        found = {"foldable": True, **findings.to_json(), "signs_of_distillation": signs}
+        typer.echo(json.dumps(found, indent=2))
     else:
-        console.print("\n".join(describe(findings)), markup=False)
+        beware = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
+        console.print("\n".join([*describe(findings), *beware]), markup=False)

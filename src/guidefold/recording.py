@@ -7,6 +7,7 @@ from pathlib import Path
 
 from guidefold.adapter import Adapter
 from guidefold.checkpoints import find_checkpoints
+from guidefold.distilled import signs_of_distillation
 from guidefold.plans import plan_round
 from guidefold.progress import Stop, console, plural, stop_on_signals
 from guidefold.prompts import Prompt, count_duplicates
@@ -104,6 +105,8 @@ def _announce(session: Session) -> None:
         f"Prompts: {len(session.prompts)} to train on, {len(session.held_out)} held out to measure "
         f"with{'' if dropped.startswith('0 ') else f'; {dropped} left out'}."
     )
+    for sign in signs_of_distillation(session.pipeline):
+        console.print(f"Beware: the base may be distilled already. {sign}.", markup=False)
     (low, high), g_ref = settings.record.guidance, settings.adapter.g_ref
     if settings.adapter.dial and not low <= g_ref <= high:
         console.print(

@@ -20,7 +20,7 @@ from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
 from guidefold.export import open_adapter, read_dial
 from guidefold.findings import Findings
-from guidefold.progress import Task, task
+from guidefold.progress import Task, console, task
 from guidefold.prompts import Prompt
 from guidefold.randomness import derive_seed
 from guidefold.runs import ensure_folder, require_run, write_bytes
@@ -94,6 +94,11 @@ def sample(
         if strength is None and "student" in kinds:
             marks = read_dial(adapter or Path(settings.run) / "adapter")
             strength = strength_for(marks, guidance)
+    if "student" in kinds and any("negative_prompt" in row.values for row in rows):
+        console.print(
+            "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "
+            "is folded in training (pipeline.negative_prompt)."
+        )
     unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
     pairs = list(unlike.values())
     asked, numbers = [row for row, _ in pairs], [seed for _, seed in pairs]

@@ -15,6 +15,7 @@ from torch import nn
 
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.denoisers import as_one, denoisers
+from guidefold.distilled import refuse_folded
 from guidefold.errors import ConfigError, PipelineError
 from guidefold.findings import Findings
 from guidefold.inputs import check_rows
@@ -117,7 +118,10 @@ class Session:
 
     @property
     def strength(self) -> float:
-        """The adapter's strength for :attr:`guidance`."""
+        """The adapter's strength that pictures are measured at."""
+        chosen = self.settings.evaluate.strength
+        if chosen is not None:
+            return chosen
         if not self.settings.adapter.dial:
             return 1.0
         return strength_of(self.guidance, self.findings.origin, self.settings.adapter.g_ref)
@@ -206,6 +210,7 @@ def _open_whole(
     )
     if asked.offload:
         offload(pipeline, device)
+    refuse_folded(pipeline, asked.source)
     guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
     rows = [prompt for prompt in prompts[:2] if prompt.columns]
     found = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows)

@@ -201,6 +201,7 @@ class EvaluateSettings(Section):
         prompts: Held-out prompts that pictures are made for.
         steps: Denoising steps per picture.
         guidance: The teacher's guidance scale; None takes ``adapter.g_ref``.
+        strength: The adapter's; None takes what stands for the guidance scale.
         batch_size: Prompts per pipeline call.
         state_prompts: Held-out prompts whose trajectories measure residual guidance.
         grid_prompts: Rows of the picture grid.
@@ -213,6 +214,7 @@ class EvaluateSettings(Section):
     prompts: Positive = 64
     steps: Positive = 25
     guidance: float | None = None
+    strength: float | None = None
     batch_size: Positive = 1
     state_prompts: Positive = 16
     grid_prompts: Positive = 8

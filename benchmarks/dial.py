@@ -1,0 +1,166 @@
+"""How true is the dial? The student at each guidance scale beside the teacher at that scale.
+
+    guidefold demo                                                    # a run to measure
+    python benchmarks/dial.py runs/demo --out docs/results/dial       # dial.md and dial.json
+
+Each scale is measured at the strength that stands for it and at the one that the adapter's own
+calibration names. Pictures are kept in --work: a stopped bench goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from guidefold.calibration import Mark, strength_for
+from guidefold.config import load_settings
+from guidefold.demo.judge import judge_of
+from guidefold.errors import InputError
+from guidefold.evaluate import evaluate
+from guidefold.export import read_dial
+from guidefold.objective import strength_of
+from guidefold.settings import Settings
+
+SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 8.0, 10.0)
+HEADER = """# The dial against true guidance
+
+Student and CFG teacher on {prompts} held-out prompts, the same seeds, {steps} steps, trained over
+guidance {low:g} to {high:g} with strength 1 at {g_ref:g}. Each scale is drawn at the strength that
+stands for it, and at the one that the adapter's calibration names (nearest to the teacher on
+held-out recorded states). Residual guidance is measured at the teacher's and at the student's own
+states: 1 nothing folded, 0 all. Distance is the mean squared distance from the CFG pictures of that
+scale, divided by the unguided pictures'. Saturation is HSV's, mean over pixels. *Nearest* is the
+scale, among those of the table and 1, whose CFG pictures lie nearest to the student's.
+
+```
+guidefold demo run=RUN
+python benchmarks/dial.py RUN --out docs/results/dial
+```
+
+"""
+COLUMNS = (
+    *("guidance", "strength", "by", "residual, teacher's states", "student's states"),
+    *("alignment, teacher", "student", "saturation, teacher", "student", "distance", "nearest"),
+)
+
+
+def main() -> None:
+    """Measure every scale, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="of the .md and the .json")
+    parser.add_argument("--work", type=Path, help="keeps pictures; by default RUN-dial")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--states", type=int, default=8, help="prompts that measure residuals")
+    asked = parser.parse_args()
+    work = asked.work or asked.run.with_name(f"{asked.run.name}-dial")
+    settings = _place(asked.run, work, asked.prompts, asked.states)
+    marks = read_dial(work / "adapter")
+    rows = [
+        _measure(settings, g, strength, by)
+        for g in SCALES
+        for by, strength in _strengths(settings, marks, g).items()
+    ]
+    _add_nearest(work / "evaluation", rows, asked.prompts)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"marks": [vars(mark) for mark in marks], "rows": rows}, indent=1)
+    asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    asked.out.with_suffix(".md").write_text(_page(settings, rows, marks), encoding="utf-8")
+
+
+def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
+    """The adapter in a folder of its own, where pictures may lie."""
+    work.mkdir(exist_ok=True)
+    if not (work / "adapter").exists():
+        shutil.copytree(run / "adapter", work / "adapter")
+    found = load_settings(run)
+    measured = found.evaluate.model_copy(
+        update={"prompts": prompts, "state_prompts": states, "dial_prompts": 0}
+    )
+    return found.model_copy(update={"run": str(work), "evaluate": measured})
+
+
+def _strengths(settings: Settings, marks: Sequence[Mark], guidance: float) -> dict[str, float]:
+    found = {"dial": strength_of(guidance, 1.0, settings.adapter.g_ref)}
+    with contextlib.suppress(InputError):  # beyond what the dial was measured over
+        found["calibration"] = strength_for(marks, guidance)
+    return found
+
+
+def _measure(settings: Settings, guidance: float, strength: float, by: str) -> dict[str, Any]:
+    chosen = settings.evaluate.model_copy(update={"guidance": guidance, "strength": strength})
+    now = settings.model_copy(update={"evaluate": chosen})
+    found = evaluate(now, judge_of(settings.pipeline.source))
+    residual = found["residual_guidance"]
+    return {
+        "guidance": guidance,
+        "strength": strength,
+        "by": by,
+        "residual_teacher_states": residual["teacher_states"]["mean"],
+        "residual_student_states": residual["student_states"]["mean"],
+        "alignment_teacher": found["teacher"]["alignment"],
+        "alignment_student": found["student"]["alignment"],
+        "saturation_teacher": found["teacher"]["saturation"],
+        "saturation_student": found["student"]["saturation"],
+        "relative_distance": found["relative_distance"],
+    }
+
+
+def _add_nearest(folder: Path, rows: list[dict[str, Any]], prompts: int) -> None:
+    """The scale whose CFG pictures are nearest to each row's."""
+    teachers = {g: _pictures(folder, f"teacher-g{g:g}", prompts) for g in SCALES}
+    teachers[1.0] = _pictures(folder, "unguided", prompts)
+    for row in rows:
+        own = _pictures(folder, f"student-s{row['strength']:g}", prompts)
+        apart = {g: float(np.square(own - its).mean()) for g, its in teachers.items()}
+        row["nearest"] = min(apart, key=apart.__getitem__)
+
+
+def _pictures(folder: Path, stem: str, count: int) -> Any:
+    def read(path: Path) -> Any:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+
+    return np.stack([read(folder / f"{stem}-{k:04d}.png") for k in range(count)])
+
+
+def _page(settings: Settings, rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> str:
+    low, high = settings.record.guidance
+    asked = settings.evaluate
+    lines = [
+        HEADER.format(
+            prompts=asked.prompts,
+            steps=asked.steps,
+            low=low,
+            high=high,
+            g_ref=settings.adapter.g_ref,
+        ),
+        "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n",
+    ]
+    for row in rows:
+        exact = {"guidance": f"{row['guidance']:g}", "nearest": f"{row['nearest']:g}"}
+        shown = {name: v if isinstance(v, str) else f"{v:.3f}" for name, v in row.items()} | exact
+        cells = list(shown.values())
+        lines.append("| " + " | ".join(cells) + " |\n")
+    lines.append(
+        "\n## The calibration\n\n| guidance | strength | as the dial stands | residual |\n"
+    )
+    lines.append("|---|---|---|---|\n")
+    for mark in marks:
+        stands = strength_of(mark.guidance, 1.0, settings.adapter.g_ref)
+        lines.append(
+            f"| {mark.guidance:.2f} | {mark.strength:.3f} | {stands:.3f} | {mark.residual:.3f} |\n"
+        )
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A stock pipeline with a written adapter, called as its student is: in one pass a step."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from guidefold.adapter import adapted_layers, load_adapter, set_strength
+from guidefold.calibration import Mark, strength_for
+from guidefold.capture import GUIDER, guiders
+from guidefold.denoisers import as_one, denoisers
+from guidefold.errors import InputError, MismatchError, RunError
+from guidefold.export import METADATA
+from guidefold.findings import Findings
+from guidefold.pipelines import fingerprint
+from guidefold.runs import check_folder, read_json
+
+
+class IgnoredNegativePromptWarning(UserWarning):
+    """A negative prompt was given where no second pass could obey it."""
+
+
+class OtherBaseWarning(UserWarning):
+    """The pipeline's weights are not those that the adapter was trained on."""
+
+
+class StockStudent:
+    """A pipeline that is called like its teacher, and guided by its adapter alone.
+
+    Args:
+        pipeline: With the adapter loaded.
+        findings: What the probe found when the adapter was trained.
+        marks: The adapter's dial, measured.
+        negative_prompt: What was folded.
+
+    Attributes:
+        pipeline: The stock pipeline itself.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        findings: Findings,
+        marks: Sequence[Mark],
+        negative_prompt: str | None,
+    ) -> None:
+        self.pipeline, self.findings = pipeline, findings
+        self.marks, self.negative_prompt = marks, negative_prompt
+
+    def turn(self, guidance: float) -> float:
+        """Turn the dial to a guidance scale.
+
+        Returns:
+            The adapter's strength.
+
+        Raises:
+            InputError: The dial was not measured there.
+        """
+        strength = strength_for(self.marks, guidance)
+        for part in denoisers(self.pipeline, self.findings.denoisers).values():
+            set_strength(part, strength)
+        return strength
+
+    def __call__(self, *args: Any, force: bool = False, **kwargs: Any) -> Any:
+        """Call the pipeline with its guidance off.
+
+        Args:
+            *args: As the pipeline takes them.
+            force: Let guidance that is asked for come on top of what is folded.
+            **kwargs: As the pipeline takes them.
+
+        Raises:
+            InputError: Guidance is asked for, without ``force``.
+        """
+        given = inspect.signature(self.pipeline.__call__).bind_partial(*args, **kwargs).arguments
+        off = self.findings.scaled(self.findings.off)
+        for name, value in off.items():
+            if name.startswith(f"{GUIDER}."):
+                continue  # a component's, switched off as it was opened
+            if given.get(name, value) != value and not force:
+                raise InputError(
+                    f"{name}={given[name]!r}: this pipeline's guidance is folded into its adapter "
+                    "already, and would count twice",
+                    f"Leave {name} out and turn the dial: .turn({given[name]!r}); or pass "
+                    "force=True.",
+                )
+            if name not in given:
+                kwargs[name] = value
+        negative = given.get("negative_prompt")
+        if negative and negative != self.negative_prompt and not force:
+            folded = f"'{self.negative_prompt}'" if self.negative_prompt else "none"
+            warnings.warn(
+                "negative_prompt is ignored: one pass obeys what is folded into the adapter "
+                f"({folded}). Train with pipeline.negative_prompt to fold another.",
+                IgnoredNegativePromptWarning,
+                stacklevel=2,
+            )
+        return self.pipeline(*args, **kwargs)
+
+
+def open_student(
+    pipeline: DiffusionPipeline, folder: str | Path, guidance: float | None = None
+) -> StockStudent:
+    """Load a written adapter into a stock pipeline and guard it against guidance that counts twice.
+
+    The file needs none of this: ``load_lora_weights`` and the guidance argument switched off do the
+    same. This sets that argument, turns the dial by guidance scale and complains of mistakes.
+
+    Args:
+        pipeline: The one that the adapter was trained on, without a LoRA.
+        folder: The adapter's.
+        guidance: Where to turn the dial; None leaves strength 1.
+
+    Raises:
+        RunError: There is no adapter of Guidefold's.
+        CorruptFileError: Its files are not those that were written.
+        MismatchError: The pipeline lacks the denoiser.
+        InputError: A LoRA is on the pipeline already, or the dial does not reach the scale.
+    """
+    folder = Path(folder)
+    if not (folder / METADATA).exists():
+        raise RunError(
+            f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
+            "Name the folder that 'guidefold distill' or 'guidefold export' wrote.",
+        )
+    check_folder(folder, "Write it again with 'guidefold export RUN'.")
+    about = read_json(folder / METADATA)
+    findings = Findings.from_json(about["findings"])
+    _check_base(pipeline, findings, folder)
+    student = StockStudent(
+        pipeline,
+        findings,
+        [Mark(**mark) for mark in about["dial_table"]],
+        about["negative_prompt"],
+    )
+    if guidance is not None:
+        strength_for(student.marks, guidance)  # before anything is loaded
+    load_adapter(pipeline, findings.denoisers, findings.loader, folder, 1.0)
+    if findings.guidance_argument.startswith(f"{GUIDER}."):
+        for name, guider in guiders(pipeline).items():
+            setattr(pipeline, name, guider.new(enabled=False))
+    if guidance is not None:
+        student.turn(guidance)
+    return student
+
+
+def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None:
+    names = findings.denoisers
+    missing = [name for name in names if getattr(pipeline, name, None) is None]
+    if missing:
+        raise MismatchError(
+            f"{folder}: the adapter is for '{missing[0]}', which {type(pipeline).__name__} lacks",
+            "Open the pipeline that the run was recorded with.",
+        )
+    whole = as_one(denoisers(pipeline, names))
+    if adapted_layers(whole):
+        raise InputError(
+            "a LoRA is on the pipeline already",
+            "Open the student first, then load the others and name all of them in set_adapters.",
+        )
+    if fingerprint(whole) != findings.fingerprint:
+        warnings.warn(
+            f"{folder}: trained on weights {findings.fingerprint}; the pipeline has "
+            f"{fingerprint(whole)}: another precision, or another base",
+            OtherBaseWarning,
+            stacklevel=3,
+        )
