@@ -14,10 +14,10 @@ from guidefold import api
 ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness media prompts settings config progress runs memory loading
-    pipelines arguments outputs stub capture selective denoisers asking proofs inputs targets
+    pipelines distilled arguments outputs stub capture selective denoisers asking proofs inputs targets
     switches findings probe calls adapter anatomy clients formats labels frozen objective
     features optimizers alignment shards plans batches student yardstick calibration trajectories
-    checkpoints session recording gather export verify delivery
+    checkpoints session recording gather export stock verify delivery
     convert weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits document report
     licences workflow comfyui card pack hub easel server demo bench api

@@ -26,11 +26,13 @@ from guidefold.recording import record
 from guidefold.report import report
 from guidefold.sample import sample
 from guidefold.settings import Settings
+from guidefold.stock import StockStudent, open_student
 from guidefold.verify import verify
 
 __all__ = [
     "GuidefoldError",
     "Settings",
+    "StockStudent",
     "convert",
     "deliver",
     "distill",
@@ -42,6 +44,7 @@ __all__ = [
     "load_prompts",
     "load_settings",
     "open_pipeline",
+    "open_student",
     "pack",
     "probe",
     "push",
