@@ -6,6 +6,7 @@ from pathlib import Path
 
 from test_architecture import ORDER
 
+from guidefold.anatomy import client_facts
 from guidefold.config import load_settings, presets
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +52,11 @@ def test_every_pipeline_class_of_diffusers_has_a_row_and_at_least_eighty_work():
     counted = re.search(r"^(\d+) classes of (\d+) families work", text, re.M)
     assert int(counted[1]) == states.count("works")
     assert int(counted[2]) >= 35
+
+
+def test_the_table_of_clients_is_the_one_that_model_cards_show():
+    text = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    for use in client_facts()["use"]:
+        formats = ", ".join(f"`{kind}`" for kind in use["formats"])
+        row = [use["name"], formats, use["place"], use["set"], use["passes"]]
+        assert f"| {' | '.join(row)} |\n" in text
