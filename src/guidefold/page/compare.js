@@ -128,6 +128,7 @@ async function draw() {
   say("Drawing");
   busy(true);
   for (const kind of KINDS) document.querySelector(`[data-kind="${kind}"]`).classList.add("waiting");
+  lay();
   part("title").textContent = `${wish.prompt} (seed ${wish.seed})`;
   try {
     const headers = { "Content-Type": "application/json" };
