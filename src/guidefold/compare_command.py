@@ -18,9 +18,9 @@ def compare(
         int | None, typer.Option(min=1024, max=65535, help="Of the page; by default a free one.")
     ] = None,
 ) -> None:
-    """Play with a trained run: a page with teacher and student side by side.
+    """Open a trained run as a page: draw with teacher and student.
 
-    Prompt, seed and dial as you like; for a browser on this machine, until Ctrl-C.
+    Prompt, seed and strength as you like; for a browser on this machine, until Ctrl-C.
     """
     settings = settings_of_run(run)
     for name in ("starlette", "uvicorn"):

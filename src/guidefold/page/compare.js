@@ -47,7 +47,7 @@ function describe(kind, about) {
   const set = kind === "student" ? `strength ${number(about.strength)}` : `guidance ${number(about.guidance)}`;
   const bold = document.createElement("b");
   bold.textContent = NAMES[kind];
-  const cost = `${number(about.passes)} passes, ${about.seconds.toFixed(about.seconds < 1 ? 3 : 1)} s`;
+  const cost = `${number(about.passes)} passes, ${about.seconds < 100 ? about.seconds.toPrecision(3) : about.seconds.toFixed()} s`;
   return [bold, `${set}, ${cost}`];
 }
 
