@@ -509,12 +509,13 @@ def test_marks_follow_the_judges_verdicts(whole: Shown) -> None:
 
 def test_the_table_says_what_each_kind_costs(whole: Shown) -> None:
     headings, rows = whole.facts["table"]
-    assert headings == ["who", "passes", "seconds", "alignment", "Fréchet distance", "recall"]
+    measured = ["alignment", "Fréchet distance", "recall", "saturation"]
+    assert headings == ["who", "passes", "seconds", *measured]
     assert rows == [
-        ["CFG teacher", "40", "0.250", "0.800", "-", "-"],
-        ["unguided", "20", "0.125", "0.300", "3.250", "0.500"],
-        ["student", "20", "0.125", "0.760", "0.500", "0.750"],
-        ["student, fused", "20", "0.062", "", "", ""],
+        ["CFG teacher", "40", "0.250", "0.800", "-", "-", "0.500"],
+        ["unguided", "20", "0.125", "0.300", "3.250", "0.500", "0.500"],
+        ["student", "20", "0.125", "0.760", "0.500", "0.750", "0.500"],
+        ["student, fused", "20", "0.062", "", "", "", ""],
     ]
     assert "as a set, with the teacher's" in whole.html.replace("&#39;", "'")
 
@@ -528,6 +529,25 @@ def test_the_run_says_what_it_took(whole: Shown) -> None:
         "adapter": "1.0 MiB, 10.0% of the denoiser's 10.0 MiB",
         "measured on": f"cpu {PROMPTS[0]}",
     }
+
+
+def test_the_dial_is_drawn_as_it_was_measured(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    marks = [
+        {"guidance": 2.0, "strength": 0.3, "residual": 0.4},
+        {"guidance": 5.0, "strength": 1.1, "residual": 0.5},
+    ]
+    about = {"usage_hint": "", "findings": {"origin": 1.0}, "g_ref": 5.0, "dial_table": marks}
+    write(run / "adapter" / "guidefold.json", about)
+    *_, dial, left = gather(run)["charts"]
+    assert dial.title == "The dial, measured"
+    assert dial.rows == [
+        ["nearest to the teacher", "2", "0.3"],
+        ["nearest to the teacher", "5", "1.1"],
+        ["as the dial stands", "2", "0.25"],
+        ["as the dial stands", "5", "1"],
+    ]
+    assert [row[1:] for row in left.rows] == [["2", "0.4"], ["5", "0.5"]]
 
 
 def test_curves_are_the_logs_lines(whole: Shown) -> None:
