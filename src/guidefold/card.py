@@ -45,6 +45,7 @@ TASKS = {
 TAGS = ("lora", "guidance-distillation", "classifier-free-guidance", "guidefold")
 # Not what Markdown makes of them: emphasis, links, tables, code, mathematics, addresses, mentions.
 SPECIAL = re.compile(r"([\\`*_\[\]{}|~$:@#])|(?<=www)\.")
+NAMED = re.compile(r"[\w.-]+")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
@@ -96,6 +97,7 @@ def card(session: Session, held: Held) -> str:
         "more_inputs": sorted({n for p in session.held_out[:1] for n, _ in p.columns}),
         "clients": list(_clients(held.verdicts)),
         "unfit": held.unfit,
+        "files": [inside(verdict).as_posix() for verdict in held.verdicts],
         "workflow": "" if held.no_workflow else WORKFLOW,
         "no_workflow": held.no_workflow,
         "off": ", ".join(f"`{n}={v}`" for n, v in findings.scaled(findings.off).items()),
@@ -298,7 +300,9 @@ def _clients(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
         whole = {reading.client for reading in verdict.readings if reading.dropped == ()}
         for use in client_facts()["use"]:
             if use["client"] in whole and verdict.kind in use["formats"]:
-                yield {**use, "file": inside(verdict).as_posix()}
+                title = verdict.path.stem if NAMED.fullmatch(verdict.path.stem) else "NAME"
+                place = use["place"].replace("NAME", title)
+                yield {**use, "place": place, "file": inside(verdict).as_posix()}
 
 
 def _share(seconds: float, whole: float) -> str:

@@ -57,7 +57,10 @@ def unfit(kind: Format, base: Anatomy, component: str, loader: str, layers: Coll
     if kind == "kohya":
         silent = sorted(set(layers) - base.kohya.keys())
         if silent:
-            return f"it has no name for {', '.join(silent)}; another adapter.targets may do"
+            more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+            return (
+                f"it has no name for {', '.join(silent[:3])}{more}; another adapter.targets may do"
+            )
     if kind == "transformer" and component != "transformer":
         return "it is for diffusion transformers"
     return ""

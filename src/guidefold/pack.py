@@ -89,7 +89,7 @@ def pack(settings: Settings, out: Path | None = None, licence: str | None = None
         for row in pictures:
             for kind in KINDS:
                 write_bytes(temporary / row[kind], row[f"{kind} file"].read_bytes())
-        reason = unfit or unsuitable(session, verdicts)
+        reason = "there is no file for it" if unfit else unsuitable(session, verdicts)
         if not reason:
             _write_workflow(session, temporary, verdicts[0], pictures)
         held = Held(about, allowed, results, pictures, verdicts, unfit, reason)
@@ -212,7 +212,8 @@ def _remarks(settings: Settings, held: Held, run: Path) -> Iterator[str]:
             "No licence: the base's own card is not here, or names none. Name the base's with "
             "--license."
         )
-    if hub_id(settings.pipeline.source) is None:
+    source = settings.pipeline.source
+    if hub_id(source) is None and source != "bundled":
         yield (
             "No base_model in the card's front matter: the base is no repository of the hub here. "
             f"If it is one, write base_model: OWNER/NAME into {CARD}."
