@@ -15,8 +15,9 @@ ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness media prompts settings config progress runs memory loading
     pipelines distilled arguments outputs stub capture selective denoisers asking proofs
-    inputs targets switches findings probe calls adapter anatomy clients formats labels frozen objective
-    features optimizers alignment shards plans batches student yardstick calibration trajectories
+    inputs targets switches findings probe calls adapter anatomy clients formats labels frozen
+    objective features optimizers alignment shards plans batches student yardstick calibration
+    trajectories
     checkpoints session recording gather export stock verify delivery
     convert weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits document report

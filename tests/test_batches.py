@@ -1,12 +1,13 @@
 """The order of states is a function of position; what is joined says what it said alone."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from guidefold.batches import Batch, chosen_indices, collate, kind_of, mixes
+from guidefold.batches import Batch, chosen_indices, collate, kind_of, mixes, some_of
 from guidefold.shards import KeptState, StateRef, write_trajectory
 
 LAYOUT = {
@@ -41,6 +42,25 @@ def test_processes_share_the_states_of_a_step_among_them(processes: int) -> None
 def test_seed_and_stretch_decide_the_order() -> None:
     orders = {tuple(chosen_indices(9, s, n, 0, 9)) for s in (0, 1) for n in ("round-0", "round-1")}
     assert len(orders) == 4
+
+
+@pytest.mark.parametrize("each", [2, 4, 5, 20])
+@pytest.mark.parametrize("trajectories", [64, 256, 320, 1280])
+def test_a_few_states_are_of_every_part_of_a_trajectory(trajectories: int, each: int) -> None:
+    """Even distances were in step with it: of 1280 x 4 states, only first ones were taken."""
+    refs = [place for _ in range(trajectories) for place in range(each)]
+    shares = Counter(some_of(refs, 256, 0, "size-0"))
+    wanted = min(256, len(refs)) / each
+    assert all(0.4 * wanted < shares[place] < 1.8 * wanted for place in range(each))
+
+
+def test_a_few_states_are_each_other_s_alone_and_in_their_order() -> None:
+    some = some_of(list(range(50)), 20, 3, "size-0")
+    assert some == sorted(set(some))
+    assert len(some) == 20
+    assert some == some_of(list(range(50)), 20, 3, "size-0")
+    assert some != some_of(list(range(50)), 20, 4, "size-0")
+    assert some_of(list(range(5)), 20, 3, "size-0") == list(range(5))
 
 
 def state(value: float, timestep: int, *, width: int = 3, extra: bool = False) -> KeptState:

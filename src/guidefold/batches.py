@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from guidefold.arguments import Layout, NotBatchableError, Tree, flatten, join, tree_map
 from guidefold.randomness import permutation
 from guidefold.shards import KeptState, StateRef
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ def chosen_indices(count: int, seed: int, name: str, first: int, size: int) -> l
         _epoch(count, seed, name, position // count)[position % count]
         for position in range(first, first + size)
     ]
+
+
+def some_of(refs: Sequence[State], count: int, seed: int, name: str) -> list[State]:
+    """A few states by lot, in their order.
+
+    Not at even distances: those fall in step with the states that are kept of each trajectory, and
+    would take the noisiest of each alone.
+
+    Args:
+        refs: The states.
+        count: How many are wanted; all where there are no more.
+        seed: The run's.
+        name: Of the draw.
+    """
+    return [refs[k] for k in sorted(permutation(len(refs), seed, name)[:count])]
 
 
 def collate(refs: Sequence[StateRef], layout: Layout, together: bool) -> list[Batch]:

@@ -23,6 +23,7 @@ from guidefold.adapter import (
     unload_adapter,
 )
 from guidefold.arguments import Tree, tree_map
+from guidefold.batches import some_of
 from guidefold.calibration import Mark, calibrate, guidance_for
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
 from guidefold.config import public_name
@@ -181,8 +182,7 @@ def _calibrate(session: Session, student: Student) -> list[Mark]:
     refs = recorded_states(session.run, 0, "held-out") or recorded_states(
         session.run, 0, "training"
     )
-    count = min(len(refs), CALIBRATED_STATES)
-    some = [refs[k * len(refs) // count] for k in range(count)]
+    some = some_of(refs, CALIBRATED_STATES, asked.seed, "dial")
     with task("Measuring the dial, states", len(some)) as progress:
         highest, size = asked.record.guidance[1], asked.distill.batch_size
         return calibrate(student, some, highest, size, progress.advance)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from guidefold.batches import Batch
+from guidefold.batches import Batch, some_of
 from guidefold.objective import (
     GuidanceSize,
     Level,
@@ -41,13 +41,12 @@ class Yardstick:
 
         Args:
             number: The stretch's round.
-            refs: The states that it trains on; a few are taken at even distances.
+            refs: The states that it trains on; a few are drawn by lot.
         """
         if number not in self.sizes:
             asked = self.settings.distill
-            count = min(len(refs), asked.normaliser_states)
-            spread = [refs[k * len(refs) // count] for k in range(count)]
-            self.sizes[number] = self.student.measure_guidance(spread, asked.batch_size)
+            few = some_of(refs, asked.normaliser_states, self.settings.seed, f"size-{number}")
+            self.sizes[number] = self.student.measure_guidance(few, asked.batch_size)
 
     def scales(self, batch: Batch, number: int) -> torch.Tensor:
         """What each sample's squared error is divided by in a stretch, shape (batch,)."""
