@@ -36,6 +36,8 @@ COMMANDS = (
     "export",
     "verify",
     "convert",
+    "pack",
+    "push",
     "evaluate",
     "report",
     "compare",

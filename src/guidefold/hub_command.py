@@ -46,7 +46,7 @@ def push(
     licence: Licence = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Upload a run's adapter to the hub, after showing what will be uploaded."""
+    """Upload a run's adapter to the hub; shows it first, and asks."""
     from guidefold import api
 
     def agree(upload: Upload) -> bool:
