@@ -98,7 +98,7 @@ def _size(session: Session, names: Anatomy, size: Sequence[int] | None) -> tuple
         return int(call["width"]), int(call["height"])
     if size is not None:
         return int(size[0]), int(size[1])
-    side, factor = names.config.get("sample_size"), session.pipeline.vae_scale_factor
+    side, factor = names.config.get("sample_size"), getattr(session.pipeline, "vae_scale_factor", 1)
     whole = int(side) * int(factor) if isinstance(side, int) else SIZE
     return whole, whole
 
