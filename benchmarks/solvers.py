@@ -3,8 +3,8 @@
     guidefold demo                                                  # a run to measure
     python benchmarks/solvers.py runs/demo --out docs/results/solvers     # .md and .json
 
-Nothing is trained: the run's adapter is loaded into the pipeline, its scheduler exchanged. Cases that
-stand in --work are not drawn again.
+Nothing is trained: the run's adapter is loaded into the pipeline, its scheduler exchanged. What
+stands in --work is not drawn again.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HEADER = """# Other steps and solvers than the recorded ones
 
 The run was recorded with {recorded}, {low} to {high} steps. Each case draws {prompts} held-out
 prompts with teacher (guidance {guidance:g}), unguided and student, the same seeds, the scheduler
-exchanged and nothing trained anew; figures are alignment. Distance is the student's mean squared distance from the CFG pictures of the
-same solver and steps, divided by the unguided pictures'.
+exchanged and nothing trained anew; figures are alignment. Distance is the student's mean squared
+distance from the CFG pictures of the same solver and steps, divided by the unguided pictures'.
 
 ```
 guidefold demo run=RUN
