@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from guidefold.about import read_dial
 from guidefold.calibration import Mark, strength_for
 from guidefold.config import load_settings
 from guidefold.demo.judge import judge_of
 from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
-from guidefold.export import read_dial
 from guidefold.objective import strength_of
 from guidefold.settings import Settings
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from guidefold.about import read_dial
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.calibration import (
     Heard,
@@ -20,7 +21,7 @@ from guidefold.checkpoints import find_checkpoints, load_checkpoint
 from guidefold.delivery import deliver
 from guidefold.distill import distill
 from guidefold.errors import InputError
-from guidefold.export import export, read_dial
+from guidefold.export import export
 from guidefold.objective import strength_of
 from guidefold.recording import recorded_states
 from guidefold.runs import read_json, read_metadata

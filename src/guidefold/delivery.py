@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guidefold.about import describe_adapter, read_dial
 from guidefold.adapter import (
     DIFFUSERS_FILE,
     PEFT_CONFIG,
@@ -22,7 +23,7 @@ from guidefold.adapter import (
 from guidefold.calibration import strength_for
 from guidefold.clients import read_by_clients
 from guidefold.errors import InputError, VerifyError
-from guidefold.export import Trained, describe_adapter, read_dial, read_trained
+from guidefold.export import Trained, read_trained
 from guidefold.findings import Findings
 from guidefold.formats import FORMATS, Format, Tensors, cast, named, of_one_rank, unfit
 from guidefold.labels import labels

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from guidefold import dial
+from guidefold.about import METADATA
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
-from guidefold.export import METADATA
 from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import LINES, Gallery
 from guidefold.objective import guidance_at, mean_residual, residual_by_level, squared_error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guidefold import __version__
+from guidefold.about import METADATA, describe_adapter, read_adapter
 from guidefold.adapter import (
     DIFFUSERS_FILE,
     PEFT_CONFIG,
@@ -24,20 +24,16 @@ from guidefold.adapter import (
 )
 from guidefold.arguments import Tree, tree_map
 from guidefold.batches import some_of
-from guidefold.calibration import Mark, calibrate, guidance_for
+from guidefold.calibration import Mark, calibrate
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
-from guidefold.config import public_name
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
-from guidefold.objective import guidance_at
 from guidefold.outputs import output_tensor
 from guidefold.progress import task
 from guidefold.recording import recorded_states
 from guidefold.runs import (
-    check_folder,
     finished_folder,
-    read_json,
     require_run,
     restore_folder,
     write_json,
@@ -48,7 +44,6 @@ from guidefold.settings import Settings
 from guidefold.shards import StateRef
 from guidefold.student import Student
 
-METADATA = "guidefold.json"
 COMPARED_STATES = 4
 CALIBRATED_STATES = 96
 
@@ -188,64 +183,6 @@ def _calibrate(session: Session, student: Student) -> list[Mark]:
         return calibrate(student, some, highest, size, progress.advance)
 
 
-def read_dial(folder: Path) -> list[Mark]:
-    """A written adapter's dial as it was measured; empty where it was not.
-
-    Args:
-        folder: The adapter's.
-    """
-    path = folder / METADATA
-    return [Mark(**mark) for mark in read_json(path).get("dial_table", [])] if path.exists() else []
-
-
-def describe_adapter(
-    session: Session, step: int, marks: Sequence[Mark], strength: float = 1.0
-) -> dict[str, Any]:
-    """What an adapter says of itself, as JSON.
-
-    Args:
-        session: The run's.
-        step: The optimizer steps that it took.
-        marks: Its dial, measured.
-        strength: Of the run's adapter, that is strength 1 of what is described.
-    """
-    settings, findings = session.settings, session.findings
-    origin, g_ref = findings.origin, settings.adapter.g_ref
-    if strength != 1:
-        # six digits: a scale that was asked for comes back as it was given
-        nominal = guidance_at(strength, origin, g_ref)
-        g_ref = float(f"{guidance_for(marks, strength, nominal):.6g}")
-    table = [replace(mark, strength=mark.strength / strength) for mark in marks]
-    return {
-        "guidefold": __version__,
-        "base": public_name(settings.pipeline.source),
-        "findings": findings.to_json(),
-        "negative_prompt": settings.pipeline.negative_prompt,
-        "g_ref": g_ref,
-        "dial": settings.adapter.dial,
-        "dial_table": [asdict(mark) for mark in table],
-        "guidance_range": list(settings.record.guidance),
-        "rank": settings.adapter.rank,
-        "targets": settings.adapter.targets,
-        "step": step,
-        "strength": strength,
-        "usage_hint": f"{_unguided_call(findings)}; strength 1 = guidance {g_ref:g}"
-        + (
-            f", strength s = guidance {origin:g} + {g_ref - origin:g} s"
-            if settings.adapter.dial
-            else ""
-        ),
-    }
-
-
-def _unguided_call(findings: Findings) -> str:
-    """What the pipeline is called with beside the adapter, in words."""
-    return ", ".join(
-        f"{name}={value:g}"
-        for name, value in {findings.guidance_argument: findings.off, **findings.also_off}.items()
-    )
-
-
 def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
     """Load a written adapter into a session's stock pipeline, after making sure it belongs there.
 
@@ -259,13 +196,7 @@ def open_adapter(session: Session, strength: float, folder: Path | None = None) 
         restore_folder(folder)
         if not folder.exists():
             raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
-    if not (folder / METADATA).exists():
-        raise RunError(
-            f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
-            "Name the folder that 'guidefold distill' or 'guidefold export' wrote.",
-        )
-    check_folder(folder, "Write it again with 'guidefold export RUN'.")
-    about = read_json(folder / METADATA)
+    about = read_adapter(folder)
     trained_on = Findings.from_json(about["findings"])
     trained_on.check_same_base(session.findings)
     if about["g_ref"] != session.settings.adapter.g_ref:

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from guidefold import __version__
+from guidefold.about import METADATA
 from guidefold.card import REPOSITORY
 from guidefold.errors import FailedError, InputError
-from guidefold.export import METADATA
 from guidefold.pack import CARD, FOLDER, current_adapter, pack, packed_as, stamp
 from guidefold.pipelines import NETWORK_ERRORS
 from guidefold.runs import MANIFEST, require_run

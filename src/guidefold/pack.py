@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from guidefold import __version__
+from guidefold.about import METADATA
 from guidefold.card import WORKFLOW, Held, card
 from guidefold.checkpoints import find_checkpoints
 from guidefold.comfyui import comparison, unsuitable
@@ -20,7 +21,7 @@ from guidefold.delivery import deliver_kinds
 from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import INDEX
 from guidefold.exhibits import optional_json
-from guidefold.export import METADATA, read_trained
+from guidefold.export import read_trained
 from guidefold.formats import Format
 from guidefold.licences import licence_for
 from guidefold.runs import (

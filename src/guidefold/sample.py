@@ -13,12 +13,13 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from guidefold.about import read_dial
 from guidefold.calibration import strength_for
 from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
 from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
-from guidefold.export import open_adapter, read_dial
+from guidefold.export import open_adapter
 from guidefold.findings import Findings
 from guidefold.progress import Task, console, task
 from guidefold.prompts import Prompt

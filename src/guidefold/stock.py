@@ -10,15 +10,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from guidefold.about import read_adapter
 from guidefold.adapter import adapted_layers, load_adapter, set_strength
 from guidefold.calibration import Mark, strength_for
 from guidefold.capture import GUIDER, guiders
 from guidefold.denoisers import as_one, denoisers
-from guidefold.errors import InputError, MismatchError, RunError
-from guidefold.export import METADATA
+from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
 from guidefold.pipelines import fingerprint
-from guidefold.runs import check_folder, read_json
 
 
 class IgnoredNegativePromptWarning(UserWarning):
@@ -123,13 +122,7 @@ def open_student(
         InputError: A LoRA is on the pipeline already, or the dial does not reach the scale.
     """
     folder = Path(folder)
-    if not (folder / METADATA).exists():
-        raise RunError(
-            f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
-            "Name the folder that 'guidefold distill' or 'guidefold export' wrote.",
-        )
-    check_folder(folder, "Write it again with 'guidefold export RUN'.")
-    about = read_json(folder / METADATA)
+    about = read_adapter(folder)
     findings = Findings.from_json(about["findings"])
     _check_base(pipeline, findings, folder)
     student = StockStudent(

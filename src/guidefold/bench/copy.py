@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from guidefold.about import METADATA, describe_adapter
 from guidefold.adapter import Adapter
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
-from guidefold.export import METADATA, describe_adapter
 from guidefold.runs import check_folder, finished_folder, read_tensors, write_json, write_tensors
 from guidefold.session import Session
 

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from guidefold.about import METADATA
 from guidefold.adapter import (
     adapted_layers,
     attach,
@@ -22,7 +23,7 @@ from guidefold.adapter import (
 )
 from guidefold.bench.speed_ways import Weights
 from guidefold.errors import RunError
-from guidefold.export import METADATA, write_lora
+from guidefold.export import write_lora
 from guidefold.findings import Findings
 from guidefold.randomness import generator
 from guidefold.runs import check_folder, read_json

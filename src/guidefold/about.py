@@ -1,0 +1,94 @@
+"""What a written adapter says of itself: base, dial, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from guidefold import __version__
+from guidefold.calibration import Mark, guidance_for
+from guidefold.config import public_name
+from guidefold.errors import RunError
+from guidefold.findings import Findings
+from guidefold.objective import guidance_at
+from guidefold.runs import check_folder, read_json
+from guidefold.session import Session
+
+METADATA = "guidefold.json"
+
+
+def read_dial(folder: Path) -> list[Mark]:
+    """A written adapter's dial as it was measured; empty where it was not.
+
+    Args:
+        folder: The adapter's.
+    """
+    path = folder / METADATA
+    return [Mark(**mark) for mark in read_json(path).get("dial_table", [])] if path.exists() else []
+
+
+def describe_adapter(
+    session: Session, step: int, marks: Sequence[Mark], strength: float = 1.0
+) -> dict[str, Any]:
+    """What an adapter says of itself, as JSON.
+
+    Args:
+        session: The run's.
+        step: The optimizer steps that it took.
+        marks: Its dial, measured.
+        strength: Of the run's adapter, that is strength 1 of what is described.
+    """
+    settings, findings = session.settings, session.findings
+    origin, g_ref = findings.origin, settings.adapter.g_ref
+    if strength != 1:
+        # six digits: a scale that was asked for comes back as it was given
+        nominal = guidance_at(strength, origin, g_ref)
+        g_ref = float(f"{guidance_for(marks, strength, nominal):.6g}")
+    table = [replace(mark, strength=mark.strength / strength) for mark in marks]
+    return {
+        "guidefold": __version__,
+        "base": public_name(settings.pipeline.source),
+        "findings": findings.to_json(),
+        "negative_prompt": settings.pipeline.negative_prompt,
+        "g_ref": g_ref,
+        "dial": settings.adapter.dial,
+        "dial_table": [asdict(mark) for mark in table],
+        "guidance_range": list(settings.record.guidance),
+        "rank": settings.adapter.rank,
+        "targets": settings.adapter.targets,
+        "step": step,
+        "strength": strength,
+        "usage_hint": f"{_unguided_call(findings)}; strength 1 = guidance {g_ref:g}"
+        + (
+            f", strength s = guidance {origin:g} + {g_ref - origin:g} s"
+            if settings.adapter.dial
+            else ""
+        ),
+    }
+
+
+def _unguided_call(findings: Findings) -> str:
+    """What the pipeline is called with beside the adapter, in words."""
+    return ", ".join(
+        f"{name}={value:g}"
+        for name, value in {findings.guidance_argument: findings.off, **findings.also_off}.items()
+    )
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """What a written adapter says of itself, its files being those that were written.
+
+    Raises:
+        RunError: It is no adapter of Guidefold's.
+        CorruptFileError: A file is missing or altered.
+    """
+    if not (folder / METADATA).exists():
+        raise RunError(
+            f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
+            "Name the folder that 'guidefold distill' or 'guidefold export' wrote.",
+        )
+    check_folder(folder, "Write it again with 'guidefold export RUN'.")
+    about: dict[str, Any] = read_json(folder / METADATA)
+    return about
