@@ -2,6 +2,7 @@
 
     guidefold demo                                                    # a run to measure
     python benchmarks/dial.py runs/demo --out docs/results/dial       # dial.md and dial.json
+    python benchmarks/dial.py runs/demo --strip docs/images/dial.png  # its pictures by strength
 
 Each scale is measured at the strength that stands for it and at the one that the adapter's own
 calibration names. Pictures are kept in --work: a stopped bench goes on.
@@ -27,8 +28,11 @@ from guidefold.demo.judge import judge_of
 from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
 from guidefold.objective import strength_of
+from guidefold.runs import read_json
+from guidefold.sample import grid, png
 from guidefold.settings import Settings
 
+STRIP = 3  # prompts, the first that were measured: nobody chose them
 SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 8.0, 10.0)
 HEADER = """# The dial against true guidance
 
@@ -53,14 +57,23 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Measure every scale, write the table."""
+    """Do what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="of the .md and the .json")
+    parser.add_argument("--out", type=Path, help="of the .md and the .json")
+    parser.add_argument("--strip", type=Path, help="a picture of what the run has drawn, instead")
     parser.add_argument("--work", type=Path, help="keeps pictures; by default RUN-dial")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--states", type=int, default=8, help="prompts that measure residuals")
     asked = parser.parse_args()
+    if asked.strip:
+        asked.strip.write_bytes(png(_strip(asked.run / "evaluation")))
+    if asked.out:
+        measure(asked)
+
+
+def measure(asked: argparse.Namespace) -> None:
+    """Measure every scale, write the table."""
     work = asked.work or asked.run.with_name(f"{asked.run.name}-dial")
     settings = _place(asked.run, work, asked.prompts, asked.states)
     marks = read_dial(work / "adapter")
@@ -74,6 +87,21 @@ def main() -> None:
     text = json.dumps({"marks": [vars(mark) for mark in marks], "rows": rows}, indent=1)
     asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     asked.out.with_suffix(".md").write_text(_page(settings, rows, marks), encoding="utf-8")
+
+
+def _strip(folder: Path) -> Image.Image:
+    """The first prompts at every strength: the student above, the teacher at that scale below."""
+    index = read_json(folder / "index.json")
+    steps, prompts = index["dial"], [entry["prompt"] for entry in index["pictures"][:STRIP]]
+    rows, captions = [], []
+    for k, prompt in enumerate(prompts):
+        for kind, caption in (
+            ("student", f"{prompt} (student)"),
+            ("teacher", "CFG teacher"),
+        ):
+            rows.append([Image.open(folder / step[kind][k]) for step in steps])
+            captions.append(caption)
+    return grid(rows, [f"{s['strength']:g}\n= guidance {s['guidance']:g}" for s in steps], captions)
 
 
 def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
