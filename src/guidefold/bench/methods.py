@@ -35,6 +35,8 @@ def _forward_noise(settings: Settings) -> tuple[str, ...]:
         f"record.states_per_trajectory={fewest}",
         f"record.guidance=[{g}, {g}]",
         "adapter.dial=false",
+        "adapter.rank=8",
+        "distill.learning_rate=2e-3",  # rank and rate of their own: the preset may move
         "distill.loss=plain",
     )
 

@@ -65,8 +65,8 @@ PARTS = (
     Part(
         "speed-sd15",
         (
-            *("bench", "speed", "--arch", "sd15", "--size", "256"),
-            *("--batch", "1", "--steps", "2"),
+            *("bench", "speed", "--arch", "sd15", "--size", "512"),
+            *("--batch", "1", "--steps", "1", "--rounds", "5"),
         ),
     ),
     Part("speed-sd15-cuda", ("bench", "speed", "--arch", "sd15", "--dtype", "bf16"), True),
