@@ -109,12 +109,12 @@ CASES = [
     *_vary("loss", "distill.loss", ("normalised", "plain")),
     *_vary("layers", "adapter.targets", ("attention", "linear", "all")),
     *_vary("rank", "adapter.rank", (4, 8, 16, 64)),
-    *_vary("learning rate", "distill.learning_rate", (1e-3, 2e-3, 4e-3)),
+    *_vary("learning rate", "distill.learning_rate", (1e-3, 2e-3, 4e-3, 8e-3)),
     *_vary("trajectories", "record.trajectories", (160, 640, 1280)),
     *_vary("states kept of each trajectory", "record.states_per_trajectory", (1, 4, 20)),
     *_vary("strength floor", "distill.strength_floor", (0.05, 0.2, 0.5)),
-    *_vary("range of guidance", "record.guidance", ("[1.0, 5.0]", "[1.5, 7.0]", "[3.0, 5.0]")),
-    Case(WEIGHTS, "LoRA, rank 8", FIXED),
+    *_vary("range of guidance", "record.guidance", ("[1.0, 5.0]", "[1.5, 8.0]", "[3.0, 5.0]")),
+    Case(WEIGHTS, "LoRA, rank 16", FIXED),
     Case(WEIGHTS, "LoRA, rank 64", (*FIXED, "adapter.rank=64")),
     *[
         Case(
