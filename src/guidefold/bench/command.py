@@ -17,6 +17,7 @@ from guidefold.progress import console
 if TYPE_CHECKING:
     from guidefold.bench.speed_ways import Subject
 
+WIDE = 160  # characters; of tables that go to a file
 bench = typer.Typer(
     help="Measure what the paper (Golnari 2023, arXiv 2312.06899) claims.",
     no_args_is_help=True,
@@ -185,7 +186,7 @@ def fidelity(
         title = f"Residual guidance by noise level, at the {states}'s states"
         tables[title] = levels(found, f"{states}_states")
     for title, table in tables.items():
-        console.print(to_rich(title, table))
+        console.print(to_rich(title, table), width=None if console.is_terminal else WIDE)
 
 
 def reproduce(
