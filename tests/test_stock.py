@@ -154,6 +154,39 @@ def test_a_pipeline_without_the_denoiser_is_refused(
         open_student(pipeline, folder)
 
 
+def test_another_prediction_type_is_refused(pipeline: DiffusionPipeline, folder: Path) -> None:
+    pipeline.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(MismatchError, match="scheduler says 'sample'"):
+        open_student(pipeline, folder)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning:peft")
+def test_a_lora_loaded_over_the_guidance_is_noticed(
+    student: StockStudent, trained: Settings, folder: Path
+) -> None:
+    drawn = draw(student, trained)
+    student.pipeline.load_lora_weights(folder, adapter_name="style")
+    with pytest.raises(InputError, match="'guidefold' is not active") as refused:
+        draw(student, trained)
+    assert "set_adapters" in refused.value.remedy
+    student.pipeline.set_adapters(["guidefold", "style"], [1.0, 0.0])
+    assert np.allclose(draw(student, trained), drawn, atol=1e-5)
+
+
+def test_a_fused_adapter_has_no_dial(student: StockStudent) -> None:
+    student.pipeline.fuse_lora()
+    with pytest.raises(InputError, match="fused into the weights"):
+        student.turn(5.0)
+
+
+def test_a_run_s_folder_is_answered_with_its_adapter_s(
+    pipeline: DiffusionPipeline, folder: Path
+) -> None:
+    with pytest.raises(RunError) as refused:
+        open_student(pipeline, folder.parent)
+    assert refused.value.remedy == f"Name {folder}."
+
+
 def test_what_is_no_adapter_of_guidefolds_is_refused(
     pipeline: DiffusionPipeline, folder: Path, tmp_path: Path
 ) -> None:

@@ -62,8 +62,9 @@ def describe_adapter(
         "strength": strength,
         "usage_hint": f"{_unguided_call(findings)}; strength 1 = guidance {g_ref:g}"
         + (
+            # another strength's file stands for one scale; its dial is the table
             f", strength s = guidance {origin:g} + {g_ref - origin:g} s"
-            if settings.adapter.dial
+            if settings.adapter.dial and strength == 1
             else ""
         ),
     }
@@ -85,9 +86,12 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         CorruptFileError: A file is missing or altered.
     """
     if not (folder / METADATA).exists():
+        inner = folder / "adapter"
         raise RunError(
             f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
-            "Name the folder that 'guidefold distill' or 'guidefold export' wrote.",
+            f"Name {inner}."
+            if (inner / METADATA).exists()
+            else "Name the folder that 'guidefold distill' wrote: RUN/adapter.",
         )
     check_folder(folder, "Write it again with 'guidefold export RUN'.")
     about: dict[str, Any] = read_json(folder / METADATA)

@@ -279,6 +279,25 @@ def set_strength(denoiser: nn.Module, strength: float) -> None:
             layer.set_scale(NAME, strength)
 
 
+def check_turned_on(denoiser: nn.Module) -> None:
+    """Refuse a loaded adapter that has no say, or no dial any more.
+
+    Raises:
+        InputError: It was fused, taken off, switched off, or another LoRA was loaded over it.
+    """
+    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and NAME in m.lora_A]
+    if not layers or any(layer.merged for layer in layers):
+        raise InputError(
+            "the adapter was fused into the weights, or taken off",
+            "Fused weights keep the strength that they were fused at: call the pipeline itself.",
+        )
+    if not all(NAME in m.active_adapters and not m.disable_adapters for m in layers):
+        raise InputError(
+            f"the adapter '{NAME}' is not active: another LoRA was loaded over it",
+            f'Name all of them: pipeline.set_adapters(["{NAME}", ...], [strength, ...]).',
+        )
+
+
 def adapted_layers(denoiser: nn.Module) -> set[str]:
     """The names of the layers that hold a LoRA, whoever put it there."""
     return {name for name, layer in denoiser.named_modules() if isinstance(layer, LoraLayer)}

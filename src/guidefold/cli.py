@@ -136,7 +136,7 @@ def gather(
 
     count = api.gather(run, parts)
     console.print(f"Trajectories copied: {count}.")
-    console.print(f"Next: guidefold distill {run}", markup=False)
+    console.print(f"Next: guidefold distill {run} (it records what is still missing)", markup=False)
 
 
 @app.command()
@@ -169,7 +169,7 @@ def sample(
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="Of the adapter; by default what stands for the teacher's guidance."),
+        typer.Option(help="Of the adapter; by default 1, or what --guidance is by the dial."),
     ] = None,
     guidance: Annotated[
         float | None,

@@ -86,7 +86,9 @@ def deliver(
     if guidance is not None:
         strength, suffix = strength_for(read_dial(run / "adapter"), guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
-        raise InputError(f"--strength {strength:g}: nothing would be left", "Give one above 0.")
+        raise InputError(
+            f"--strength {strength:g}: no strength that a file could stand for", "Give one above 0."
+        )
     with open_session(settings) as session:
         folder = out or session.run / "export"
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}

@@ -13,6 +13,7 @@ from guidefold.errors import InputError
 from guidefold.progress import console, plural
 
 if TYPE_CHECKING:
+    from guidefold.clients import Reading
     from guidefold.settings import Settings
     from guidefold.verify import Verdict
 
@@ -115,19 +116,11 @@ def _print_verdict(verdict: Verdict) -> None:
     """A file, and what each client reads of it."""
     console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
     for reading in verdict.readings:
-        if reading.dropped is None:
-            continue
-        lost = sorted(
-            {key.partition(".lora_")[0].removesuffix(".alpha") for key in reading.dropped}
-        )
-        if len(reading.dropped) == verdict.keys:
-            told = "does not read this format"
-        elif lost:
-            told = f"drops {plural(len(lost), 'layer')}: {', '.join(lost[:6])}"
-            told += " ..." if len(lost) > 6 else ""
-        else:
-            told = "reads every key"
-        console.print(f"  {reading.client:12}{told}", markup=False)
+        if reading.meant and reading.dropped is not None:
+            console.print(f"  {reading.client:12}{_told(reading, verdict.keys)}", markup=False)
+    others = [r.client for r in verdict.readings if not r.meant and r.dropped]
+    if others:
+        console.print(f"  not for {', '.join(others)}: there is a format for each", markup=False)
     unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
     if unknown:
         console.print(f"  not known to load onto this denoiser: {', '.join(unknown)}", markup=False)
@@ -136,7 +129,23 @@ def _print_verdict(verdict: Verdict) -> None:
             f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",
             markup=False,
         )
-    elif not verdict.loaded_by:
+    elif verdict.loaded_by:
+        console.print(
+            f"  {verdict.loaded_by} can load it; values are compared with --run RUN", markup=False
+        )
+    else:
         console.print("  no library here loads it onto this pipeline", markup=False)
     for problem in verdict.problems:
         console.print(f"  FAILED: {problem}", markup=False)
+
+
+def _told(reading: Reading, keys: int) -> str:
+    """What a client makes of a file, in words."""
+    dropped = reading.dropped or ()
+    lost = sorted({key.partition(".lora_")[0].removesuffix(".alpha") for key in dropped})
+    if len(dropped) == keys:
+        return "does not read this format"
+    if not lost:
+        return "reads every key"
+    names = ", ".join(lost[:6]) + (" ..." if len(lost) > 6 else "")
+    return f"drops {plural(len(lost), 'layer')}: {names}"

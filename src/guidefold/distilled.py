@@ -34,7 +34,7 @@ def refuse_folded(pipeline: DiffusionPipeline, source: str) -> None:
                 raise UnfoldableError(
                     f"{path}: guidance {about['g_ref']:g} is folded into these weights already",
                     "Open the pipeline that they were made from, or use this one as it is: "
-                    f"{about.get('usage_hint', 'guidance off')}.",
+                    f"{str(about.get('usage_hint', 'guidance off')).partition(';')[0]}.",
                 )
 
 

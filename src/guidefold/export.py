@@ -183,6 +183,20 @@ def _calibrate(session: Session, student: Student) -> list[Mark]:
         return calibrate(student, some, highest, size, progress.advance)
 
 
+def find_adapter(run: Path, folder: Path | None = None) -> Path:
+    """The folder of a run's adapter, or another one that was named.
+
+    Raises:
+        RunError: The run has none yet.
+    """
+    if folder is None:
+        folder = run / "adapter"
+        restore_folder(folder)
+        if not folder.exists():
+            raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
+    return folder
+
+
 def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
     """Load a written adapter into a session's stock pipeline, after making sure it belongs there.
 
@@ -191,11 +205,7 @@ def open_adapter(session: Session, strength: float, folder: Path | None = None) 
         CorruptFileError: Its files are not the ones that were written.
         MismatchError: It was trained on another base.
     """
-    if folder is None:
-        folder = session.run / "adapter"
-        restore_folder(folder)
-        if not folder.exists():
-            raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
+    folder = find_adapter(session.run, folder)
     about = read_adapter(folder)
     trained_on = Findings.from_json(about["findings"])
     trained_on.check_same_base(session.findings)

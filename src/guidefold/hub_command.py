@@ -37,6 +37,9 @@ def pack(
     packed = api.pack(settings_of_run(run), out, licence)
     console.print(f"Packed: {packed.folder}", markup=False)
     _print_remarks(packed.remarks)
+    console.print(
+        f"Next: look at its README.md, then guidefold push {run} OWNER/NAME", markup=False
+    )
 
 
 def push(

@@ -105,6 +105,11 @@ def _announce(session: Session) -> None:
         f"Prompts: {len(session.prompts)} to train on, {len(session.held_out)} held out to measure "
         f"with{'' if dropped.startswith('0 ') else f'; {dropped} left out'}."
     )
+    if any("negative_prompt" in prompt.values for prompt in session.prompts):
+        console.print(
+            "Beware: rows bring a negative_prompt of their own. The teacher obeys it, the student "
+            "never sees it and learns an average; pipeline.negative_prompt folds one for all."
+        )
     for sign in signs_of_distillation(session.pipeline):
         console.print(f"Beware: the base may be distilled already. {sign}.", markup=False)
     (low, high), g_ref = settings.record.guidance, settings.adapter.g_ref

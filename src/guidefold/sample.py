@@ -19,7 +19,7 @@ from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
 from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
-from guidefold.export import open_adapter
+from guidefold.export import find_adapter, open_adapter
 from guidefold.findings import Findings
 from guidefold.progress import Task, console, task
 from guidefold.prompts import Prompt
@@ -93,8 +93,9 @@ def sample(
     if guidance is not None:
         settings = _guided_at(settings, guidance)
         if strength is None and "student" in kinds:
-            marks = read_dial(adapter or Path(settings.run) / "adapter")
+            marks = read_dial(find_adapter(Path(settings.run), adapter))
             strength = strength_for(marks, guidance)
+            console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
     if "student" in kinds and any("negative_prompt" in row.values for row in rows):
         console.print(
             "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "

@@ -11,13 +11,14 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.about import read_adapter
-from guidefold.adapter import adapted_layers, load_adapter, set_strength
+from guidefold.adapter import adapted_layers, check_turned_on, load_adapter, set_strength
 from guidefold.calibration import Mark, strength_for
 from guidefold.capture import GUIDER, guiders
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
 from guidefold.pipelines import fingerprint
+from guidefold.probe import prediction_type
 
 
 class IgnoredNegativePromptWarning(UserWarning):
@@ -58,10 +59,11 @@ class StockStudent:
             The adapter's strength.
 
         Raises:
-            InputError: The dial was not measured there.
+            InputError: The dial was not measured there, or the adapter is off or fused.
         """
         strength = strength_for(self.marks, guidance)
         for part in denoisers(self.pipeline, self.findings.denoisers).values():
+            check_turned_on(part)
             set_strength(part, strength)
         return strength
 
@@ -74,8 +76,10 @@ class StockStudent:
             **kwargs: As the pipeline takes them.
 
         Raises:
-            InputError: Guidance is asked for, without ``force``.
+            InputError: Guidance is asked for, without ``force``; or the adapter is off.
         """
+        for part in denoisers(self.pipeline, self.findings.denoisers).values():
+            check_turned_on(part)
         given = inspect.signature(self.pipeline.__call__).bind_partial(*args, **kwargs).arguments
         off = self.findings.scaled(self.findings.off)
         for name, value in off.items():
@@ -149,6 +153,12 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
         raise MismatchError(
             f"{folder}: the adapter is for '{missing[0]}', which {type(pipeline).__name__} lacks",
             "Open the pipeline that the run was recorded with.",
+        )
+    if prediction_type(pipeline) != findings.prediction_type:
+        raise MismatchError(
+            f"{folder}: trained for '{findings.prediction_type}' predictions; this pipeline's "
+            f"scheduler says '{prediction_type(pipeline)}'",
+            "Make its scheduler from the config of the one that the run was recorded with.",
         )
     whole = as_one(denoisers(pipeline, names))
     if adapted_layers(whole):

@@ -109,8 +109,12 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
     Raises:
         InputError: Nothing to read, or not one of run and pipeline.
     """
-    if (run is None) == (pipeline is None):
+    if run is None and pipeline is None:
         raise InputError(f"{path}: for which base?", "Give --run RUN, or --pipeline FOLDER.")
+    if run is not None and pipeline is not None:
+        raise InputError(
+            f"{path}: --run and --pipeline both", "Give one: a run names its pipeline."
+        )
     files = safetensors_of(path)
     if run is not None:
         require_run(run)
