@@ -33,7 +33,7 @@ from guidefold.sample import grid, png
 from guidefold.settings import Settings
 
 STRIP = 3  # prompts, the first that were measured: nobody chose them
-SCALES = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 8.0, 10.0)
+SCALES = (1.5, 2.0, 3.0, 5.0, 7.5, 8.0, 10.0)
 HEADER = """# The dial against true guidance
 
 Student and CFG teacher on {prompts} held-out prompts, the same seeds, {steps} steps, trained over
@@ -108,6 +108,8 @@ def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
     """The adapter in a folder of its own, where pictures may lie."""
     work.mkdir(exist_ok=True)
     if not (work / "adapter").exists():
+        for name in ("config.toml", "probe.json"):
+            shutil.copy2(run / name, work / name)
         shutil.copytree(run / "adapter", work / "adapter")
     found = load_settings(run)
     measured = found.evaluate.model_copy(
