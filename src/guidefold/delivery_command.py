@@ -115,10 +115,10 @@ def settings_of_run(run: Path, overrides: Sequence[str] | None = None) -> Settin
 def _print_verdict(verdict: Verdict) -> None:
     """A file, and what each client reads of it."""
     console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
+    others = [r.client for r in verdict.readings if _reads_nothing(r, verdict.keys)]
     for reading in verdict.readings:
-        if reading.meant and reading.dropped is not None:
+        if reading.dropped is not None and reading.client not in others:
             console.print(f"  {reading.client:12}{_told(reading, verdict.keys)}", markup=False)
-    others = [r.client for r in verdict.readings if not r.meant and r.dropped]
     if others:
         console.print(f"  not for {', '.join(others)}: there is a format for each", markup=False)
     unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
@@ -139,6 +139,11 @@ def _print_verdict(verdict: Verdict) -> None:
         console.print(f"  FAILED: {problem}", markup=False)
 
 
+def _reads_nothing(reading: Reading, keys: int) -> bool:
+    """Whether the format is another client's altogether."""
+    return not reading.meant and len(reading.dropped or ()) == keys
+
+
 def _told(reading: Reading, keys: int) -> str:
     """What a client makes of a file, in words."""
     dropped = reading.dropped or ()
@@ -148,4 +153,5 @@ def _told(reading: Reading, keys: int) -> str:
     if not lost:
         return "reads every key"
     names = ", ".join(lost[:6]) + (" ..." if len(lost) > 6 else "")
-    return f"drops {plural(len(lost), 'layer')}: {names}"
+    beside = "" if reading.meant else "; the format is not meant for it"
+    return f"drops {plural(len(lost), 'layer')}: {names}{beside}"

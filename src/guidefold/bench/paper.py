@@ -64,6 +64,11 @@ def write_paper(out: Path, commands: Mapping[str, str], results: Results) -> Pat
     return path
 
 
+TIME = """Medians of interleaved runs, quartiles in brackets. Clocks: *denoiser*, wall time inside
+the denoiser; *processor*, processor time there, which a neighbour on the machine disturbs less;
+*end to end*, text encoder and decoder included. Of a single step, Selective Guidance guides all."""
+
+
 def _page(commands: Mapping[str, str], results: Results) -> Iterator[str]:
     yield INTRODUCTION
     yield markdown((["claim", "paper", "here", "known by", "part"], list(_claims(results))))
@@ -72,7 +77,7 @@ def _page(commands: Mapping[str, str], results: Results) -> Iterator[str]:
     yield markdown(_memory(memory))
     timed = {n: r for n, r in results.items() if n.startswith("speed")}
     if timed:
-        yield "\n## Time\n\nMedians of interleaved runs, quartiles in brackets.\n"
+        yield f"\n## Time\n\n{TIME}\n"
     for name, result in timed.items():
         yield from _speed(name, result)
     if "fidelity" in results:
@@ -164,7 +169,7 @@ def _speed(name: str, result: dict[str, Any]) -> Iterator[str]:
         for row in result["rows"]
     ]
     yield markdown((headings, rows))
-    yield "".join(f"\n{note}" for note in result["notes"]) + "\n"
+    yield "".join(f"\n{note}\n" for note in result["notes"])
 
 
 def _spread(values: dict[str, float]) -> str:
