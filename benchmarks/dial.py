@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from guidefold.about import read_dial
-from guidefold.calibration import Mark, strength_for
+from guidefold.calibration import Dial, Mark
 from guidefold.config import load_settings
 from guidefold.demo.judge import judge_of
 from guidefold.errors import InputError
@@ -76,17 +76,17 @@ def measure(asked: argparse.Namespace) -> None:
     """Measure every scale, write the table."""
     work = asked.work or asked.run.with_name(f"{asked.run.name}-dial")
     settings = _place(asked.run, work, asked.prompts, asked.states)
-    marks = read_dial(work / "adapter")
+    dial = read_dial(work / "adapter")
     rows = [
         _measure(settings, g, strength, by)
         for g in SCALES
-        for by, strength in _strengths(settings, marks, g).items()
+        for by, strength in _strengths(settings, dial, g).items()
     ]
     _add_nearest(work / "evaluation", rows, asked.prompts)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"marks": [vars(mark) for mark in marks], "rows": rows}, indent=1)
+    text = json.dumps({"marks": [vars(mark) for mark in dial.marks], "rows": rows}, indent=1)
     asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    asked.out.with_suffix(".md").write_text(_page(settings, rows, marks), encoding="utf-8")
+    asked.out.with_suffix(".md").write_text(_page(settings, rows, dial.marks), encoding="utf-8")
 
 
 def _strip(folder: Path) -> Image.Image:
@@ -118,10 +118,10 @@ def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
     return found.model_copy(update={"run": str(work), "evaluate": measured})
 
 
-def _strengths(settings: Settings, marks: Sequence[Mark], guidance: float) -> dict[str, float]:
+def _strengths(settings: Settings, dial: Dial, guidance: float) -> dict[str, float]:
     found = {"dial": strength_of(guidance, 1.0, settings.adapter.g_ref)}
     with contextlib.suppress(InputError):  # beyond what the dial was measured over
-        found["calibration"] = strength_for(marks, guidance)
+        found["calibration"] = dial.strength_for(guidance)
     return found
 
 

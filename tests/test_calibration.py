@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.about import read_dial
+from guidefold.about import dial_of, read_dial
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.calibration import (
+    Dial,
     Heard,
     Mark,
     _listen,
-    guidance_for,
     marks_of,
-    strength_for,
     strengths_tried,
 )
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
@@ -124,19 +123,30 @@ def test_the_dial_never_turns_back() -> None:
 
 
 def test_between_marks_the_dial_is_straight_and_beyond_them_refused() -> None:
-    marks = [Mark(2.0, 0.3, 0.1), Mark(4.0, 1.1, 0.1), Mark(8.0, 2.0, 0.2)]
+    dial = Dial(1.0, (Mark(2.0, 0.3, 0.1), Mark(4.0, 1.1, 0.1), Mark(8.0, 2.0, 0.2)))
 
-    assert strength_for(marks, 3.0) == pytest.approx(0.7)
-    assert strength_for(marks, 8.0) == 2.0
-    for guidance in (2.0, 3.3, 5.0, 7.9):
-        there = strength_for(marks, guidance)
-        assert guidance_for(marks, there, 0.0) == pytest.approx(guidance)
-    assert guidance_for(marks, 2.5, 9.0) == 9.0
-    assert guidance_for([], 1.0, 9.0) == 9.0
-    with pytest.raises(InputError, match="measured from 2 to 8"):
-        strength_for(marks, 8.5)
+    assert dial.strength_for(3.0) == pytest.approx(0.7)
+    assert dial.strength_for(8.0) == 2.0
+    for guidance in (1.0, 1.4, 2.0, 3.3, 5.0, 7.9):
+        there = dial.strength_for(guidance)
+        assert dial.guidance_for(there, 0.0) == pytest.approx(guidance)
+    assert dial.guidance_for(2.5, 9.0) == 9.0
+    for outside in (8.5, 0.9):
+        with pytest.raises(InputError, match="measured from 1 to 8"):
+            dial.strength_for(outside)
+
+
+def test_strength_0_is_the_teacher_without_guidance() -> None:
+    dial = Dial(0.0, (Mark(2.0, 0.5, 0.1),))
+
+    assert dial.strength_for(0.0) == 0.0
+    assert dial.strength_for(1.0) == pytest.approx(0.25)
+
+
+def test_a_dial_that_was_not_measured_says_so() -> None:
+    assert Dial(1.0, ()).guidance_for(1.0, 9.0) == 9.0
     with pytest.raises(InputError, match="has not been measured"):
-        strength_for([], 3.0)
+        Dial(1.0, ()).strength_for(3.0)
 
 
 # On a real pipeline
@@ -178,7 +188,7 @@ def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> Non
 
 def test_an_adapter_carries_its_dial(run: Settings) -> None:
     folder = Path(run.run) / "adapter"
-    marks = read_dial(folder)
+    marks = read_dial(folder).marks
 
     assert marks
     assert [m.guidance for m in marks] == sorted(m.guidance for m in marks)
@@ -191,7 +201,8 @@ def test_an_adapter_carries_its_dial(run: Settings) -> None:
 def test_sample_sets_the_strength_that_a_guidance_scale_takes(
     run: Settings, tmp_path: Path
 ) -> None:
-    marks = read_dial(Path(run.run) / "adapter")
+    dial = read_dial(Path(run.run) / "adapter")
+    marks = dial.marks
     guidance = (marks[0].guidance + marks[-1].guidance) / 2
 
     by_guidance = sample(run, ["a big red cat"], tmp_path / "one", guidance=guidance)
@@ -199,7 +210,7 @@ def test_sample_sets_the_strength_that_a_guidance_scale_takes(
         run,
         ["a big red cat"],
         tmp_path / "two",
-        strength=strength_for(marks, guidance),
+        strength=dial.strength_for(guidance),
         kinds=["student"],
     )
     at_g_ref = sample(run, ["a big red cat"], tmp_path / "three", kinds=["teacher", "student"])
@@ -222,7 +233,8 @@ def test_a_scale_beyond_the_dial_is_refused_before_anything_is_drawn(
 def test_a_file_for_one_scale_stands_there_at_strength_1(
     run: Settings, kind: str, tmp_path: Path
 ) -> None:
-    marks = read_dial(Path(run.run) / "adapter")
+    dial = read_dial(Path(run.run) / "adapter")
+    marks = dial.marks
     guidance = round((marks[0].guidance + marks[-1].guidance) / 2, 2)
 
     (verdict,) = deliver(run, kind, tmp_path, guidance=guidance).verdicts
@@ -234,4 +246,4 @@ def test_a_file_for_one_scale_stands_there_at_strength_1(
     assert about is not None
     assert about["g_ref"] == guidance
     assert f"strength 1 = guidance {guidance:g}" in about["usage_hint"]
-    assert strength_for([Mark(**m) for m in about["dial_table"]], guidance) == pytest.approx(1)
+    assert dial_of(about).strength_for(guidance) == pytest.approx(1)

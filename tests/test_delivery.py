@@ -271,14 +271,16 @@ def test_a_file_that_lacks_a_layer_fails_by_its_name(
 
 
 def test_a_file_of_other_shapes_is_refused_in_words(
-    delivered: Callable[[str], Run], tmp_path: Path
+    delivered: Callable[[str], Run], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, path = delivered("sd15"), tmp_path / "wide.safetensors"
     tensors = load_file(file(run, "kohya"))
     wide = {n: t.repeat(1, 2) if t.ndim == 2 else t for n, t in tensors.items()}
     save_file({n: t.contiguous() for n, t in wide.items()}, path)
     (verdict,) = verify(path, pipeline=run[0].pipeline.source)
-    assert "diffusers does not take the file" in verdict.problems[0]
+    assert re.match(r"made for layers of another width: .*\(\d+ to \d+, here", *verdict.problems)
+    assert verdict.loaded_by == ""
+    assert "size mismatch" not in capfd.readouterr().err  # diffusers was not asked
 
 
 def test_nothing_is_verified_without_a_base(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Names of formats: there and back, alpha folded in, precision that does not lose the adapter."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from guidefold.anatomy import Anatomy, anatomy
 from guidefold.errors import InputError, MismatchError, NonFiniteError
 from guidefold.formats import alphas_of, cast, format_of, named, of_one_rank, read, unfit
 
+FILE = Path("a.safetensors")
 CONV = "down_blocks.1.resnets.0.conv1"
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -37,7 +39,7 @@ def update(tensors: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["diffusers", "kohya", "peft"])
 def test_written_and_read_back_a_file_is_the_same(base: Anatomy, kind: str) -> None:
     written = named(kind, pairs(), base, "unet")
-    assert format_of(written.keys()) == kind
+    assert format_of(written.keys(), FILE) == kind
     found = read(written, kind, base, "unet", {})
     assert found.keys() == pairs().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in pairs().items())
@@ -86,7 +88,7 @@ def test_old_names_of_attention_layers_are_read(base: Anatomy) -> None:
         f"unet.{old}_lora.down.weight": torch.ones(2, 16),
         f"unet.{old}_lora.up.weight": torch.ones(16, 2),
     }
-    assert read(tensors, format_of(tensors), base, "unet", {}).keys() == {
+    assert read(tensors, format_of(tensors, FILE), base, "unet", {}).keys() == {
         f"{Q}.lora_A.weight",
         f"{Q}.lora_B.weight",
     }
@@ -104,7 +106,7 @@ def test_old_names_of_attention_layers_are_read(base: Anatomy) -> None:
 )
 def test_what_cannot_be_read_is_refused_by_its_key(key: str, what: str) -> None:
     with pytest.raises(InputError, match=what) as caught:
-        format_of([key, "lora_unet_conv_in.lora_down.weight"])
+        format_of([key, "lora_unet_conv_in.lora_down.weight"], FILE)
     assert f"'{key}'" in str(caught.value)
 
 

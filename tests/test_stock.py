@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.calibration import Mark
+from guidefold.calibration import Dial, Mark
 from guidefold.distill import distill
 from guidefold.errors import InputError, MismatchError, RunError
 from guidefold.export import export
@@ -25,7 +25,7 @@ from guidefold.stock import (
 )
 
 PROMPT = "a big red cat"
-DIAL = [Mark(2.0, 0.2, 0.5), Mark(5.0, 1.1, 0.5), Mark(8.0, 2.0, 0.6)]
+DIAL = Dial(1.0, (Mark(2.0, 0.2, 0.5), Mark(5.0, 1.1, 0.5), Mark(8.0, 2.0, 0.6)))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def folder(trained: Settings) -> Path:
 @pytest.fixture
 def student(pipeline: DiffusionPipeline, folder: Path) -> Iterator[StockStudent]:
     opened = open_student(pipeline, folder)
-    opened.marks = DIAL
+    opened.dial = DIAL
     yield opened
 
 
@@ -123,7 +123,7 @@ def test_the_dial_turns_by_guidance_scale(student: StockStudent, trained: Settin
     assert not np.array_equal(draw(student, trained), at_one)
     layers = [m for m in student.pipeline.unet.modules() if hasattr(m, "scaling")]
     assert [s for m in layers for s in m.scaling.values()] == pytest.approx([1.1] * len(layers))
-    with pytest.raises(InputError, match="measured from 2 to 8"):
+    with pytest.raises(InputError, match="measured from 1 to 8"):
         student.turn(9.0)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from guidefold import __version__
-from guidefold.calibration import Mark, guidance_for
+from guidefold.calibration import Dial, Mark
 from guidefold.config import public_name
 from guidefold.errors import RunError
 from guidefold.findings import Findings
@@ -19,14 +19,20 @@ from guidefold.session import Session
 METADATA = "guidefold.json"
 
 
-def read_dial(folder: Path) -> list[Mark]:
-    """A written adapter's dial as it was measured; empty where it was not.
+def read_dial(folder: Path) -> Dial:
+    """A written adapter's dial as it was measured; without marks where it was not.
 
     Args:
         folder: The adapter's.
     """
     path = folder / METADATA
-    return [Mark(**mark) for mark in read_json(path).get("dial_table", [])] if path.exists() else []
+    return dial_of(read_json(path)) if path.exists() else Dial(0.0, ())
+
+
+def dial_of(about: Mapping[str, Any]) -> Dial:
+    """The dial within what an adapter says of itself."""
+    marks = tuple(Mark(**mark) for mark in about.get("dial_table", []))
+    return Dial(about["findings"]["origin"], marks)
 
 
 def describe_adapter(
@@ -45,7 +51,8 @@ def describe_adapter(
     if strength != 1:
         # six digits: a scale that was asked for comes back as it was given
         nominal = guidance_at(strength, origin, g_ref)
-        g_ref = float(f"{guidance_for(marks, strength, nominal):.6g}")
+        served = Dial(origin, tuple(marks)).guidance_for(strength, nominal)
+        g_ref = float(f"{served:.6g}")
     table = [replace(mark, strength=mark.strength / strength) for mark in marks]
     return {
         "guidefold": __version__,

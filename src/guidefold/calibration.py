@@ -34,6 +34,55 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Dial:
+    """A dial as it was measured.
+
+    Attributes:
+        origin: The guidance scale at strength 0, where the student is the teacher itself.
+        marks: Of rising guidance and rising strength; empty where it was not measured.
+    """
+
+    origin: float
+    marks: tuple[Mark, ...]
+
+    def strength_for(self, guidance: float) -> float:
+        """The strength for a guidance scale, between marks in proportion.
+
+        Args:
+            guidance: The scale.
+
+        Raises:
+            InputError: It lies outside the marks, or there are none.
+        """
+        if not self.marks:
+            raise InputError(
+                f"guidance {guidance:g}: this adapter's dial has not been measured",
+                "Measure it with 'guidefold export RUN', or give --strength.",
+            )
+        found = _between([(m.guidance, m.strength) for m in self._from_origin()], guidance)
+        if found is None:
+            raise InputError(
+                f"guidance {guidance:g}: the adapter's dial is measured from {self.origin:.3g} to "
+                f"{self.marks[-1].guidance:.3g}",
+                "Choose a scale between, give --strength, or record a wider record.guidance.",
+            )
+        return found
+
+    def guidance_for(self, strength: float, otherwise: float) -> float:
+        """The guidance scale that a strength serves best, between marks in proportion.
+
+        Args:
+            strength: Of the adapter.
+            otherwise: Where the strength lies outside the marks.
+        """
+        found = _between([(m.strength, m.guidance) for m in self._from_origin()], strength)
+        return otherwise if found is None else found
+
+    def _from_origin(self) -> list[Mark]:
+        return [Mark(self.origin, 0.0, 0.0), *self.marks] if self.marks else []
+
+
+@dataclass(frozen=True)
 class Heard:
     """What a student says at one recorded state, beside what the teacher adds to it.
 
@@ -153,32 +202,6 @@ def marks_of(
     return _rising(marks)
 
 
-def strength_for(marks: Sequence[Mark], guidance: float) -> float:
-    """The strength for a guidance scale, between marks in proportion.
-
-    Args:
-        marks: Rising.
-        guidance: The scale.
-
-    Raises:
-        InputError: It lies outside the marks.
-    """
-    return _between([(m.guidance, m.strength) for m in marks], guidance, "guidance")
-
-
-def guidance_for(marks: Sequence[Mark], strength: float, otherwise: float) -> float:
-    """The guidance scale that a strength serves best, between marks in proportion.
-
-    Args:
-        marks: Rising.
-        strength: Of the adapter.
-        otherwise: Where the strength lies outside the marks.
-    """
-    if not marks or not marks[0].strength <= strength <= marks[-1].strength:
-        return otherwise
-    return _between([(m.strength, m.guidance) for m in marks], strength, "strength")
-
-
 def _listen(student: Student, refs: Sequence[StateRef], strengths: Sequence[float]) -> list[Heard]:
     found: dict[int, Heard] = {}
     for batch in student.calls(refs):
@@ -238,17 +261,9 @@ def _rising(marks: Sequence[Mark]) -> list[Mark]:
     return kept
 
 
-def _between(points: Sequence[tuple[float, float]], x: float, name: str) -> float:
+def _between(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """The value at x between points of rising x; None outside them."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    if not points:
-        raise InputError(
-            f"{name} {x:g}: this adapter's dial has not been measured",
-            "Measure it with 'guidefold export RUN', or give --strength.",
-        )
-    raise InputError(
-        f"{name} {x:g}: the adapter's dial is measured from {points[0][0]:.3g} to "
-        f"{points[-1][0]:.3g}",
-        "Choose a scale between, give --strength, or record a wider record.guidance.",
-    )
+    return None

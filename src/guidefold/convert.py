@@ -34,11 +34,11 @@ def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
     (source,) = safetensors_of(source)[:1]
     path = _place(source, target, out)
     tensors = read_tensors(source)
-    spoken = format_of(tensors.keys())
+    spoken = format_of(tensors.keys(), source)
     if spoken == "fused":
         raise InputError(f"{source}: no LoRA, but whole weights", "Name a LoRA's file.")
     opened = open_pipeline(pipeline)
-    base = base_of(opened, tensors)
+    base = base_of(opened, source)
     plain = read_file(source, tensors, spoken, base)
     reason = unfit(target, base.names, base.component, base.loader, layers_of(plain))
     if reason:

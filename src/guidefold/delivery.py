@@ -20,7 +20,6 @@ from guidefold.adapter import (
     layers_of,
     part_folder,
 )
-from guidefold.calibration import strength_for
 from guidefold.clients import read_by_clients
 from guidefold.errors import InputError, VerifyError
 from guidefold.export import Trained, read_trained
@@ -84,12 +83,13 @@ def deliver(
     require_run(run)
     suffix = "" if strength == 1 else f"-s{strength:g}"
     if guidance is not None:
-        strength, suffix = strength_for(read_dial(run / "adapter"), guidance), f"-g{guidance:g}"
+        strength, suffix = read_dial(run / "adapter").strength_for(guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
         raise InputError(
             f"--strength {strength:g}: no strength that a file could stand for", "Give one above 0."
         )
     with open_session(settings) as session:
+        session.warn_beyond(strength)
         folder = out or session.run / "export"
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
         made = deliver_kinds(session, read_trained(session, strength), places, dtype, strength)
@@ -206,7 +206,7 @@ def _write(
 ) -> list[Verdict]:
     """Write a format's files, one for each denoiser, and keep them if they stand the test."""
     verdicts, suffix = [], place.name.removeprefix(kind)
-    marks = read_dial(session.run / "adapter")
+    marks = read_dial(session.run / "adapter").marks
     with finished_folder(place) as temporary:
         for name in session.findings.denoisers:
             file = _file(session, kind, name, suffix)

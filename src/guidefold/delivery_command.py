@@ -152,6 +152,6 @@ def _told(reading: Reading, keys: int) -> str:
         return "does not read this format"
     if not lost:
         return "reads every key"
-    names = ", ".join(lost[:6]) + (" ..." if len(lost) > 6 else "")
+    names = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
     beside = "" if reading.meant else "; the format is not meant for it"
     return f"drops {plural(len(lost), 'layer')}: {names}{beside}"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from guidefold.about import read_dial
 from guidefold.adapter import adapter_off, set_strength
 from guidefold.dial import STRENGTHS
 from guidefold.errors import GuidefoldError, InputError
@@ -144,6 +145,7 @@ class Easel:
         self._wishes: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
         self._finished: dict[Look, Finished] = {}
+        self._measured = read_dial(session.run / "adapter")
 
     @property
     def dial(self) -> list[tuple[float, float]]:
@@ -155,9 +157,14 @@ class Easel:
         return [(strength, self.guidance_at(strength)) for strength in sorted(strengths)]
 
     def guidance_at(self, strength: float) -> float:
-        """The teacher's guidance scale beside a strength; the one that is off where that is all."""
+        """The teacher's guidance scale beside a strength, as the dial was measured.
+
+        Beyond the marks it is what the strength was trained for; the scale that is off where that
+        is all.
+        """
         findings = self.session.findings
-        scale = guidance_at(strength, findings.origin, self.session.settings.adapter.g_ref)
+        nominal = guidance_at(strength, findings.origin, self.session.settings.adapter.g_ref)
+        scale = round(self._measured.guidance_for(strength, nominal), 2)
         return scale if scale > max(findings.origin, findings.off) else findings.off
 
     def begin(self, wish: Wish) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -88,8 +89,12 @@ def named(kind: Format, tensors: Tensors, base: Anatomy, component: str) -> dict
     return found
 
 
-def format_of(keys: Collection[str]) -> Format:
+def format_of(keys: Collection[str], path: Path) -> Format:
     """The format of a file, by its keys.
+
+    Args:
+        keys: The file's.
+        path: The file, for the error.
 
     Raises:
         InputError: It is none of those.
@@ -99,7 +104,8 @@ def format_of(keys: Collection[str]) -> Format:
         what += [w for mark, w in APART.items() if key.startswith(mark)]
         if what:
             raise InputError(
-                f"'{key}': {what[0]}, which is not read here", "Only plain LoRAs of a denoiser are."
+                f"{path}: '{key}': {what[0]}, which is not read here",
+                "Only plain LoRAs of a denoiser are.",
             )
     if not any("lora" in key for key in keys):
         return "fused"
@@ -112,7 +118,7 @@ def format_of(keys: Collection[str]) -> Format:
     if not strange:
         return "transformer" if first == "transformer" else "diffusers"
     raise InputError(
-        f"'{strange[0]}': a key of no format that is known here",
+        f"{path}: '{strange[0]}': a key of no format that is known here",
         f"Known are the keys of {', '.join(FORMATS[:-1])}.",
     )
 

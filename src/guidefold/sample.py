@@ -14,7 +14,6 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from guidefold.about import read_dial
-from guidefold.calibration import strength_for
 from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
 from guidefold.denoisers import denoisers
@@ -93,8 +92,8 @@ def sample(
     if guidance is not None:
         settings = _guided_at(settings, guidance)
         if strength is None and "student" in kinds:
-            marks = read_dial(find_adapter(Path(settings.run), adapter))
-            strength = strength_for(marks, guidance)
+            dial = read_dial(find_adapter(Path(settings.run), adapter))
+            strength = dial.strength_for(guidance)
             console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
     if "student" in kinds and any("negative_prompt" in row.values for row in rows):
         console.print(
@@ -110,9 +109,9 @@ def sample(
         with task("Drawing, denoising steps", total) as progress:
             for kind in sorted(kinds, key=KINDS.index):  # the student last: it loads the adapter
                 if kind == "student":
-                    open_adapter(
-                        session, session.strength if strength is None else strength, adapter
-                    )
+                    strength = session.strength if strength is None else strength
+                    session.warn_beyond(strength)
+                    open_adapter(session, strength, adapter)
                 guidance = session.guidance_of(kind)
                 drawn[kind] = draw_session(session, asked, numbers, guidance, progress)
     pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]

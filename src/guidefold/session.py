@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import nn
 
+from guidefold.calibration import BEYOND
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.denoisers import as_one, denoisers
 from guidefold.distilled import refuse_folded
@@ -30,6 +31,7 @@ from guidefold.pipelines import (
     resolve_device,
 )
 from guidefold.probe import prediction_type, probe
+from guidefold.progress import console
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.runs import locked, read_json, write_json, write_text
 from guidefold.settings import Kind, PipelineSettings, Settings
@@ -125,6 +127,19 @@ class Session:
         if not self.settings.adapter.dial:
             return 1.0
         return strength_of(self.guidance, self.findings.origin, self.settings.adapter.g_ref)
+
+    def warn_beyond(self, strength: float) -> None:
+        """Say it where a strength lies outside those that the adapter was trained at."""
+        asked, highest = self.settings, 1.0
+        if asked.adapter.dial:
+            scale = asked.record.guidance[1]
+            highest = strength_of(scale, self.findings.origin, asked.adapter.g_ref)
+        if not 0 <= strength <= BEYOND * max(highest, 1.0):
+            console.print(
+                f"Beware: strength {strength:g} is outside 0 to {highest:.3g}, where the adapter "
+                "was trained.",
+                markup=False,
+            )
 
 
 @contextmanager

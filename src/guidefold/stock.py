@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.about import read_adapter
+from guidefold.about import dial_of, read_adapter
 from guidefold.adapter import adapted_layers, check_turned_on, load_adapter, set_strength
-from guidefold.calibration import Mark, strength_for
+from guidefold.calibration import Dial
 from guidefold.capture import GUIDER, guiders
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import InputError, MismatchError
@@ -35,7 +34,7 @@ class StockStudent:
     Args:
         pipeline: With the adapter loaded.
         findings: What the probe found when the adapter was trained.
-        marks: The adapter's dial, measured.
+        dial: The adapter's, measured.
         negative_prompt: What was folded.
 
     Attributes:
@@ -46,11 +45,11 @@ class StockStudent:
         self,
         pipeline: DiffusionPipeline,
         findings: Findings,
-        marks: Sequence[Mark],
+        dial: Dial,
         negative_prompt: str | None,
     ) -> None:
         self.pipeline, self.findings = pipeline, findings
-        self.marks, self.negative_prompt = marks, negative_prompt
+        self.dial, self.negative_prompt = dial, negative_prompt
 
     def turn(self, guidance: float) -> float:
         """Turn the dial to a guidance scale.
@@ -61,7 +60,7 @@ class StockStudent:
         Raises:
             InputError: The dial was not measured there, or the adapter is off or fused.
         """
-        strength = strength_for(self.marks, guidance)
+        strength = self.dial.strength_for(guidance)
         for part in denoisers(self.pipeline, self.findings.denoisers).values():
             check_turned_on(part)
             set_strength(part, strength)
@@ -123,20 +122,21 @@ def open_student(
         RunError: There is no adapter of Guidefold's.
         CorruptFileError: Its files are not those that were written.
         MismatchError: The pipeline lacks the denoiser.
-        InputError: A LoRA is on the pipeline already, or the dial does not reach the scale.
+        InputError: It is no pipeline, a LoRA is on it already, or the dial does not reach the
+            scale.
     """
+    if isinstance(pipeline, str | Path):
+        raise InputError(
+            f"open_student({pipeline!r}, ...): that is no pipeline",
+            "Open it first, as DiffusionPipeline.from_pretrained(...) or api.open_pipeline(...).",
+        )
     folder = Path(folder)
     about = read_adapter(folder)
     findings = Findings.from_json(about["findings"])
     _check_base(pipeline, findings, folder)
-    student = StockStudent(
-        pipeline,
-        findings,
-        [Mark(**mark) for mark in about["dial_table"]],
-        about["negative_prompt"],
-    )
+    student = StockStudent(pipeline, findings, dial_of(about), about["negative_prompt"])
     if guidance is not None:
-        strength_for(student.marks, guidance)  # before anything is loaded
+        student.dial.strength_for(guidance)  # before anything is loaded
     load_adapter(pipeline, findings.denoisers, findings.loader, folder, 1.0)
     if findings.guidance_argument.startswith(f"{GUIDER}."):
         for name, guider in guiders(pipeline).items():

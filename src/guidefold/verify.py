@@ -121,7 +121,7 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
         with open_session(load_settings(run)) as session:
             return _of_a_run(files, session)
     opened = open_pipeline(str(pipeline))
-    return [examine(file, base_of(opened, read_tensors(file))) for file in files]
+    return [examine(file, base_of(opened, file)) for file in files]
 
 
 def safetensors_of(path: Path) -> list[Path]:
@@ -138,13 +138,14 @@ def safetensors_of(path: Path) -> list[Path]:
     return files
 
 
-def base_of(pipeline: DiffusionPipeline, tensors: Tensors) -> Base:
+def base_of(pipeline: DiffusionPipeline, path: Path) -> Base:
     """The component of a pipeline that a file's layers are found in.
 
     Raises:
         MismatchError: In none of them.
     """
-    kind = format_of(tensors.keys())
+    tensors = read_tensors(path)
+    kind = format_of(tensors.keys(), path)
 
     def hits(name: str, module: nn.Module) -> int:
         if kind == "fused":
@@ -156,7 +157,7 @@ def base_of(pipeline: DiffusionPipeline, tensors: Tensors) -> Base:
     best = max(found, key=lambda name: found[name])
     if not found[best]:
         raise MismatchError(
-            f"no component of {type(pipeline).__name__} has the file's layers, such as "
+            f"{path}: no component of {type(pipeline).__name__} has the file's layers, such as "
             f"'{min(tensors)}'",
             "Name the pipeline that it was made for with --pipeline.",
         )
@@ -185,7 +186,7 @@ def examine(
         kind: Its format, where it is known; keys of diffusers and of transformers look alike.
     """
     tensors = read_tensors(path)
-    kind = kind or format_of(tensors.keys())
+    kind = kind or format_of(tensors.keys(), path)
     problems: list[str] = []
     readings: list[Reading] = []
     if kind != "fused":
@@ -199,7 +200,10 @@ def examine(
     loader, difference = _loader_of(kind, base), None
     try:
         wanted = {} if kind == "fused" else read_file(path, tensors, kind, base)
-        if loader:
+        misfits = _misfits(wanted, base.module)
+        if misfits:
+            problems, loader = [*problems, *misfits], ""
+        elif loader:
             with loaded(path, kind, base, loader, student):
                 if kind != "fused":
                     problems += _others(loaded_tensors(base.module), wanted, loader)
@@ -290,6 +294,31 @@ def _loader_of(kind: Format, base: Base) -> str:
     if kind in ("fused", "peft"):
         return "diffusers" if kind == "fused" else "peft"
     return "diffusers" if base.loader == "diffusers" else ""
+
+
+def _misfits(wanted: Tensors, denoiser: nn.Module) -> list[str]:
+    """The layers that a LoRA was made for with another width, in words; nothing where all fit."""
+    wrong = [
+        f"{layer} ({_width(wanted, layer)}, here {here})"
+        for layer in layers_of(wanted)
+        if _width(wanted, layer) != (here := _width_of(denoiser.get_submodule(layer)))
+    ]
+    if not wrong:
+        return []
+    more = " ..." if len(wrong) > 3 else ""
+    return [f"made for layers of another width: {', '.join(wrong[:3])}{more}"]
+
+
+def _width(tensors: Tensors, layer: str) -> str:
+    """``inputs to outputs`` of a layer's LoRA."""
+    down, up = (tensors[f"{layer}.{part}.weight"] for part in _AB)
+    return f"{down.shape[1]} to {up.shape[0]}"
+
+
+def _width_of(layer: nn.Module) -> str:
+    """``inputs to outputs`` of a linear or convolution layer."""
+    weight = layer.get_parameter("weight")
+    return f"{weight.shape[1]} to {weight.shape[0]}"
 
 
 def _others(found: Tensors, wanted: Tensors, loader: str) -> list[str]:
