@@ -34,5 +34,9 @@ def compare(
 
     with open_easel(settings) as easel, serving(easel, port or 0) as address:
         console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
-        easel.work()  # on the main thread, where Ctrl-C arrives, even while it draws
+        try:
+            easel.work()  # on the main thread, where Ctrl-C arrives, even while it draws
+        except KeyboardInterrupt:
+            console.print("Closed.")
+            return
     raise FailedError("the page's server has ended by itself", "Start it again.")
