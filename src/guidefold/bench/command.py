@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from guidefold.errors import InputError
 from guidefold.progress import console
 
 if TYPE_CHECKING:
-    from guidefold.bench.speed_ways import Subject
+    from guidefold.bench.speed_report import Row
+    from guidefold.bench.speed_ways import Options, Subject
 
 WIDE = 160  # characters; of tables that go to a file
 bench = typer.Typer(
@@ -120,7 +121,7 @@ def speed(
     )
     from guidefold.bench.architectures import load_architecture
     from guidefold.bench.speed import bench_speed
-    from guidefold.bench.speed_report import describe, make_rows, to_json, to_tables
+    from guidefold.bench.speed_report import make_rows, to_json
     from guidefold.bench.speed_subjects import DenoiserAlone, WholePipeline, find_device
 
     options = replace(options, device=find_device(device))
@@ -132,7 +133,13 @@ def speed(
         rows = make_rows(bench_speed(subject, options), subject.clocks)
     if as_json:
         typer.echo(json.dumps(to_json(rows, subject, options), indent=2))
-        return
+    else:
+        _print_speed(rows, subject, options)
+
+
+def _print_speed(rows: Sequence[Row], subject: Subject, options: Options) -> None:
+    from guidefold.bench.speed_report import describe, to_tables
+
     console.print(describe(subject, options), markup=False)
     for table in to_tables(rows):
         console.print()
