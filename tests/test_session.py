@@ -307,6 +307,34 @@ def test_strength_stands_for_the_guidance_that_is_measured_at(
     assert (session.guidance, session.strength) == (guidance, strength)
 
 
+@pytest.mark.parametrize(
+    ("strength", "dial", "said"),
+    [
+        (0.0, True, ""),
+        (
+            1.5,
+            True,
+            "",
+        ),  # trained to guidance 6, which is strength 1.25, and drawn a quarter beyond
+        (1.6, True, "strength 1.6 is outside 0 to 1.25"),
+        (-1.0, True, "strength -1 is outside 0 to 1.25"),
+        (1.6, False, "strength 1.6 is outside 0 to 1,"),
+    ],
+)
+def test_a_strength_beyond_the_training_is_told_of(
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    strength: float,
+    dial: bool,
+    said: str,
+) -> None:
+    asked = with_(settings, adapter={"dial": dial})
+    session = Session(Path(), asked, [], [], None, SimpleNamespace(off=1.0, origin=1.0))
+    session.warn_beyond(strength)
+    told = " ".join(capsys.readouterr().out.split())
+    assert said in told if said else told == ""
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run has begun here"):
         require_run(tmp_path)

@@ -127,6 +127,11 @@ def test_the_dial_turns_by_guidance_scale(student: StockStudent, trained: Settin
         student.turn(9.0)
 
 
+def test_a_folder_in_the_pipeline_s_place_is_refused_in_words(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"'bundled'.*no pipeline"):
+        open_student("bundled", folder)
+
+
 def test_a_scale_beyond_the_dial_is_refused_before_anything_is_loaded(
     pipeline: DiffusionPipeline, folder: Path
 ) -> None:
