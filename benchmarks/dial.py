@@ -42,7 +42,9 @@ stands for it, and at the one that the adapter's calibration names (nearest to t
 held-out recorded states). Residual guidance is measured at the teacher's and at the student's own
 states: 1 nothing folded, 0 all. Distance is the mean squared distance from the CFG pictures of that
 scale, divided by the unguided pictures'. Saturation is HSV's, mean over pixels. *Nearest* is the
-scale, among those of the table and 1, whose CFG pictures lie nearest to the student's.
+scale, among those of the table and 1, whose CFG pictures lie nearest to the student's. A
+student that folds a share of guidance, and guesses the rest as well as can be, lies nearest to a
+lower scale, whatever its pictures look like: alignment and saturation say how strong they look.
 
 ```
 guidefold demo run=RUN
