@@ -79,8 +79,8 @@ on: alignment is the share of held-out prompts that the student draws right, div
 teacher's on the same prompts and seeds; distance is its mean squared distance from the CFG
 pictures, divided by the unguided teacher's; residual guidance is 1 where nothing is folded and 0
 where all is. Mean over seeds, with the standard deviation between them. The memory of a training
-step is `guidefold plan`'s. Seconds are of a CPU that emulates the small types, beside other work: no
-measure of a GPU's.
+step is `guidefold plan`'s. Seconds are of a CPU that emulates the small types, beside other work:
+they tell nothing of a GPU's.
 
 ```
 python benchmarks/ladder.py --out FOLDER

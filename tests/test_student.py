@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def student(
 def load(student: Student, settings: Settings) -> Student:
     load_checkpoint(find_checkpoints(Path(settings.run))[-1], student.adapter, None)
     return student
+
+
+def test_a_denoiser_that_empties_its_lists_can_be_asked_twice(
+    student: Student, refs: list[StateRef]
+) -> None:
+    """As those do that take a control net's answers off the end of a list."""
+
+    class Greedy(nn.Module):
+        def forward(self, sample: torch.Tensor, given: list[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (sample + given.pop(),)
+
+    (batch,) = student.calls(refs[:1])
+    sample = torch.zeros_like(batch.target)
+    batch = replace(batch, arguments=((sample, [torch.ones(1)]), {}))
+    assert all(torch.equal(student.predict(batch, Greedy()), sample + 1) for _ in range(2))
 
 
 def residual_guidance(student: Student, refs: list[StateRef], errors: list[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -32,11 +33,13 @@ def compare(
     from guidefold.easel import open_easel
     from guidefold.server import serving
 
-    with open_easel(settings) as easel, serving(easel, port or 0) as address:
-        console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
-        try:
+    # also where a script started this in the background, which ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with open_easel(settings) as easel, serving(easel, port or 0) as address:
+            console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
             easel.work()  # on the main thread, where Ctrl-C arrives, even while it draws
-        except KeyboardInterrupt:
-            console.print("Closed.")
-            return
+    except KeyboardInterrupt:
+        console.print("Closed.")
+        return
     raise FailedError("the page's server has ended by itself", "Start it again.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from guidefold.adapter import Adapter, attach
+from guidefold.arguments import tree_map
 from guidefold.batches import Batch, collate, kind_of, mixes
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import RunError, UnfoldableError
@@ -88,7 +89,8 @@ class Student:
         Returns:
             Shape of ``batch.target``.
         """
-        args, kwargs = batch.arguments
+        # containers of their own: some denoisers empty the lists that they are given
+        args, kwargs = tree_map(lambda tensor: tensor, batch.arguments)
         with self.autocast():
             raw = output_tensor((model or self.model)(*args, **kwargs))
         return self.findings.output_map(raw, batch.target.shape)
