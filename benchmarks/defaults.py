@@ -2,6 +2,7 @@
 
     python benchmarks/defaults.py --out FOLDER                 # every case that is still missing
     python benchmarks/defaults.py --out FOLDER --part 1/2      # every second one, beside 2/2
+    python benchmarks/defaults.py --out FOLDER --only rank     # one group, or one case
     python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
 
 A stopped bench goes on. Cases that come down to the same settings share a run.
@@ -130,11 +131,18 @@ CASES = [
 ]
 
 
-def run_missing(series: Series, seeds: Sequence[int], part: tuple[int, int], only: str) -> None:
+def find_cases(only: Sequence[str]) -> list[Case]:
+    """The cases whose group and name hold one of the words; all without any."""
+    names = {f"{case.group}, {case.name}": case for case in CASES}
+    return [c for name, c in names.items() if not only or any(word in name for word in only)]
+
+
+def run_missing(
+    series: Series, cases: Sequence[Case], seeds: Sequence[int], part: tuple[int, int]
+) -> None:
     """Make every run that is still missing, seed by seed."""
     number, count = part
     for seed in seeds:
-        cases = [case for case in CASES if only in f"{case.group}, {case.name}"]
         files = {series.file(case.trial(seed)): case for case in reversed(cases)}
         for case in list(reversed(files.values()))[number - 1 :: count]:
             if series.result(case.trial(seed)) is None:
@@ -142,18 +150,18 @@ def run_missing(series: Series, seeds: Sequence[int], part: tuple[int, int], onl
                 print(f"{case.group}: {case.name}, seed {seed}: {found['curve'][-1]}", flush=True)
 
 
-def _lines(series: Series, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _lines(series: Series, cases: Sequence[Case], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What stands of every case, in the table's order."""
-    for case in CASES:
+    for case in cases:
         for seed in seeds:
             found = series.result(case.trial(seed))
             if found is not None:
                 yield {"group": case.group, "name": case.name, "seed": seed, **found}
 
 
-def write_table(series: Series, seeds: Sequence[int], target: Path) -> None:
+def write_table(series: Series, cases: Sequence[Case], seeds: Sequence[int], target: Path) -> None:
     """Write what stands: ``target.md`` for people, ``target.json`` for programs."""
-    lines = list(_lines(series, seeds))
+    lines = list(_lines(series, cases, seeds))
     kept = [{name: x[name] for name in KEPT} | _numbers(x) for x in lines]
     target.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     text = [INTRODUCTION]
@@ -170,8 +178,8 @@ share of 256 held-out prompts that the student draws right, divided by the CFG t
 same prompts and seeds. Distance is the student's mean squared distance from the CFG pictures,
 divided by the unguided teacher's. Residual guidance is measured at the teacher's and at the
 student's own states: 1 nothing folded, 0 all. Passes are samples through the denoiser, counted,
-for recording, training and validation together. The last table is measured on recorded held-out
-states alone.
+for recording, training and validation together. *Residual, held-out states*, is of the run's own
+recorded states.
 
 ```
 python benchmarks/defaults.py --out FOLDER
@@ -230,15 +238,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--part", default="1/1", help="which part of the cases, as in 1/2")
-    parser.add_argument("--only", default="", help="cases whose group and name hold this")
+    parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold one of these")
     parser.add_argument("--table", type=Path, help="write TABLE.md and TABLE.json instead")
     given = parser.parse_args()
     series = Series(given.out, "demo", COMMON)
+    cases = find_cases(given.only)
     if given.table:
-        write_table(series, given.seeds, given.table)
+        write_table(series, cases, given.seeds, given.table)
         return
     number, count = (int(x) for x in given.part.split("/"))
-    run_missing(series, given.seeds, (number, count), given.only)
+    run_missing(series, cases, given.seeds, (number, count))
 
 
 if __name__ == "__main__":
