@@ -29,6 +29,7 @@ def make_session(run: str = "my run", prompt: str = "a red cat", **adapter: Any)
         findings=SimpleNamespace(off=1.0, origin=1.0, pipeline="TinyPipeline"),
         held_out=[Prompt.of(prompt)],
         strength=1.0,
+        strongest=1.75,  # guidance 8 at a g_ref of 5
         denoiser=nn.Identity(),
     )
 

@@ -102,7 +102,7 @@ def test_the_dial_goes_from_nothing_to_beyond_what_was_trained() -> None:
     assert dial[0] == (0.0, 1.0)
     assert (0.5, 3.0) in dial
     assert (1.0, 5.0) in dial
-    assert dial[-1][0] == pytest.approx(1.75)  # record.guidance ends at 8
+    assert dial[-1][0] == pytest.approx(1.75)  # the strongest that was trained
     assert dial == sorted(dial)
 
 

@@ -23,7 +23,7 @@ from guidefold.adapter import adapter_off, set_strength
 from guidefold.dial import STRENGTHS
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.export import open_adapter
-from guidefold.objective import guidance_at, strength_of
+from guidefold.objective import guidance_at
 from guidefold.prompts import Prompt, load_prompts
 from guidefold.runs import require_run
 from guidefold.sample import Drawn, draw, png
@@ -150,9 +150,7 @@ class Easel:
     @property
     def dial(self) -> list[tuple[float, float]]:
         """Every strength that can be asked for, with the teacher's guidance scale."""
-        origin, g_ref = self.session.findings.origin, self.session.settings.adapter.g_ref
-        trained = strength_of(self.session.settings.record.guidance[1], origin, g_ref)
-        count = math.ceil(NOTCHES * max(STRENGTHS[-1], trained) - 1e-9)
+        count = math.ceil(NOTCHES * max(STRENGTHS[-1], self.session.strongest) - 1e-9)
         strengths = {k / NOTCHES for k in range(count + 1)} | {self.session.strength}
         return [(strength, self.guidance_at(strength)) for strength in sorted(strengths)]
 

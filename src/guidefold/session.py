@@ -128,16 +128,20 @@ class Session:
             return 1.0
         return strength_of(self.guidance, self.findings.origin, self.settings.adapter.g_ref)
 
+    @property
+    def strongest(self) -> float:
+        """The highest strength that the adapter is trained at."""
+        asked = self.settings
+        if not asked.adapter.dial:
+            return 1.0
+        return strength_of(asked.record.guidance[1], self.findings.origin, asked.adapter.g_ref)
+
     def warn_beyond(self, strength: float) -> None:
         """Say it where a strength lies outside those that the adapter was trained at."""
-        asked, highest = self.settings, 1.0
-        if asked.adapter.dial:
-            scale = asked.record.guidance[1]
-            highest = strength_of(scale, self.findings.origin, asked.adapter.g_ref)
-        if not 0 <= strength <= BEYOND * max(highest, 1.0):
+        if not 0 <= strength <= BEYOND * max(self.strongest, 1.0):
             console.print(
-                f"Beware: strength {strength:g} is outside 0 to {highest:.3g}, where the adapter "
-                "was trained.",
+                f"Beware: strength {strength:g} is outside 0 to {self.strongest:.3g}, where the "
+                "adapter was trained.",
                 markup=False,
             )
 
