@@ -82,27 +82,53 @@ def sample(
         RunError: There is no run, or no adapter yet.
         MismatchError: The adapter belongs to another base.
     """
-    rows = [Prompt.of(prompt) for prompt in prompts]
-    if not all(row.text.strip() or row.columns for row in rows):
-        raise InputError("prompt: an empty one", "Say what to draw.")
+    rows = _checked(prompts, strength)
     require_run(Path(settings.run))
     ensure_folder(out)
-    if strength is not None and not math.isfinite(strength):
-        raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
     if guidance is not None:
         settings = _guided_at(settings, guidance)
         if strength is None and "student" in kinds:
             dial = read_dial(find_adapter(Path(settings.run), adapter))
             strength = dial.strength_for(guidance)
             console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
-    if "student" in kinds and any("negative_prompt" in row.values for row in rows):
+    if "student" in kinds:
+        _warn_of_negatives(rows)
+    unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
+    pairs = list(unlike.values())
+    drawn = _draw_kinds(settings, pairs, kinds, strength, adapter)
+    pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
+    captions = [f"{row.label} (seed {seed})" for row, seed in pairs]
+    sheet = out / "grid.png"
+    write_bytes(sheet, png(grid(pictures, [heading(k, drawn[k]) for k in kinds], captions)))
+    return [sheet, *(path for kind in kinds for path in _write(out, kind, drawn[kind]))]
+
+
+def _checked(prompts: Sequence[str | Prompt], strength: float | None) -> list[Prompt]:
+    rows = [Prompt.of(prompt) for prompt in prompts]
+    if not all(row.text.strip() or row.columns for row in rows):
+        raise InputError("prompt: an empty one", "Say what to draw.")
+    if strength is not None and not math.isfinite(strength):
+        raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
+    return rows
+
+
+def _warn_of_negatives(rows: Sequence[Prompt]) -> None:
+    if any("negative_prompt" in row.values for row in rows):
         console.print(
             "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "
             "is folded in training (pipeline.negative_prompt)."
         )
-    unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
-    pairs = list(unlike.values())
-    asked, numbers = [row for row, _ in pairs], [seed for _, seed in pairs]
+
+
+def _draw_kinds(
+    settings: Settings,
+    pairs: Sequence[tuple[Prompt, int]],
+    kinds: Sequence[Kind],
+    strength: float | None,
+    adapter: Path | None,
+) -> dict[Kind, Drawn]:
+    """Every pair of prompt and seed by every kind."""
+    rows, seeds = [row for row, _ in pairs], [seed for _, seed in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
         total = len(kinds) * len(pairs) * settings.evaluate.steps
@@ -113,12 +139,8 @@ def sample(
                     session.warn_beyond(strength)
                     open_adapter(session, strength, adapter)
                 guidance = session.guidance_of(kind)
-                drawn[kind] = draw_session(session, asked, numbers, guidance, progress)
-    pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
-    captions = [f"{row.label} (seed {seed})" for row, seed in pairs]
-    sheet = out / "grid.png"
-    write_bytes(sheet, png(grid(pictures, [heading(k, drawn[k]) for k in kinds], captions)))
-    return [sheet, *(path for kind in kinds for path in _write(out, kind, drawn[kind]))]
+                drawn[kind] = draw_session(session, rows, seeds, guidance, progress)
+    return drawn
 
 
 def _guided_at(settings: Settings, guidance: float) -> Settings:
