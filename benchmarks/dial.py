@@ -23,7 +23,7 @@ from PIL import Image
 
 from guidefold.about import read_dial
 from guidefold.calibration import Dial, Mark
-from guidefold.config import load_settings
+from guidefold.config import flatten, load_settings
 from guidefold.demo.judge import judge_of
 from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
@@ -47,8 +47,8 @@ student that folds a share of guidance, and guesses the rest as well as can be, 
 lower scale, whatever its pictures look like: alignment and saturation say how strong they look.
 
 ```
-guidefold demo run=RUN
-python benchmarks/dial.py RUN --out docs/results/dial
+{command}
+python benchmarks/dial.py RUN --out {out} --prompts {prompts}
 ```
 
 """
@@ -88,7 +88,9 @@ def measure(asked: argparse.Namespace) -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"marks": [vars(mark) for mark in dial.marks], "rows": rows}, indent=1)
     asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    asked.out.with_suffix(".md").write_text(_page(settings, rows, dial.marks), encoding="utf-8")
+    asked.out.with_suffix(".md").write_text(
+        _page(settings, rows, dial.marks, asked.out), encoding="utf-8"
+    )
 
 
 def _strip(folder: Path) -> Image.Image:
@@ -164,11 +166,26 @@ def _pictures(folder: Path, stem: str, count: int) -> Any:
     return np.stack([read(folder / f"{stem}-{k:04d}.png") for k in range(count)])
 
 
-def _page(settings: Settings, rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> str:
+def _command(settings: Settings) -> str:
+    """What trains such a run: the demo's settings, and those that differ."""
+    usual, own = (flatten(s.model_dump(mode="json")) for s in (load_settings("demo"), settings))
+    differing = [
+        f"'{key}={json.dumps(value)}'"
+        for key, value in own.items()
+        if value != usual.get(key) and key != "run" and not key.startswith("evaluate.")
+    ]
+    return " ".join(["guidefold demo run=RUN", *differing])
+
+
+def _page(
+    settings: Settings, rows: Sequence[dict[str, Any]], marks: Sequence[Mark], out: Path
+) -> str:
     low, high = settings.record.guidance
     asked = settings.evaluate
     lines = [
         HEADER.format(
+            command=_command(settings),
+            out=out,
             prompts=asked.prompts,
             steps=asked.steps,
             low=low,

@@ -40,10 +40,10 @@ SOLVERS = {
 STEPS = (10, 20, 30, 50)
 HEADER = """# Other steps and solvers than the recorded ones
 
-The run was recorded with {recorded}, {low} to {high} steps. Each case draws {prompts} held-out
-prompts with teacher (guidance {guidance:g}), unguided and student, the same seeds, the scheduler
-exchanged and nothing trained anew; figures are alignment. Distance is the student's mean squared
-distance from the CFG pictures of the same solver and steps, divided by the unguided pictures'.
+The run was recorded with {recorded}, {recorded_steps} steps. Each case draws {prompts} held-out prompts with
+teacher (guidance {guidance:g}), unguided and student, the same seeds, the scheduler exchanged and
+nothing trained anew; figures are alignment. Distance is the student's mean squared distance from
+the CFG pictures of the same solver and steps, divided by the unguided pictures'.
 
 ```
 guidefold demo run=RUN
@@ -120,7 +120,8 @@ def _draw(session: Session, count: int) -> dict[Kind, Drawn]:
 
 def _page(settings: Settings, rows: list[dict[str, Any]]) -> str:
     (low, high), first = settings.record.steps, rows[0]
-    head = HEADER.format(low=low, high=high, **{k: first[k] for k in HEADS})
+    recorded_steps = f"{low}" if low == high else f"{low} to {high}"
+    head = HEADER.format(recorded_steps=recorded_steps, **{k: first[k] for k in HEADS})
     lines = [
         f"| {r['solver']} | {r['steps']} | {r['teacher']:.3f} | {r['unguided']:.3f} | "
         f"{r['student']:.3f} | {r['student'] / r['teacher']:.3f} | {r['relative_distance']:.3f} |\n"
