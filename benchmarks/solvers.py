@@ -40,10 +40,11 @@ SOLVERS = {
 STEPS = (10, 20, 30, 50)
 HEADER = """# Other steps and solvers than the recorded ones
 
-The run was recorded with {recorded}, {recorded_steps} steps. Each case draws {prompts} held-out prompts with
-teacher (guidance {guidance:g}), unguided and student, the same seeds, the scheduler exchanged and
-nothing trained anew; figures are alignment. Distance is the student's mean squared distance from
-the CFG pictures of the same solver and steps, divided by the unguided pictures'.
+The run was recorded with {recorded}, {recorded_steps} steps. Each case draws {prompts}
+held-out prompts with teacher (guidance {guidance:g}), unguided and student, the same seeds, the
+scheduler exchanged and nothing trained anew; figures are alignment. Distance is the student's mean
+squared distance from the CFG pictures of the same solver and steps, divided by the unguided
+pictures'.
 
 ```
 guidefold demo run=RUN
