@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from guidefold import cli, clients, delivery
 from guidefold.convert import convert
-from guidefold.delivery import Delivery, deliver, fused_weights
+from guidefold.delivery import Delivery, deliver
 from guidefold.distill import distill
 from guidefold.errors import InputError, NonFiniteError, VerifyError
 from guidefold.labels import content_hash
 from guidefold.runs import read_labels, read_metadata, read_tensors
 from guidefold.settings import Settings
+from guidefold.values import fused_weights
 from guidefold.verify import verify
 
 FAMILIES = ("sd15", "sdxl", "sd3", "flux")

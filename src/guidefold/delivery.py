@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from guidefold.about import describe_adapter, read_dial
 from guidefold.adapter import (
     DIFFUSERS_FILE,
@@ -30,6 +27,7 @@ from guidefold.pipelines import DTYPES
 from guidefold.runs import finished_folder, require_run, write_json, write_tensors, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
+from guidefold.values import fused_weights
 from guidefold.verify import WEIGHTS, Base, Verdict, base_of_run, examine
 
 
@@ -151,31 +149,6 @@ def write_file(
 def strengthened(tensors: Tensors, strength: float) -> Tensors:
     """An adapter that is at strength 1 what another is at a strength: ``lora_B`` is multiplied."""
     return {n: t * strength if ".lora_B." in n else t for n, t in tensors.items()}
-
-
-def fused_weights(
-    denoiser: nn.Module, tensors: Tensors, strength: float
-) -> dict[str, torch.Tensor]:
-    """A denoiser's weights with the adapter added: ``W + strength * B A``.
-
-    Args:
-        denoiser: Its weights stay as they are.
-        tensors: By peft's names; alpha equals the rank.
-        strength: Of the adapter.
-
-    Returns:
-        Every weight, in its own type; the sum is taken in float32.
-    """
-    found: dict[str, torch.Tensor] = dict(denoiser.state_dict())
-    for layer in layers_of(tensors):
-        weight = found[f"{layer}.weight"]
-        down, up = (
-            tensors[f"{layer}.{part}.weight"].to(weight.device).float().flatten(1)
-            for part in ("lora_A", "lora_B")
-        )
-        added = weight.float() + strength * (up @ down).reshape(weight.shape)
-        found[f"{layer}.weight"] = added.to(weight.dtype)
-    return found
 
 
 def _unfit(session: Session, trained: Trained, kind: Format) -> str:

@@ -85,7 +85,7 @@ def verify(
         typer.echo(json.dumps([verdict.to_json() for verdict in verdicts], indent=2))
     else:
         for verdict in verdicts:
-            _print_verdict(verdict)
+            _print_verdict(verdict, with_run=run is not None)
     if any(verdict.problems for verdict in verdicts):
         raise typer.Exit(1)
 
@@ -112,7 +112,7 @@ def settings_of_run(run: Path, overrides: Sequence[str] | None = None) -> Settin
     return load_settings(run, list(overrides or []))
 
 
-def _print_verdict(verdict: Verdict) -> None:
+def _print_verdict(verdict: Verdict, *, with_run: bool = False) -> None:
     """A file, and what each client reads of it."""
     console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
     others = [r.client for r in verdict.readings if _reads_nothing(r, verdict.keys)]
@@ -129,11 +129,11 @@ def _print_verdict(verdict: Verdict) -> None:
             f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",
             markup=False,
         )
-    elif verdict.loaded_by:
+    elif verdict.loaded_by and not with_run:
         console.print(
             f"  {verdict.loaded_by} can load it; values are compared with --run RUN", markup=False
         )
-    else:
+    elif not verdict.loaded_by:
         console.print("  no library here loads it onto this pipeline", markup=False)
     for problem in verdict.problems:
         console.print(f"  FAILED: {problem}", markup=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.adapter import PEFT_CONFIG, layers_of, load_part, loaded_tensors, unload_adapter
+from guidefold.adapter import PEFT_CONFIG, load_part, loaded_tensors, unload_adapter
 from guidefold.anatomy import Anatomy, anatomy
 from guidefold.clients import Reading, read_by_clients, stem
 from guidefold.config import load_settings
 from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
 from guidefold.export import Trained, check_layers, check_loaded, read_trained
 from guidefold.formats import Format, Tensors, alphas_of, format_of, layer_names, read
+from guidefold.origin import Offered, damage, other_base, said_of
 from guidefold.pipelines import modules, open_pipeline
 from guidefold.probe import lora_loader
-from guidefold.runs import read_json, read_labels, read_metadata, read_tensors, require_run
+from guidefold.runs import read_json, read_labels, read_tensors, require_run
 from guidefold.session import Session, open_session
+from guidefold.values import misfits, off_fused, off_student, others, some, strangers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
@@ -120,8 +122,8 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
         require_run(run)
         with open_session(load_settings(run)) as session:
             return _of_a_run(files, session)
-    opened = open_pipeline(str(pipeline))
-    return [examine(file, base_of(opened, file)) for file in files]
+    offered = Offered(str(pipeline), open_pipeline(str(pipeline)))
+    return [_of_a_pipeline(file, offered) for file in files]
 
 
 def safetensors_of(path: Path) -> list[Path]:
@@ -193,25 +195,25 @@ def examine(
         readings = read_by_clients(tensors.keys(), kind, base.names, base.component, base.loader)
         problems += [
             f"{r.client} drops {len(r.dropped or ())} of {len(tensors)} keys: "
-            f"{', '.join((r.dropped or ())[:3])} ..."
+            f"{some(r.dropped or ())}"
             for r in readings
             if r.failed
         ]
     loader, difference = _loader_of(kind, base), None
     try:
         wanted = {} if kind == "fused" else read_file(path, tensors, kind, base)
-        misfits = _misfits(wanted, base.module)
-        if misfits:
-            problems, loader = [*problems, *misfits], ""
-        elif loader:
+        wrong = strangers(tensors, base.module) if kind == "fused" else misfits(wanted, base.module)
+        if wrong:
+            loader = ""
+        elif student is not None:
+            wrong = _off(student[1], path, base, kind, tensors if kind == "fused" else wanted)
+        problems += wrong
+        if loader:
             with loaded(path, kind, base, loader, student):
                 if kind != "fused":
-                    problems += _others(loaded_tensors(base.module), wanted, loader)
+                    problems += others(loaded_tensors(base.module), wanted, loader)
                 if student is not None:
                     difference = _compare(student, base, kind, loader, tensors)
-        elif student is not None:
-            trained = student[1].part(base.denoisers, base.name)
-            problems += _others(wanted, trained, "reading it back")
     except GuidefoldError as error:
         problems.append(error.message)
     return Verdict(path, kind, len(tensors), tuple(readings), loader, difference, tuple(problems))
@@ -221,7 +223,8 @@ def read_file(path: Path, tensors: Tensors, kind: Format, base: Base) -> dict[st
     """A file's tensors by peft's names, its alpha folded in wherever it is written.
 
     Raises:
-        InputError: Its configuration asks for more than a LoRA.
+        InputError: Its configuration asks for more than a LoRA, or its keys are not the
+            denoiser's.
     """
     beside = path.parent / PEFT_CONFIG
     about: Mapping[str, Any] = alphas_of(read_labels(path), base.component)
@@ -230,7 +233,10 @@ def read_file(path: Path, tensors: Tensors, kind: Format, base: Base) -> dict[st
     for name in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"):
         if about.get(name):
             raise InputError(f"{path}: '{name}' is set, which is more than a LoRA", "")
-    return read(tensors, kind, base.names, base.component, about)
+    try:
+        return read(tensors, kind, base.names, base.component, about)
+    except MismatchError as error:
+        raise MismatchError(f"{path}: {error.message}", error.remedy) from error
 
 
 @contextmanager
@@ -277,7 +283,7 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
     trained: dict[float, Trained] = {}
     verdicts = []
     for file in files:
-        about = read_metadata(file) or {}
+        about = said_of(file)
         strength = float(about.get("strength", 1.0))
         if strength not in trained:
             trained[strength] = read_trained(session, strength)
@@ -285,8 +291,23 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
         if name not in session.findings.denoisers:
             raise MismatchError(f"{file}: it is for '{name}', which this run has not adapted", "")
         base = base_of_run(session, name)
-        verdicts.append(examine(file, base, (session, trained[strength]), about.get("format")))
+        verdict = examine(file, base, (session, trained[strength]), about.get("format"))
+        here = session.findings
+        verdicts.append(_judged(verdict, here.prediction_type, [here.fingerprint]))
     return verdicts
+
+
+def _of_a_pipeline(file: Path, offered: Offered) -> Verdict:
+    verdict = examine(file, base_of(offered.pipeline, file))
+    names = tuple(said_of(file).get("findings", {}).get("denoisers", ()))
+    return _judged(verdict, offered.prediction_type, offered.fingerprints(names))
+
+
+def _judged(verdict: Verdict, predicts: str, weights: Iterable[str]) -> Verdict:
+    """A verdict that also holds a file against its own word."""
+    about = said_of(verdict.path)
+    first = [*damage(verdict.path, about), *other_base(about, predicts, weights)]
+    return replace(verdict, problems=(*first, *verdict.problems))
 
 
 def _loader_of(kind: Format, base: Base) -> str:
@@ -296,52 +317,13 @@ def _loader_of(kind: Format, base: Base) -> str:
     return "diffusers" if base.loader == "diffusers" else ""
 
 
-def _misfits(wanted: Tensors, denoiser: nn.Module) -> list[str]:
-    """The layers that a LoRA was made for with another width, in words; nothing where all fit."""
-    wrong = [
-        f"{layer} ({_width(wanted, layer)}, here {here})"
-        for layer in layers_of(wanted)
-        if _width(wanted, layer) != (here := _width_of(denoiser.get_submodule(layer)))
-    ]
-    if not wrong:
-        return []
-    more = " ..." if len(wrong) > 3 else ""
-    return [f"made for layers of another width: {', '.join(wrong[:3])}{more}"]
-
-
-def _width(tensors: Tensors, layer: str) -> str:
-    """``inputs to outputs`` of a layer's LoRA."""
-    down, up = (tensors[f"{layer}.{part}.weight"] for part in _AB)
-    return f"{down.shape[1]} to {up.shape[0]}"
-
-
-def _width_of(layer: nn.Module) -> str:
-    """``inputs to outputs`` of a linear or convolution layer."""
-    weight = layer.get_parameter("weight")
-    return f"{weight.shape[1]} to {weight.shape[0]}"
-
-
-def _others(found: Tensors, wanted: Tensors, loader: str) -> list[str]:
-    """What a loader has made of a file, where it is not what the file says."""
-    odd = found.keys() ^ wanted.keys()
-    if odd:
-        return [f"{loader} loads other layers than the file's: {', '.join(layers_of(odd))}"]
-    wrong = [
-        layer
-        for layer in layers_of(wanted)
-        if not all(_near(found[f"{layer}.{p}.weight"], wanted[f"{layer}.{p}.weight"]) for p in _AB)
-    ]
-    return [f"{loader} loads other values than the file's: {', '.join(wrong)}"] if wrong else []
-
-
-_AB = ("lora_A", "lora_B")
-
-
-def _near(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether tensors agree but for the rounding of the smaller type."""
-    eps = max(torch.finfo(one.dtype).eps, torch.finfo(two.dtype).eps)
-    one, two = one.float().reshape(two.shape), two.float().cpu()
-    return bool((one - two).abs().max() <= 4 * eps * two.abs().max())
+def _off(trained: Trained, path: Path, base: Base, kind: Format, found: Tensors) -> list[str]:
+    """Where a file's own values are not the student's; predictions hide what a layer does."""
+    student = trained.part(base.denoisers, base.name)
+    strength = float(said_of(path).get("strength", 1.0))
+    if kind == "fused":
+        return off_fused(found, base.module, student, strength)
+    return off_student(found, student, strength)
 
 
 def _compare(

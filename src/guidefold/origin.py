@@ -1,0 +1,138 @@
+"""Where a file comes from by its own word: its bytes as they were written, its base as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from guidefold.adapter import PEFT_CONFIG
+from guidefold.denoisers import as_one
+from guidefold.errors import CorruptFileError
+from guidefold.labels import content_hash
+from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline
+from guidefold.probe import prediction_type
+from guidefold.runs import MANIFEST, check_file, read_json, read_labels, read_metadata, read_tensors
+
+HASH = "modelspec.hash_sha256"
+SINCE = "damaged or edited since it was written; write it again with 'guidefold export'"
+
+
+@dataclass
+class Offered:
+    """A pipeline that files are held against.
+
+    Attributes:
+        source: Where it was opened from.
+        pipeline: In float32.
+    """
+
+    source: str
+    pipeline: DiffusionPipeline
+    _known: dict[tuple[tuple[str, ...], str], str] = field(default_factory=dict)
+
+    def fingerprints(self, names: tuple[str, ...]) -> Iterator[str]:
+        """Of some components, in one precision after another, as runs open them.
+
+        A fingerprint is over rounded values, and a file does not say which precision its run had.
+        It is opened anew for each: some layers stay in float32 whatever is asked for.
+        """
+        for dtype in DTYPES:
+            if (names, dtype) not in self._known:
+                opened = self.pipeline
+                if dtype != "fp32":
+                    opened = open_pipeline(self.source, dtype=DTYPES[dtype])
+                found = {n: module for n, module in modules(opened).items() if n in names}
+                if found.keys() != set(names):
+                    return
+                whole = as_one({name: found[name] for name in names})
+                self._known[names, dtype] = fingerprint(whole)
+            yield self._known[names, dtype]
+
+    @property
+    def prediction_type(self) -> str:
+        """What its denoiser predicts; ``None`` where no scheduler says so."""
+        told = getattr(self.pipeline, "scheduler", None) is not None
+        return prediction_type(self.pipeline) if told else "None"
+
+
+def said_of(path: Path) -> Mapping[str, Any]:
+    """What a file of Guidefold's says of itself; empty of other files.
+
+    Raises:
+        CorruptFileError: It cannot be read.
+    """
+    try:
+        about = read_metadata(path)
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: its metadata is no JSON ({error}): {SINCE}") from error
+    return about if isinstance(about, Mapping) else {}
+
+
+def damage(path: Path, about: Mapping[str, Any]) -> list[str]:
+    """How a file differs from what was written, in words: by its own hash and its folder's.
+
+    Args:
+        path: The file.
+        about: What it says of itself. Other programs mean other things by the same hash.
+    """
+    wrong = []
+    told = read_labels(path).get(HASH)
+    if about and told is not None and told != content_hash(read_tensors(path)):
+        wrong.append(f"its values are not those of its {HASH}: {SINCE}")
+    return wrong + [line for folder in path.parents[:2] for line in _unlike_manifest(folder, path)]
+
+
+def _unlike_manifest(folder: Path, path: Path) -> list[str]:
+    """Which of a file, and of what its loaders read beside it, a folder's manifest denies."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return []
+    try:
+        entries = read_json(manifest)
+        for near in (path, path.with_name(PEFT_CONFIG), path.with_name("config.json")):
+            entry = entries.get(near.relative_to(folder).as_posix())
+            if entry is not None:
+                check_file(near, entry["sha256"], entry["size"])
+    except CorruptFileError as error:
+        return [f"{error.message}: {SINCE}"]
+    except (AttributeError, KeyError, TypeError):
+        return [f"{manifest} is no list of files: {SINCE}"]
+    return []
+
+
+def other_base(about: Mapping[str, Any], predicts: str, weights: Iterable[str]) -> list[str]:
+    """Whether a file was made for another base than the one here, in words.
+
+    A fused file's own weights differ from its base's by design; it is its base that is asked for.
+
+    Args:
+        about: What the file says of itself; nothing follows where it names no base.
+        predicts: What the denoiser here predicts.
+        weights: The fingerprints that the base here may have; the first is told.
+    """
+    base = about.get("findings") or {}
+    wrong = []
+    if "fingerprint" in base:
+        asked, found = str(base["fingerprint"]), list(_until(str(base["fingerprint"]), weights))
+        if asked not in found:
+            wrong.append(f"weights {asked}, here {found[0] if found else 'no such denoiser'}")
+    if base.get("prediction_type", predicts) != predicts:
+        wrong.append(f"{base['prediction_type']} predictions, here {predicts}")
+    if not wrong:
+        return []
+    return [
+        f"made for another base, {about.get('base', 'unnamed')}: {'; '.join(wrong)}. "
+        "Name the pipeline that it was made for."
+    ]
+
+
+def _until(wanted: str, found: Iterable[str]) -> Iterator[str]:
+    """No further than what was looked for: what follows may take long."""
+    for one in found:
+        yield one
+        if one == wanted:
+            return
