@@ -13,8 +13,9 @@ from guidefold.settings import Settings
 HEAD = """# Settings
 
 A run is decided by a TOML file and `section.key=value` overrides on the command line, which win.
-Start from a preset: `guidefold config sd15 > mine.toml`. This page is written by
-`python docs/configuration.py`.
+Start from a preset: `guidefold config sd15 > mine.toml`. A path starts at the folder that the
+command is run in, also in a file; the run keeps it whole, and so works from any other folder. This
+page is written by `python docs/configuration.py`.
 """
 
 

@@ -8,14 +8,18 @@ import pytest
 
 from guidefold.config import (
     FREE,
+    PATHS,
     check_same,
     dump_toml,
     find_config,
     load_settings,
     make_settings,
     presets,
+    rooted,
+    without_paths,
 )
 from guidefold.errors import ConfigError, MismatchError
+from guidefold.prompts import BUNDLED
 from guidefold.settings import Settings
 
 MINIMAL = 'run = "runs/a"\n\n[pipeline]\nsource = "folder"\n'
@@ -372,3 +376,81 @@ def test_with_several_rounds_the_number_of_steps_is_fixed(tmp_path: Path) -> Non
     rounds = {"rounds": ["teacher", "student"]}
     with pytest.raises(MismatchError, match=r"distill\.steps: 2000 in .*, 7 given"):
         check_same(settings(record=rounds), settings(record=rounds, distill={"steps": 7}), tmp_path)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a pipeline, prompts, and folders that bear bundled names."""
+    for name in ("models/sd", "bundled", "world"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "prompts.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def asked(source: str, path: str, **tables: Any) -> Settings:
+    return settings(pipeline={"source": source}, prompts={"path": path}, **tables)
+
+
+def test_what_is_here_is_kept_by_its_whole_path(home: Path) -> None:
+    kept = rooted(
+        settings(
+            pipeline={"source": "p.safetensors", "config": "models/sd"},
+            prompts={"path": "prompts.txt"},
+            evaluate={"features": "models", "clip": "owner/clip"},
+        )
+    )
+    assert (kept.pipeline.source, kept.pipeline.config) == ("p.safetensors", f"{home}/models/sd")
+    assert kept.prompts.path == f"{home}/prompts.txt"
+    assert (kept.evaluate.features, kept.evaluate.clip) == (f"{home}/models", "owner/clip")
+    assert without_paths(kept).pipeline.config == "sd"
+    assert rooted(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("source", "path"), [("bundled", "world"), ("owner/base", "general"), ("gone", "gone.txt")]
+)
+def test_bundled_names_hub_ids_and_what_is_not_here_are_kept_as_they_are(
+    home: Path, source: str, path: str
+) -> None:
+    assert rooted(asked(source, path)) == asked(source, path)
+
+
+def test_a_link_is_kept_by_its_own_name(home: Path) -> None:
+    (home / "blob").touch()
+    (home / "a.safetensors").symlink_to(home / "blob")
+    kept = rooted(asked("a.safetensors", "general"))
+    assert kept.pipeline.source == f"{home}/a.safetensors"
+
+
+def test_the_names_that_are_no_paths_are_the_bundled_ones() -> None:
+    assert set(PATHS["prompts", "path"]) == set(BUNDLED)
+
+
+def test_one_place_by_two_names_is_one_setting(home: Path) -> None:
+    relative, whole = asked("models/sd", "prompts.txt"), asked("./models/sd/", "./prompts.txt")
+    for stored, given in [(relative, whole), (relative, rooted(relative)), (rooted(whole), whole)]:
+        check_same(stored, given, home)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        ("models/sd", "world"),
+        ("bundled", "./bundled"),
+        ("models/sd", "owner/base"),
+        ("owner/base", "owner/other"),
+    ],
+)
+def test_two_places_are_two_settings(home: Path, stored: str, given: str) -> None:
+    for one, other in [(stored, given), (given, stored)]:
+        with pytest.raises(MismatchError, match=r"pipeline\.source"):
+            check_same(rooted(asked(one, "general")), asked(other, "general"), home)
+
+
+def test_a_place_of_another_machine_is_left_to_what_it_held(home: Path) -> None:
+    there = asked("/elsewhere/sd", "/elsewhere/prompts.txt")
+    check_same(there, asked("models/sd", "prompts.txt"), home)
+    check_same(rooted(asked("models/sd", "prompts.txt")), there, home)
+    with pytest.raises(MismatchError, match="seed"):
+        check_same(there, asked("models/sd", "prompts.txt", seed=1), home)

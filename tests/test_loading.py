@@ -59,3 +59,31 @@ def test_what_a_loader_complains_of_is_the_pipelines_fault() -> None:
 
     with pytest.raises(PipelineError, match=r"here: diffusers cannot open it.*no such component"):
         load_pipeline(loader, "here", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shard", ["", "-00001-of-00001"])
+def test_weights_under_a_variant_are_told_by_name_with_the_way_out(
+    saved: Any, tmp_path: Path, shard: str, caplog: Any
+) -> None:
+    folder = Path(shutil.copytree(saved("sd15"), tmp_path / "p"))
+    plain = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    plain.rename(plain.with_name(f"diffusion_pytorch_model.fp16{shard}.safetensors"))
+    with pytest.raises(PipelineError) as caught:
+        open_pipeline(str(folder))
+    assert (
+        "saved under the variant 'fp16' (vae/diffusion_pytorch_model.fp16" in caught.value.message
+    )
+    said = f"from_pretrained({str(folder)!r}, variant='fp16').save_pretrained("
+    assert said in caught.value.remedy
+    assert not caplog.records
+
+
+def test_a_variant_beside_the_plain_weights_or_of_no_component_is_no_matter(
+    saved: Any, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved("sd15"), tmp_path / "p"))
+    name = "diffusion_pytorch_model.fp16.safetensors"
+    (folder / "safety_checker").mkdir()
+    for component in ("unet", "safety_checker"):
+        (folder / component / name).touch()
+    open_pipeline(str(folder))

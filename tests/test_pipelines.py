@@ -221,7 +221,7 @@ def test_what_is_neither_file_nor_folder_nor_hub_id_is_refused(source: str) -> N
 
 def test_a_hub_id_that_cannot_be_reached_is_refused_without_a_traceback() -> None:
     message = refusal("nobody/nothing-of-the-sort").message
-    assert "model_index.json cannot be had: HF_HUB_OFFLINE is set" in message
+    assert "no folder here, and its model_index.json cannot be had: HF_HUB_OFFLINE" in message
 
 
 class NoSuchRepositoryError(RepositoryNotFoundError):

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from guidefold import runs
-from guidefold.errors import CorruptFileError, NonFiniteError, RunError
+from guidefold.errors import CorruptFileError, FailedError, NonFiniteError, RunError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
 
@@ -99,10 +100,54 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FailedError, match=f"{path}: cannot be written .No space left on device"):
         WRITES[kind](path)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+def test_tensors_that_find_no_room_are_told_by_file_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def full(*_: object) -> None:
+        raise SafetensorError(said)
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(FailedError) as caught:
+        runs.write_tensors(tmp_path / "t.safetensors", TENSORS)
+    told = f"{tmp_path}/t.safetensors: cannot be written (No space left on device)"
+    assert caught.value.message == told
+    assert names(tmp_path) == []
+
+
+@every_write
+def test_a_file_where_none_can_be_is_told_by_its_own_name(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FailedError, match=f"{tmp_path}/file/new: cannot be written .*exists"):
+        WRITES[kind](tmp_path / "file" / "new")
+
+
+def test_a_line_or_a_folder_that_finds_no_room_is_told_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FailedError, match=f"{tmp_path}/l: cannot be written .No space left"):
+        runs.append_line(tmp_path / "l", {"step": 0})
+    with (
+        pytest.raises(FailedError, match=f"{tmp_path}/f/x: cannot be written .No space left"),
+        runs.finished_folder(tmp_path / "f") as folder,
+    ):
+        runs.write_text(folder / "x", "x")
+    with (
+        pytest.raises(FailedError, match=f"{tmp_path}/l/f: cannot be written .Not a directory"),
+        runs.finished_folder(tmp_path / "l" / "f"),
+    ):
+        pass
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
@@ -300,6 +345,28 @@ class TestLock:
             raise ZeroDivisionError
         with runs.locked(tmp_path):
             pass
+
+    def test_of_work_that_wrote_nothing_leaves_no_new_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ZeroDivisionError), runs.locked(tmp_path / "new"):
+            raise ZeroDivisionError
+        assert names(tmp_path) == []
+        with pytest.raises(ZeroDivisionError), runs.locked(tmp_path / "new"):
+            (tmp_path / "new" / "file").touch()
+            raise ZeroDivisionError
+        assert names(tmp_path / "new") == [".lock", "file"]
+
+    def test_is_left_out_where_nobody_can_write_and_this_work_only_reads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with runs.locked(tmp_path, reading=True) as writable:
+            assert writable
+        (tmp_path / ".lock").unlink()
+        monkeypatch.setattr(os, "access", lambda *_: False)  # a test may run as root
+        with runs.locked(tmp_path, reading=True) as writable:
+            assert not writable
+        with pytest.raises(RunError, match="cannot be written to"), runs.locked(tmp_path):
+            pass
+        assert names(tmp_path) == []
 
     def test_of_a_dead_process_does_not_block(self, tmp_path: Path) -> None:
         killed = (

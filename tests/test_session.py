@@ -1,6 +1,7 @@
 """A run folder and its pipeline are checked against each other, cheapest things first."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -131,6 +132,64 @@ def test_measuring_and_drawing_with_other_settings_do_not_change_the_run(begun: 
     with open_session(with_(begun, evaluate={"guidance": 3.0})) as session:
         assert session.guidance == 3.0
     assert load_settings(begun.run) == begun
+
+
+def test_a_run_that_was_begun_with_relative_paths_is_opened_from_anywhere(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base named like a hub's, and prompts beside it."""
+    (tmp_path / "owner").mkdir()
+    Path(settings.pipeline.source).rename(tmp_path / "owner" / "base")
+    relative = with_(settings, pipeline={"source": "owner/base"}, prompts={"path": "prompts.txt"})
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # begun, and gone on with
+        with open_session(relative, keep_settings=True):
+            pass
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with open_session(load_settings(settings.run)) as session:
+        assert session.settings.pipeline.source == f"{tmp_path}/owner/base"
+
+
+def test_a_run_whose_base_was_moved_goes_on_with_the_same_base_and_no_other(
+    begun: Settings, tmp_path: Path
+) -> None:
+    moved = Path(begun.pipeline.source).rename(tmp_path / "moved")
+    with open_session(with_(begun, pipeline={"source": str(moved)}), keep_settings=True):
+        pass
+    assert load_settings(begun.run).pipeline.source == str(moved)
+    other = moved.rename(tmp_path / "other")
+    path = next(other.glob("unet/*.safetensors"))
+    save_file({n: t + 1 for n, t in load_file(path).items()}, path)
+    with (
+        pytest.raises(MismatchError, match="fingerprint"),
+        open_session(with_(begun, pipeline={"source": str(other)}), keep_settings=True),
+    ):
+        pass
+
+
+def test_a_run_that_cannot_be_written_to_can_be_read_but_not_gone_on_with(
+    begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(begun.run)
+    (run / ".lock").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with open_session(begun) as session:
+        assert session.findings.denoiser == "unet"
+    with (
+        pytest.raises(RunError, match="cannot be written"),
+        open_session(begun, keep_settings=True),
+    ):
+        pass
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_a_base_that_cannot_be_opened_leaves_no_folder(settings: Settings) -> None:
+    next(Path(settings.pipeline.source).glob("unet/*.safetensors")).write_bytes(b"")
+    with pytest.raises(PipelineError), open_session(settings, keep_settings=True):
+        pass
+    assert not Path(settings.run).exists()
 
 
 def nothing(*_: object) -> bool:

@@ -29,14 +29,14 @@ FREE = {
     "distill.preview_every",
     "distill.trackers",
 }
-# Settings that may name a file or a folder of this machine.
-PATHS = (
-    ("pipeline", "source"),
-    ("pipeline", "config"),
-    ("prompts", "path"),
-    ("evaluate", "features"),
-    ("evaluate", "clip"),
-)
+# Settings that may name a file or a folder of this machine, with the words that never do.
+PATHS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("pipeline", "source"): ("bundled",),
+    ("pipeline", "config"): (),
+    ("prompts", "path"): ("general", "world"),
+    ("evaluate", "features"): (),
+    ("evaluate", "clip"): (),
+}
 # What is wrong with a setting, by pydantic's type of the error and with what it tells of it.
 WORDS = {
     "missing": "not set",
@@ -165,6 +165,19 @@ def dump_toml(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rooted(settings: Settings) -> Settings:
+    """Settings that mean the same from every folder: what is here is named by its whole path.
+
+    Links stay as they are named: where one leads, a file may bear a name that tells nothing.
+    """
+    values = settings.model_dump(mode="json")
+    for table, name in PATHS:
+        place = _place(table, name, values[table][name])
+        if place is not None and place.exists():
+            values[table][name] = str(place.absolute())
+    return Settings.model_validate(values)
+
+
 def without_paths(settings: Settings) -> Settings:
     """Settings that may be published: of a path on this machine, its last part alone."""
     values = settings.model_dump(mode="json")
@@ -200,7 +213,7 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
     differing = [
         f"{key}: {before.get(key)!r} in {run}, {now.get(key)!r} given"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        if not _same(key, before.get(key), now.get(key))
         and key not in FREE - fixed
         and key != "run"
         and not key.startswith("evaluate.")
@@ -211,6 +224,28 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
             "Choose another folder with run=FOLDER, or go on with the settings of this one: "
             f"name {run} itself as the configuration.",
         )
+
+
+def _same(key: str, before: object, now: object) -> bool:
+    """Whether two values of a setting are one, of paths whether they lead to one place.
+
+    A whole path that leads nowhere here is another machine's, or what it named was moved. What that
+    held is compared where it is read: by the base's fingerprint, and by each prompt's digest.
+    """
+    table, _, name = key.partition(".")
+    if before == now or (table, name) not in PATHS:
+        return before == now
+    places = [_place(table, name, value) for value in (before, now)]
+    known = [place for place in places if place is not None]
+    if any(place.is_absolute() and not place.exists() for place in known):
+        return None not in (before, now)
+    return len(known) == 2 and all(p.exists() for p in known) and known[0].samefile(known[1])
+
+
+def _place(table: str, name: str, value: object) -> Path | None:
+    """The path that a setting may be; None of what is never one."""
+    names = PATHS[table, name]
+    return Path(value) if isinstance(value, str) and value not in names else None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

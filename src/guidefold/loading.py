@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ LOADING_ERRORS = (
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' word for weights that are not in the files: it fills them with random values.
 MADE_UP = "newly initialized"
+# Weights' files as the libraries name them; the variant stands before a shard's number.
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors"
+)
 
 
 def load_pipeline(
@@ -63,6 +69,29 @@ def load_pipeline(
     if made_up:
         raise PipelineError(f"{source}: weights are missing: {made_up[0].strip()}", REMEDY)
     return pipeline
+
+
+def check_variants(folder: Path, components: Iterable[str]) -> None:
+    """Refuse a folder whose weights are there only under a variant's name.
+
+    Args:
+        folder: In diffusers format.
+        components: The names of what is to be loaded; each a folder, if it has files.
+
+    Raises:
+        PipelineError: Names a file, and how to save the pipeline under the plain names.
+    """
+    for name in components:
+        found = {path: WEIGHTS.fullmatch(path.name) for path in (folder / name).glob("*")}
+        named = {path: match["variant"] for path, match in found.items() if match}
+        if named and None not in named.values():
+            path, variant = min(named.items())
+            raise PipelineError(
+                f"{folder}: its weights are saved under the variant '{variant}' "
+                f"({path.relative_to(folder)}), which Guidefold does not look for",
+                "Save it once more without: DiffusionPipeline.from_pretrained("
+                f"{str(folder)!r}, variant={variant!r}).save_pretrained('NEW FOLDER')",
+            )
 
 
 def _without_weights(module: nn.Module) -> list[str]:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from torch import nn
 
 from guidefold.errors import ConfigError, PipelineError
-from guidefold.loading import load_pipeline
+from guidefold.loading import check_variants, load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CODE = {".py"}
@@ -60,7 +60,10 @@ def open_pipeline(
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_dir():
         check_folder(path)
-        absent = _all_but(only, _read_index(path / "model_index.json"))
+        index = _read_index(path / "model_index.json")
+        absent = _all_but(only, index)
+        wanted = [n for n, (_, kind) in _components(index).items() if kind and n not in absent]
+        check_variants(path, wanted)
         pipeline = load_pipeline(
             DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True, **absent
         )
@@ -268,7 +271,7 @@ def _load_index(hub_id: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = unreachable or str(error).splitlines()[0]
         raise PipelineError(
-            f"{hub_id}: its model_index.json cannot be had: {reason}",
+            f"{hub_id}: no folder here, and its model_index.json cannot be had: {reason}",
             "Check the name and the connection, or give a local folder; for a single file, "
             "name one that describes it with pipeline.config=FOLDER.",
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guidefold.charts import Chart, bars, curves
-from guidefold.config import load_settings
+from guidefold.config import dump_toml, load_settings, without_paths
 from guidefold.document import content_policy, fill, read_parts
 from guidefold.exhibits import (
     NAMES,
@@ -91,7 +91,7 @@ def gather(run: Path) -> dict[str, Any]:
         "costs": _costs(run, settings, log, results),
         "adapter": adapter,
         "findings": findings,
-        "settings": (run / "config.toml").read_text(encoding="utf-8"),
+        "settings": dump_toml(without_paths(settings)),
         "names": NAMES,
         "kinds": KINDS,
     }

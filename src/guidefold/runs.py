@@ -12,13 +12,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidefold.errors import CorruptFileError, NonFiniteError, RunError
+from guidefold.errors import CorruptFileError, FailedError, NonFiniteError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,37 @@ def reached(point: str) -> None:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, *, reading: bool = False) -> Iterator[bool]:
     """Hold a run folder for this process; the lock falls with the process, however it ends.
 
+    Work that fails before it has written anything leaves no new folder.
+
+    Args:
+        run: The folder; made where there is none.
+        reading: Whether a folder that cannot be written to will do, without a lock.
+
+    Yields:
+        Whether the folder is held, and may be written to.
+
     Raises:
-        RunError: Another process holds the folder.
+        RunError: Another process holds the folder, or it cannot be written to.
     """
+    if reading and not os.access(run, os.W_OK):
+        yield False
+        return
+    new = not run.exists()
     ensure_folder(run)
+    with _held(run):
+        try:
+            yield True
+        except BaseException:
+            if new and [path.name for path in run.iterdir()] == [".lock"]:
+                shutil.rmtree(run)
+            raise
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
     with (run / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,9 +73,10 @@ def locked(run: Path) -> Iterator[None]:
                 f"{run}: in use by another Guidefold process ({file.read().strip() or 'unknown'})",
                 "Wait for it, stop it, or choose another folder with run=FOLDER.",
             ) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
+        with _explained(run / ".lock"):
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}")
+            file.flush()
         yield
 
 
@@ -125,7 +151,9 @@ def write_tensors(
 
     Raises:
         NonFiniteError: A tensor holds a NaN or an infinity, or there is no tensor.
+        FailedError: It cannot be written there.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if not tensors:
@@ -140,7 +168,11 @@ def write_tensors(
     if labels is not None:
         header |= {"format": "pt", **labels}
     with _finished(path) as temporary:
-        save_file(ready, temporary, header)
+        try:
+            save_file(ready, temporary, header)
+        except SafetensorError as error:  # a full disk too
+            reason = re.search(r"I/O error: (.+) \(os error", str(error))
+            raise OSError(reason[1] if reason else str(error)) from error
         temporary.chmod(0o666 & ~_umask())  # safetensors leaves 0600
     return sha256(path)
 
@@ -197,7 +229,7 @@ def read_json(path: Path, remedy: str = "") -> Any:
 def append_line(path: Path, value: object) -> None:
     """Add one JSON line and flush it to the disk; a line torn by a crash is dropped first."""
     text = json.dumps(value, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
+    with _explained(path), path.open("ab+") as file:
         end = _end_of_last_line(path)
         if end != file.seek(0, os.SEEK_END):
             file.truncate(end)
@@ -238,7 +270,8 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     restore_folder(folder)
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with _explained(folder):
+        temporary.mkdir(parents=True)
     try:
         yield temporary
     except BaseException:
@@ -344,19 +377,37 @@ def _entry(path: Path) -> dict[str, Any]:
 @contextmanager
 def _finished(path: Path) -> Iterator[Path]:
     """Yield a temporary name; afterwards flush it and give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            reached("file: before flush")
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            reached("file: before rename")
+            temporary.replace(path)
+            _flush(path.parent)
+            reached("file: after rename")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Name what was to be written where the disk refuses it, not the file that stood in for it.
+
+    Raises:
+        FailedError: The disk is full or read-only, or there is no such place.
+    """
     try:
-        yield temporary
-        reached("file: before flush")
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        reached("file: before rename")
-        temporary.replace(path)
-        _flush(path.parent)
-        reached("file: after rename")
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        shown = Path(*(re.sub(r"^\.(.+)\.part$", r"\1", part) for part in path.parts))
+        raise FailedError(
+            f"{shown}: cannot be written ({error.strerror or error})",
+            "Make room on the disk, or write to another folder.",
+        ) from error
 
 
 def _flush(folder: Path) -> None:

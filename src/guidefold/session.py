@@ -14,7 +14,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from guidefold.calibration import BEYOND
-from guidefold.config import check_same, dump_toml, load_settings
+from guidefold.config import check_same, dump_toml, load_settings, rooted
 from guidefold.denoisers import as_one, denoisers
 from guidefold.distilled import refuse_folded
 from guidefold.errors import ConfigError, PipelineError
@@ -157,7 +157,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Hold a run folder, open its pipeline, and make sure that they belong together.
 
-    Everything that can be checked without a model is checked first.
+    Everything that can be checked without a model is checked first. A run that cannot be written to
+    is opened all the same where it is only read.
 
     Args:
         settings: The run's.
@@ -184,14 +185,15 @@ def open_session(
     if not main:
         yield _open(run, settings, prompts, held_out, place, whole)
         return
-    with locked(run):
-        stored = run / "config.toml"
+    stored = run / "config.toml"
+    with locked(run, reading=not keep_settings and stored.exists()) as writable:
         if stored.exists():
             check_same(load_settings(stored), settings, run)
         session = _open(run, settings, prompts, held_out, place, whole)
         if keep_settings or not stored.exists():
-            write_text(stored, dump_toml(settings))
-        write_json(run / "probe.json", session.findings.to_json())
+            write_text(stored, dump_toml(rooted(settings)))
+        if writable:
+            write_json(run / "probe.json", session.findings.to_json())
         yield session
 
 
