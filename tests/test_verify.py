@@ -17,7 +17,7 @@ from guidefold.convert import convert
 from guidefold.delivery import deliver
 from guidefold.distill import distill
 from guidefold.errors import InputError
-from guidefold.origin import Offered, other_base
+from guidefold.origin import Offered, denoiser_of, other_base
 from guidefold.pipelines import DTYPES, fingerprint, open_pipeline
 from guidefold.runs import read_labels, read_tensors
 from guidefold.settings import Settings
@@ -143,6 +143,13 @@ def test_a_base_in_half_precision_is_known_again(
     there = Offered(other := another(), open_pipeline(other))
     assert other_base(about, "epsilon", there.fingerprints(("unet",)))
     assert other_base(about, "epsilon", there.fingerprints(("prior",)))
+
+
+def test_a_file_in_a_denoiser_s_own_folder_is_for_that_denoiser() -> None:
+    both = ("first", "second")
+    assert denoiser_of(Path("adapter/second/a.safetensors"), {}, both) == "second"
+    assert denoiser_of(Path("adapter/a.safetensors"), {}, both) == "first"
+    assert denoiser_of(Path("second/a.safetensors"), {"denoiser": "first"}, both) == "first"
 
 
 # With other values than the student's

@@ -72,6 +72,18 @@ def said_of(path: Path) -> Mapping[str, Any]:
     return about if isinstance(about, Mapping) else {}
 
 
+def denoiser_of(path: Path, about: Mapping[str, Any], denoisers: tuple[str, ...]) -> str:
+    """The denoiser that a file is for: by its word, or by its folder, where an adapter has several.
+
+    Args:
+        path: The file.
+        about: What it says of itself.
+        denoisers: The run's.
+    """
+    named = path.parent.name if path.parent.name in denoisers else denoisers[0]
+    return str(about.get("denoiser", named))
+
+
 def damage(path: Path, about: Mapping[str, Any]) -> list[str]:
     """How a file differs from what was written, in words: by its own hash and its folder's.
 

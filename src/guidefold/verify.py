@@ -19,7 +19,7 @@ from guidefold.config import load_settings
 from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
 from guidefold.export import Trained, check_layers, check_loaded, read_trained
 from guidefold.formats import Format, Tensors, alphas_of, format_of, layer_names, read
-from guidefold.origin import Offered, damage, other_base, said_of
+from guidefold.origin import Offered, damage, denoiser_of, other_base, said_of
 from guidefold.pipelines import modules, open_pipeline
 from guidefold.probe import lora_loader
 from guidefold.runs import read_json, read_labels, read_tensors, require_run
@@ -287,7 +287,7 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
         strength = float(about.get("strength", 1.0))
         if strength not in trained:
             trained[strength] = read_trained(session, strength)
-        name = about.get("denoiser", session.findings.denoisers[0])
+        name = denoiser_of(file, about, session.findings.denoisers)
         if name not in session.findings.denoisers:
             raise MismatchError(f"{file}: it is for '{name}', which this run has not adapted", "")
         base = base_of_run(session, name)
