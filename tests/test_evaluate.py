@@ -17,6 +17,7 @@ from listening import Heard, run_by_hand
 from PIL import Image
 from zoo import ZOO
 
+from guidefold.about import read_dial
 from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.distill import distill
@@ -24,6 +25,7 @@ from guidefold.errors import RunError
 from guidefold.evaluate import (
     LINES,
     _errors,
+    _served,
     evaluate,
     measure,
     relative_distance,
@@ -31,6 +33,7 @@ from guidefold.evaluate import (
 )
 from guidefold.export import export
 from guidefold.features import VisionModel, frechet_distance
+from guidefold.objective import strength_of
 from guidefold.progress import Stopped, task
 from guidefold.prompts import load_prompts, split_prompts
 from guidefold.randomness import generator
@@ -79,7 +82,7 @@ def measured(settings_for: Any, tmp_path_factory: Any) -> tuple[Settings, dict[s
     settings = settings_for("sd15", tmp_path_factory.mktemp("measured"), evaluate=ASKED)
     distill(settings)
     export(settings)
-    asked = settings.evaluate.model_copy(update={"guidance": 3.0})
+    asked = settings.evaluate.model_copy(update={"guidance": 3.0, "strength": 0.5})
     settings = settings.model_copy(update={"evaluate": asked})
     return settings, evaluate(settings, judge())
 
@@ -303,10 +306,20 @@ def test_a_stopped_measurement_says_how_many_pictures_stand_and_where(
 # Against the stock pipeline
 
 
-def test_strength_follows_the_guidance_that_is_measured(measured: Any) -> None:
-    _, results = measured
-    assert results["guidance"] == 3.0
-    assert results["strength"] == (3 - 1) / (5 - 1)
+def test_a_scale_that_is_asked_for_is_met_by_the_strength_that_sample_takes(measured: Any) -> None:
+    settings, _ = measured
+    asked = settings.evaluate.model_copy(update={"strength": None, "state_prompts": 1})
+    found = evaluate(settings.model_copy(update={"evaluate": asked}))
+    assert found["guidance"] == 3.0
+    dial = read_dial(Path(settings.run) / "adapter")
+    assert found["strength"] == dial.strength_for(3.0) != strength_of(3.0, 1.0, 5.0)
+
+
+def test_without_a_measured_dial_a_scale_is_met_as_it_was_trained(measured: Any) -> None:
+    settings, _ = measured
+    asked = settings.evaluate.model_copy(update={"strength": None})
+    bare = settings.model_copy(update={"run": "nowhere", "evaluate": asked})
+    assert _served(bare) == bare
 
 
 def test_a_strength_that_is_asked_for_is_measured(measured: Any) -> None:

@@ -242,19 +242,26 @@ def test_an_edited_card_and_a_stranger_s_folder_are_not_lost(
         pack(settings, out)
 
 
-def test_what_is_older_than_the_adapter_is_not_shown_as_its_own(
-    packed: Callable[[str], Run], tmp_path: Path
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"trained_steps": 1}, "before it was trained further"),
+        ({"strength": 0.615}, "at strength 0.615, and the card is for strength 1"),
+    ],
+)
+def test_what_is_not_of_the_adapter_as_the_card_calls_it_is_not_shown(
+    packed: Callable[[str], Run], tmp_path: Path, changed: dict[str, float], reason: str
 ) -> None:
     settings = packed(MEASURED)[0]
     path = Path(settings.run) / "results.json"
     kept, before = path.read_text(), stamp(Path(settings.run))
     try:
-        write_json(path, {**json.loads(kept), "trained_steps": 1})
+        write_json(path, {**json.loads(kept), **changed})
         assert stamp(Path(settings.run)) != before
         made = pack(settings, tmp_path / "out")
     finally:
         path.write_text(kept)
-    assert any("before it was trained further" in remark for remark in made.remarks)
+    assert any(reason in remark for remark in made.remarks)
     assert not (tmp_path / "out" / "images").exists()
 
 

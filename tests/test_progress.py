@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from guidefold import progress
-from guidefold.progress import Stop, plural, stop_on_signals, task
+from guidefold.progress import Stop, in_all, plural, stop_on_signals, task
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -85,6 +85,24 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(
         "Training 9/10, 0:06 left, loss 0.5",
         "Training 10/10, took 1:00, loss 0.5",
     ]
+
+
+@pytest.mark.parametrize("steps", [7, 8, 5])  # as asked, PNDM's one more, fewer
+def test_a_piece_counts_as_planned_however_often_it_steps(steps: int) -> None:
+    counts: list[int] = []
+    with in_all(14, counts.append) as told:
+        for _ in range(steps):
+            told(2)
+        assert sum(counts) == min(2 * steps, 14)
+    assert sum(counts) == 14
+
+
+def test_a_piece_that_failed_is_not_made_up_for() -> None:
+    counts: list[int] = []
+    with pytest.raises(KeyboardInterrupt), in_all(14, counts.append) as told:
+        told()
+        raise KeyboardInterrupt
+    assert counts == [1]
 
 
 def test_work_done_before_does_not_count_as_speed(

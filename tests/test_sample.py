@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import PNDMScheduler
 from PIL import Image
 from zoo import ZOO
 
@@ -18,7 +19,7 @@ from guidefold.prompts import Prompt
 from guidefold.randomness import generator
 from guidefold.sample import Drawn, _add, draw, draw_session, grid, heading, picture_seeds, sample
 from guidefold.session import open_session
-from guidefold.settings import PipelineSettings, Settings
+from guidefold.settings import KINDS, PipelineSettings, Settings
 
 PROMPTS = ["a red cat", "a big blue house near the old tree", "a dog", "a small bird"]
 ASKED = [Prompt.of(prompt) for prompt in PROMPTS]
@@ -186,6 +187,32 @@ def test_progress_counts_every_step_of_every_picture(begun: Any, batch_size: int
     ):
         draw_session(session, ASKED[:3], SEEDS[:3], 5.0, progress)
         assert progress._done == 3 * session.settings.evaluate.steps
+
+
+def test_a_solver_that_steps_once_more_counts_as_it_was_asked(built: Any, drawer: Any) -> None:
+    pipeline, counts = built("sd15"), list[int]()
+    before = pipeline.scheduler
+    pipeline.scheduler = PNDMScheduler.from_config(before.config, skip_prk_steps=True)
+    try:
+        drawn = drawer("sd15", PROMPTS[:1], SEEDS[:1], guidance=1.0, steps=4, on_step=counts.append)
+    finally:
+        pipeline.scheduler = before
+    assert drawn.passes_per_image == 5
+    assert sum(counts) == 4
+
+
+def test_a_teacher_asked_for_where_guidance_is_off_is_unguided(begun: Any, tmp_path: Path) -> None:
+    settings = begun("sd15")
+    files = sample(settings, PROMPTS[:1], tmp_path / "out", kinds=KINDS[:2], guidance=1.0)
+    assert_same_pictures([Image.open(files[1])], [Image.open(files[2])])
+
+
+@pytest.mark.parametrize("guidance", [0.5, -3.0, float("nan"), float("inf")])
+def test_a_scale_below_off_is_refused_by_what_was_asked(
+    begun: Any, tmp_path: Path, guidance: float
+) -> None:
+    with pytest.raises(InputError, match=f"guidance {guidance:g}: 1 switches"):
+        sample(begun("sd15"), PROMPTS[:1], tmp_path, kinds=["teacher"], guidance=guidance)
 
 
 def test_the_teacher_draws_at_the_guidance_that_is_measured(begun: Any, drawer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from guidefold.runs import check_folder, read_json
 from guidefold.session import Session
 
 METADATA = "guidefold.json"
+APART = 0.2  # of the guidance; a measured dial that is nearer than this says what was trained for
 
 
 def read_dial(folder: Path) -> Dial:
@@ -33,6 +35,29 @@ def dial_of(about: Mapping[str, Any]) -> Dial:
     """The dial within what an adapter says of itself."""
     marks = tuple(Mark(**mark) for mark in about.get("dial_table", []))
     return Dial(about["findings"]["origin"], marks)
+
+
+def measured_otherwise(g_ref: float, dial: Dial) -> float | None:
+    """The scale that strength 1 measures as, where it is not about the one it was trained for.
+
+    Args:
+        g_ref: It was trained for.
+        dial: As it was measured.
+
+    Returns:
+        The scale, infinite beyond the marks; None where it is near enough, or nothing was measured.
+    """
+    measured = dial.guidance_for(1.0, math.inf) if dial.marks else g_ref
+    return None if abs(measured - g_ref) <= APART * (g_ref - dial.origin) else measured
+
+
+def stands_for(g_ref: float, dial: Dial) -> str:
+    """The guidance scale that strength 1 stands for, in words; two where it measures as another."""
+    measured = measured_otherwise(g_ref, dial)
+    if measured is None:
+        return f"guidance {g_ref:g}"
+    found = f"over {dial.marks[-1].guidance:.3g}" if math.isinf(measured) else f"{measured:.3g}"
+    return f"guidance {g_ref:g} as trained, {found} as measured"
 
 
 def describe_adapter(
@@ -54,6 +79,11 @@ def describe_adapter(
         served = Dial(origin, tuple(marks)).guidance_for(strength, nominal)
         g_ref = float(f"{served:.6g}")
     table = [replace(mark, strength=mark.strength / strength) for mark in marks]
+    dial = Dial(origin, tuple(table))
+    proportional = (
+        # another strength's file stands for one scale; its dial is the table
+        settings.adapter.dial and strength == 1 and measured_otherwise(g_ref, dial) is None
+    )
     return {
         "guidefold": __version__,
         "base": public_name(settings.pipeline.source),
@@ -67,13 +97,8 @@ def describe_adapter(
         "targets": settings.adapter.targets,
         "step": step,
         "strength": strength,
-        "usage_hint": f"{_unguided_call(findings)}; strength 1 = guidance {g_ref:g}"
-        + (
-            # another strength's file stands for one scale; its dial is the table
-            f", strength s = guidance {origin:g} + {g_ref - origin:g} s"
-            if settings.adapter.dial and strength == 1
-            else ""
-        ),
+        "usage_hint": f"{_unguided_call(findings)}; strength 1 = {stands_for(g_ref, dial)}"
+        + (f", strength s = guidance {origin:g} + {g_ref - origin:g} s" if proportional else ""),
     }
 
 

@@ -64,7 +64,8 @@ class Dial:
             raise InputError(
                 f"guidance {guidance:g}: the adapter's dial is measured from {self.origin:.3g} to "
                 f"{self.marks[-1].guidance:.3g}",
-                "Choose a scale between, give --strength, or record a wider record.guidance.",
+                "Choose a scale between, or give --strength. Longer training (distill.steps) "
+                "reaches further, up to the scales that were recorded (record.guidance).",
             )
         return found
 

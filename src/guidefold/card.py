@@ -15,6 +15,7 @@ from diffusers.pipelines import auto_pipeline
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from guidefold.about import dial_of, stands_for
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.anatomy import client_facts
 from guidefold.config import dump_toml, hub_id, public_name, without_paths
@@ -89,6 +90,7 @@ def card(session: Session, held: Held) -> str:
         "base": _base(session),
         "passes": f"{findings.passes_on:g}",
         "about": held.about,
+        "meant": stands_for(held.about["g_ref"], dial_of(held.about)),
         "pictures": held.pictures,
         "results": held.results,
         "table": table(held.results) if held.results else [],

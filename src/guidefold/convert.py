@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from guidefold.adapter import PEFT_FILE, layers_of
@@ -51,10 +52,12 @@ def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
         "hint": read_labels(source).get("modelspec.usage_hint", ""),
         "description": f"Converted from {source.name}.",
     }
+    new = not path.parent.exists()
+    ensure_folder(path.parent)
     write_file(path, target, plain, base, about)
     verdict = examine(path, base, kind=target)
     if verdict.problems:
-        path.unlink()
+        shutil.rmtree(path.parent) if new else path.unlink()
         raise VerifyError(f"{path}: {verdict.problems[0]}", "It was not kept.")
     return verdict
 
@@ -62,10 +65,18 @@ def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
 def _place(source: Path, kind: Format, out: Path) -> Path:
     """The file to write."""
     if kind == "peft":
-        ensure_folder(out)
+        _check_new(out / PEFT_FILE)
         return out / PEFT_FILE
     if out.suffix != ".safetensors" or out.is_dir():
         raise InputError(f"--out {out}: no name for a file", "Let it end in .safetensors.")
     if out.resolve() == source.resolve():
         raise InputError(f"--out {out}: the file that is read", "Choose another name.")
+    _check_new(out)
     return out
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise InputError(
+            f"{path}: is there already, and would be lost", "Move it away, or choose another --out."
+        )

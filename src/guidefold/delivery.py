@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guidefold.about import describe_adapter, read_dial
+from guidefold.about import describe_adapter, dial_of, read_dial, stands_for
 from guidefold.adapter import (
     DIFFUSERS_FILE,
     PEFT_CONFIG,
@@ -221,11 +221,12 @@ def _spoken(session: Session, about: Mapping[str, Any], suffix: str) -> dict[str
     """A run for the metadata of other programs."""
     call, findings = session.settings.pipeline.call, session.findings
     sized = {"width", "height"} <= call.keys()
+    meant = stands_for(about["g_ref"], dial_of(about))
     return {
         "json": about,
         "title": session.run.resolve().name + suffix,
         "prediction_type": findings.prediction_type,
-        "hint": f"CFG {findings.off:g}{_also(findings)}, strength 1 = guidance {about['g_ref']:g}",
+        "hint": f"CFG {findings.off:g}{_also(findings)}, strength 1 = {meant}",
         "description": "Guidance folded into a LoRA: one pass a step. " + about["usage_hint"],
         "size": f"{call['width']}x{call['height']}" if sized else "",
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from guidefold import dial
-from guidefold.about import METADATA
+from guidefold.about import METADATA, read_dial
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
@@ -21,7 +21,7 @@ from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import LINES, Gallery
 from guidefold.objective import guidance_at, mean_residual, residual_by_level, squared_error
 from guidefold.outputs import fit_rows
-from guidefold.progress import Stopped, Task, plural, task
+from guidefold.progress import Stopped, Task, in_all, plural, task
 from guidefold.prompts import Prompt
 from guidefold.runs import read_json, read_lines, require_run, write_bytes, write_json
 from guidefold.sample import (
@@ -92,11 +92,23 @@ def evaluate(
     Raises:
         RunError: There is no adapter yet.
         MismatchError: The adapter belongs to another base.
+        InputError: The adapter's dial does not reach ``evaluate.guidance``.
         Stopped: On Ctrl-C; pictures that were drawn stand.
     """
     require_run(Path(settings.run))
-    with open_session(settings) as session:
+    with open_session(settings if weights else _served(settings)) as session:
         return measure(session, judge, weights)
+
+
+def _served(settings: Settings) -> Settings:
+    """A scale that was asked for is met by the strength that was measured to serve it best."""
+    asked, dial = settings.evaluate, read_dial(Path(settings.run) / "adapter")
+    if asked.guidance is None or asked.strength is not None:
+        return settings
+    if not (settings.adapter.dial and dial.marks):
+        return settings
+    found = asked.model_copy(update={"strength": dial.strength_for(asked.guidance)})
+    return settings.model_copy(update={"evaluate": found})
 
 
 def measure(
@@ -234,9 +246,10 @@ def _along(
     listened = session.denoisers
 
     def go(inputs: dict[str, Any], states: Sequence[Step] | None = None) -> list[Step]:
-        if states is None:
-            return drive(pipeline, inputs, [seed], listened, on_step=progress.advance)
-        return follow(pipeline, inputs, [seed], listened, states, on_step=progress.advance)
+        with in_all(steps, progress.advance) as told:
+            if states is None:
+                return drive(pipeline, inputs, [seed], listened, on_step=told)
+            return follow(pipeline, inputs, [seed], listened, states, on_step=told)
 
     with weights.off(session.denoiser):
         target = go(on)

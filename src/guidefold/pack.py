@@ -176,11 +176,11 @@ def _copy_adapter(
 def _measured(
     run: Path, about: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any] | None, list[dict[str, Any]]]:
-    """What was measured of this very adapter, and the first pictures; nothing of an older one."""
+    """What was measured of this very adapter at strength 1, as the card calls it, and pictures."""
     again = "Write it anew with 'guidefold evaluate RUN'."
     results = optional_json(run / "results.json", ("trained_steps",), again)
     index = optional_json(run / "evaluation" / INDEX, ("pictures",), again)
-    if results is None or index is None or results["trained_steps"] != about["step"]:
+    if results is None or index is None or _unlike(results, about):
         return None, []
     rows = []
     for k, entry in enumerate(index["pictures"][:PICTURES]):
@@ -192,6 +192,15 @@ def _measured(
             row |= {kind: f"images/{k}-{kind}.png", f"{kind} file": path}
         rows.append(row)
     return {**results, "shown": len(index["pictures"])}, rows
+
+
+def _unlike(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Why a measurement is not of what a card shows; empty where it is."""
+    if results["trained_steps"] != about["step"]:
+        return "was measured before it was trained further"
+    if results["strength"] != 1:
+        return f"was measured at strength {results['strength']:.3g}, and the card is for strength 1"
+    return ""
 
 
 def _write_workflow(
@@ -220,8 +229,8 @@ def _remarks(settings: Settings, held: Held, run: Path) -> Iterator[str]:
             f"If it is one, write base_model: OWNER/NAME into {CARD}."
         )
     if held.results is None:
-        older = (run / "results.json").exists()
-        what = "was measured before it was trained further" if older else "is not measured yet"
+        older = optional_json(run / "results.json", ("trained_steps", "strength"), AGAIN)
+        what = _unlike(older, held.about) if older else "is not measured yet"
         yield f"No table and no pictures: the adapter {what}. 'guidefold evaluate {run}' measures."
     if held.unfit:
         yield f"No file for other clients: {held.unfit}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -109,6 +109,32 @@ class _Aside(Task):
     def advance(self, count: int = 1, note: str = "") -> None:
         self._done += count
         self._outer.advance(0, f"{self._title} {self._done}/{self._total}{note and ', '}{note}")
+
+
+@contextmanager
+def in_all(total: int, advance: Callable[[int], None]) -> Iterator[Callable[..., None]]:
+    """Count a piece of work as planned, however often it is told of.
+
+    Some solvers step more often than they are asked to (PNDM: once), some pipelines less.
+
+    Args:
+        total: What the piece counts for; its end makes up for what is missing.
+        advance: Told of it.
+
+    Yields:
+        What to tell of each step: a count, 1 by default.
+    """
+    told = 0
+
+    def tell(count: int = 1) -> None:
+        nonlocal told
+        more = min(count, total - told)
+        if more > 0:
+            told += more
+            advance(more)
+
+    yield tell
+    tell(total)
 
 
 @contextmanager

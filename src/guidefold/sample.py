@@ -20,7 +20,7 @@ from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
 from guidefold.export import find_adapter, open_adapter
 from guidefold.findings import Findings
-from guidefold.progress import Task, console, task
+from guidefold.progress import Task, console, in_all, task
 from guidefold.prompts import Prompt
 from guidefold.randomness import derive_seed
 from guidefold.runs import ensure_folder, require_run, write_bytes
@@ -85,17 +85,15 @@ def sample(
     rows = _checked(prompts, strength)
     require_run(Path(settings.run))
     ensure_folder(out)
-    if guidance is not None:
-        settings = _guided_at(settings, guidance)
-        if strength is None and "student" in kinds:
-            dial = read_dial(find_adapter(Path(settings.run), adapter))
-            strength = dial.strength_for(guidance)
-            console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
+    if guidance is not None and strength is None and "student" in kinds:
+        dial = read_dial(find_adapter(Path(settings.run), adapter))
+        strength = dial.strength_for(guidance)
+        console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
     if "student" in kinds:
         _warn_of_negatives(rows)
     unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
     pairs = list(unlike.values())
-    drawn = _draw_kinds(settings, pairs, kinds, strength, adapter)
+    drawn = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
     pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
     captions = [f"{row.label} (seed {seed})" for row, seed in pairs]
     sheet = out / "grid.png"
@@ -125,12 +123,14 @@ def _draw_kinds(
     pairs: Sequence[tuple[Prompt, int]],
     kinds: Sequence[Kind],
     strength: float | None,
+    guidance: float | None,
     adapter: Path | None,
 ) -> dict[Kind, Drawn]:
     """Every pair of prompt and seed by every kind."""
     rows, seeds = [row for row, _ in pairs], [seed for _, seed in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
+        _check_scale(guidance, session.findings.off)
         total = len(kinds) * len(pairs) * settings.evaluate.steps
         with task("Drawing, denoising steps", total) as progress:
             for kind in sorted(kinds, key=KINDS.index):  # the student last: it loads the adapter
@@ -138,14 +138,19 @@ def _draw_kinds(
                     strength = session.strength if strength is None else strength
                     session.warn_beyond(strength)
                     open_adapter(session, strength, adapter)
-                guidance = session.guidance_of(kind)
-                drawn[kind] = draw_session(session, rows, seeds, guidance, progress)
+                scale = session.guidance_of(kind)
+                if kind == "teacher" and guidance is not None:
+                    scale = guidance
+                drawn[kind] = draw_session(session, rows, seeds, scale, progress)
     return drawn
 
 
-def _guided_at(settings: Settings, guidance: float) -> Settings:
-    measured = settings.evaluate.model_copy(update={"guidance": guidance})
-    return settings.model_copy(update={"evaluate": measured})
+def _check_scale(guidance: float | None, off: float) -> None:
+    if guidance is not None and not off <= guidance < math.inf:
+        raise InputError(
+            f"guidance {guidance:g}: {off:g} switches this pipeline's guidance off",
+            f"Use a guidance scale of {off:g} or more.",
+        )
 
 
 def heading(kind: Kind, drawn: Drawn) -> str:
@@ -216,8 +221,10 @@ def draw(
     for first in range(0, len(prompts), size):
         some = list(prompts[first : first + size])
         inputs = run_inputs(pipeline, findings, asked, some, guidance, steps)
-        told = partial(on_step, len(some)) if on_step is not None else None
-        with Listener(pipeline, listened, on_step=told) as listener:
+        with (
+            in_all(steps * len(some), on_step or (lambda count: None)) as told,
+            Listener(pipeline, listened, on_step=partial(told, len(some))) as listener,
+        ):
             result = run(pipeline, inputs, seeds[first : first + size], output_type="pil")
         _add(drawn, result, len(some))
         calls = [call for step in listener.steps for call in step.calls]

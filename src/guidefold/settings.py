@@ -201,7 +201,8 @@ class EvaluateSettings(Section):
         prompts: Held-out prompts that pictures are made for.
         steps: Denoising steps per picture.
         guidance: The teacher's guidance scale; None takes ``adapter.g_ref``.
-        strength: The adapter's; None takes what stands for the guidance scale.
+        strength: The adapter's; None takes 1 (``adapter.g_ref``), or what was measured to serve
+            ``guidance``.
         batch_size: Prompts per pipeline call.
         state_prompts: Held-out prompts whose trajectories measure residual guidance.
         grid_prompts: Rows of the picture grid.
