@@ -83,9 +83,8 @@ def deliver(
     if guidance is not None:
         strength, suffix = read_dial(run / "adapter").strength_for(guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
-        raise InputError(
-            f"--strength {strength:g}: no strength that a file could stand for", "Give one above 0."
-        )
+        asked = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
+        raise InputError(f"{asked}: nothing that a file could stand for", "Give a higher one.")
     with open_session(settings) as session:
         session.warn_beyond(strength)
         folder = out or session.run / "export"
