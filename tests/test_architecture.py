@@ -18,7 +18,7 @@ ORDER = """
     inputs targets switches findings probe calls adapter anatomy clients formats labels frozen
     objective features optimizers alignment shards plans batches student yardstick calibration
     trajectories
-    checkpoints session recording gather about export stock origin values verify delivery
+    checkpoints session recording gather about export stock provenance values verify delivery
     convert weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits document report
     licences workflow comfyui card pack hub easel server demo bench api

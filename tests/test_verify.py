@@ -17,8 +17,8 @@ from guidefold.convert import convert
 from guidefold.delivery import deliver
 from guidefold.distill import distill
 from guidefold.errors import InputError
-from guidefold.origin import Offered, denoiser_of, other_base
 from guidefold.pipelines import DTYPES, fingerprint, open_pipeline
+from guidefold.provenance import Offered, denoiser_of, other_base
 from guidefold.runs import read_labels, read_tensors
 from guidefold.settings import Settings
 from guidefold.values import off_student

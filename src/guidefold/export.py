@@ -30,6 +30,7 @@ from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
 from guidefold.outputs import output_tensor
+from guidefold.pipelines import DTYPES
 from guidefold.progress import task
 from guidefold.recording import recorded_states
 from guidefold.runs import (
@@ -239,7 +240,9 @@ def check_loaded(
     """
     # In half precision clients round the adapter too; what then hides in the tolerance, a layer
     # that was not loaded, is seen by its name.
-    eps = max(eps, torch.finfo(next(session.denoiser.parameters()).dtype).eps)
+    # Some layers stay in float32 whatever a pipeline is opened in: the coarsest type counts.
+    held = {p.dtype for p in session.denoiser.parameters()} & set(DTYPES.values())
+    eps = max([eps, *(torch.finfo(dtype).eps for dtype in held)])
     tolerance = max(1e-3, 4 * eps)
     several = len(session.findings.denoisers) > 1
     worst = 0.0

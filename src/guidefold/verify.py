@@ -19,9 +19,9 @@ from guidefold.config import load_settings
 from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
 from guidefold.export import Trained, check_layers, check_loaded, read_trained
 from guidefold.formats import Format, Tensors, alphas_of, format_of, layer_names, read
-from guidefold.origin import Offered, damage, denoiser_of, other_base, said_of
 from guidefold.pipelines import modules, open_pipeline
 from guidefold.probe import lora_loader
+from guidefold.provenance import Offered, damage, denoiser_of, other_base, said_of
 from guidefold.runs import read_json, read_labels, read_tensors, require_run
 from guidefold.session import Session, open_session
 from guidefold.values import misfits, off_fused, off_student, others, some, strangers
