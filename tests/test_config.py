@@ -454,3 +454,21 @@ def test_a_place_of_another_machine_is_left_to_what_it_held(home: Path) -> None:
     check_same(rooted(asked("models/sd", "prompts.txt")), there, home)
     with pytest.raises(MismatchError, match="seed"):
         check_same(there, asked("models/sd", "prompts.txt", seed=1), home)
+
+
+@pytest.mark.parametrize(("name", "same"), [("mine.txt", True), ("others.txt", False)])
+def test_prompts_that_were_moved_keep_their_name(tmp_path: Path, name: str, same: bool) -> None:
+    there = tmp_path / "there" / name
+    there.parent.mkdir()
+    there.write_text("a red cat\n")
+    stored, given = (
+        Settings.model_validate(
+            {"run": "r", "pipeline": {"source": "bundled"}, "prompts": {"path": str(path)}}
+        )
+        for path in (tmp_path / "gone" / "mine.txt", there)
+    )
+    if same:
+        check_same(stored, given, tmp_path)
+    else:
+        with pytest.raises(MismatchError, match=r"prompts\.path"):
+            check_same(stored, given, tmp_path)

@@ -229,17 +229,20 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
 def _same(key: str, before: object, now: object) -> bool:
     """Whether two values of a setting are one, of paths whether they lead to one place.
 
-    A whole path that leads nowhere here is another machine's, or what it named was moved. What that
-    held is compared where it is read: by the base's fingerprint, and by each prompt's digest.
+    A whole path that leads nowhere here is another machine's, or what it named was moved. What it
+    held is compared where it is read: by the base's fingerprint before anything is written, and by
+    each prompt's digest after that, so that prompts must keep their file's name.
     """
     table, _, name = key.partition(".")
     if before == now or (table, name) not in PATHS:
         return before == now
     places = [_place(table, name, value) for value in (before, now)]
     known = [place for place in places if place is not None]
+    if len(known) < 2:
+        return False
     if any(place.is_absolute() and not place.exists() for place in known):
-        return None not in (before, now)
-    return len(known) == 2 and all(p.exists() for p in known) and known[0].samefile(known[1])
+        return name != "path" or known[0].name == known[1].name
+    return all(place.exists() for place in known) and known[0].samefile(known[1])
 
 
 def _place(table: str, name: str, value: object) -> Path | None:
