@@ -271,3 +271,13 @@ def test_weights_that_changed_in_the_pipeline_s_own_folder_are_refused(
     save_file({n: t * 1.01 for n, t in tensors.items()}, weights, {"format": "pt"})
     with pytest.raises(MismatchError, match="another base: fingerprint"):
         export(settings)
+
+
+def test_layers_that_stay_in_float32_do_not_tighten_a_half_precision_check(
+    settings_for: Any, tmp_path: Path
+) -> None:
+    settings = settings_for(
+        "wan", tmp_path, pipeline={"dtype": "bf16"}, distill={"preview_prompts": 0}
+    )
+    distill(settings)
+    assert (export(settings) / "guidefold.json").exists()
