@@ -57,7 +57,10 @@ def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
     write_file(path, target, plain, base, about)
     verdict = examine(path, base, kind=target)
     if verdict.problems:
-        shutil.rmtree(path.parent) if new else path.unlink()
+        if new:
+            shutil.rmtree(path.parent)
+        else:
+            path.unlink()
         raise VerifyError(f"{path}: {verdict.problems[0]}", "It was not kept.")
     return verdict
 
