@@ -27,7 +27,7 @@ ORDER = """
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of
 their own."""
 
-WINGS = set("run pipeline lora listen record draw train deliver judge publish".split())  # noqa: SIM905
+WINGS = set("run pipeline lora listen record draw train deliver judge publish show".split())  # noqa: SIM905
 """Folders that modules move into; their order is not checked yet."""
 
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
