@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import guidefold.demo
 from guidefold.demo.captions import unseen_captions
 from guidefold.demo.judge import judge_pictures
-from guidefold.demo.measure_teacher import draw_captions, open_teacher
+from teacher.measure_teacher import draw_captions, open_teacher
 
 TEACHER = Path(guidefold.demo.__path__[0]) / "teacher"
 BEST_GUIDANCE_SCALE = 4.0

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from guidefold.demo.captions import all_facts, words
-from guidefold.demo.components import (
+from teacher.components import (
     BUNDLED,
     LATENT_SIZE,
     TINY,
@@ -13,7 +13,7 @@ from guidefold.demo.components import (
     make_text_encoder,
     make_tokenizer,
 )
-from guidefold.demo.denoiser_stage import loss_weights
+from teacher.denoiser_stage import loss_weights
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from guidefold.demo.captions import CATEGORIES
-from guidefold.demo.stage import Stage, step_seed
 from guidefold.demo.world import draw_pictures, draw_seen_facts, seen_ids
+from teacher.stage import Stage, step_seed
 
 _KL_WEIGHT = 1e-3
 _EDGE_WEIGHT = 0.5

@@ -1,4 +1,4 @@
-"""Measure a teacher: `python -m guidefold.demo.measure_teacher FOLDER --json FILE`.
+"""Measure a teacher: `python -m teacher.measure_teacher FOLDER --json FILE`.
 
 Draws unseen captions at several guidance scales, from the same noise at each, and reports the share
 of pictures that the judge finds aligned, by category.

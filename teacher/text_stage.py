@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guidefold.demo.captions import RELATIONS, all_facts
-from guidefold.demo.stage import Stage, step_seed
 from guidefold.demo.world import draw_seen_facts, fact_table
+from teacher.stage import Stage, step_seed
 
 
 def caption_tokens(tokenizer: Any) -> Tensor:

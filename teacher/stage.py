@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guidefold.demo.checkpoints import (
+from teacher.checkpoints import (
     Averaged,
     read_state,
     restore_training,

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guidefold.demo.captions import COLOURS
-from guidefold.demo.components import make_scheduler
 from guidefold.demo.shapes import SHAPES
-from guidefold.demo.stage import Stage, step_seed
-from guidefold.demo.stock import Stock
-from guidefold.demo.text_stage import Reader
+from teacher.components import make_scheduler
+from teacher.dataset import Stock
+from teacher.stage import Stage, step_seed
+from teacher.text_stage import Reader
 
 CAPTION_DROPOUT = 0.12
 """Share of captions replaced by the empty one, from which the unguided prediction is learned."""

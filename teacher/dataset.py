@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidefold.demo.checkpoints import read_state, write_state
-from guidefold.demo.stage import step_seed
 from guidefold.demo.world import draw_labels, draw_pictures, draw_seen_facts, spoil
+from teacher.checkpoints import read_state, write_state
+from teacher.stage import step_seed
 
 _AT_ONCE = 256
 

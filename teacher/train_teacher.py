@@ -1,4 +1,4 @@
-"""Train the bundled teacher from scratch: `python -m guidefold.demo.train_teacher --out FOLDER`.
+"""Train the bundled teacher from scratch: `python -m teacher.train_teacher --out FOLDER`.
 
 Stages, one after the other: the autoencoder, twice, the second time with more coloured backgrounds;
 a short lesson for the text encoder; the denoiser together with the text encoder; and the decoder
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidefold.demo.autoencoder_stage import autoencoder_stage
-from guidefold.demo.components import (
+from teacher.autoencoder_stage import autoencoder_stage
+from teacher.components import (
     BUNDLED,
     TINY,
     TeacherSize,
@@ -33,11 +33,11 @@ from guidefold.demo.components import (
     make_text_encoder,
     make_tokenizer,
 )
-from guidefold.demo.denoiser_stage import denoiser_stage
-from guidefold.demo.measure_teacher import open_teacher
-from guidefold.demo.stage import Stage, train
-from guidefold.demo.stock import kept_stock
-from guidefold.demo.text_stage import caption_tokens, text_stage
+from teacher.dataset import kept_stock
+from teacher.denoiser_stage import denoiser_stage
+from teacher.measure_teacher import open_teacher
+from teacher.stage import Stage, train
+from teacher.text_stage import caption_tokens, text_stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@ import torch
 
 from guidefold.demo.captions import COLOURS, all_facts, parse
 from guidefold.demo.shapes import SHAPES
-from guidefold.demo.text_stage import Reader, answers
 from guidefold.demo.world import fact_table, ids_of
+from teacher.text_stage import Reader, answers
 
 SHAPE, COLOUR = ["", *SHAPES], ["", *COLOURS]
 

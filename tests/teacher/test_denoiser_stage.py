@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from guidefold.demo.components import TINY, make_denoiser, make_scheduler
-from guidefold.demo.denoiser_stage import FOCUS, Naming, loss_weights, timestep_places
+from teacher.components import TINY, make_denoiser, make_scheduler
+from teacher.denoiser_stage import FOCUS, Naming, loss_weights, timestep_places
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 32])

@@ -4,11 +4,11 @@ import time
 import pytest
 import torch
 
-from guidefold.demo import stage as stage_module
-from guidefold.demo.checkpoints import read_state, write_state
-from guidefold.demo.measure_teacher import draw_captions, main, open_teacher
-from guidefold.demo.stage import Stage, train
-from guidefold.demo.train_teacher import TINY_RECIPE, publish, train_teacher
+from teacher import stage as stage_module
+from teacher.checkpoints import read_state, write_state
+from teacher.measure_teacher import draw_captions, main, open_teacher
+from teacher.stage import Stage, train
+from teacher.train_teacher import TINY_RECIPE, publish, train_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")
 
