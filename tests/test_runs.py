@@ -368,6 +368,30 @@ class TestLock:
             pass
         assert names(tmp_path) == []
 
+    def test_of_another_process_is_refused_with_that_process_named(self, tmp_path: Path) -> None:
+        holding = (
+            "import sys; from pathlib import Path; from guidefold.runs import locked\n"
+            "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen([sys.executable, "-c", holding, str(tmp_path)], **pipes) as other:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(RunError, match=rf"\(pid {other.pid}\)"), runs.locked(tmp_path):
+                pass
+            assert (tmp_path / ".lock").read_text() == f"pid {other.pid}"
+        with runs.locked(tmp_path):
+            pass
+
+    def test_of_a_process_that_came_first_stays_where_the_second_made_the_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with runs.locked(tmp_path / "run"):
+            with monkeypatch.context() as late:
+                late.setattr(Path, "exists", lambda _: False)  # it looked before the first began
+                with pytest.raises(RunError, match="in use"), runs.locked(tmp_path / "run"):
+                    pass
+            assert names(tmp_path / "run") == [".lock"]
+
     def test_of_a_dead_process_does_not_block(self, tmp_path: Path) -> None:
         killed = (
             "import os, signal, sys; from pathlib import Path; from guidefold.runs import locked\n"

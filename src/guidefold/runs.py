@@ -7,7 +7,6 @@ of sizes and SHA-256 sums; nothing old goes before the new stands. Only safetens
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -15,9 +14,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from filelock import lock_descriptor
 
 from guidefold.errors import CorruptFileError, FailedError, NonFiniteError, RunError
 
@@ -53,31 +54,33 @@ def locked(run: Path, *, reading: bool = False) -> Iterator[bool]:
         return
     new = not run.exists()
     ensure_folder(run)
-    with _held(run):
-        try:
+    held = _hold(run)
+    try:
+        with held:
             yield True
-        except BaseException:
-            if new and [path.name for path in run.iterdir()] == [".lock"]:
-                shutil.rmtree(run)
-            raise
+    except BaseException:
+        if new and [path.name for path in run.iterdir()] == [".lock"]:
+            with suppress(OSError):  # another process may have come in between
+                (run / ".lock").unlink()  # only now: Windows removes no open file
+                run.rmdir()
+        raise
 
 
-@contextmanager
-def _held(run: Path) -> Iterator[None]:
-    with (run / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
+def _hold(run: Path) -> TextIO:
+    """Lock a folder and write this process's id into the lock file; closing the file unlocks."""
+    with _explained(run / ".lock"), ExitStack() as opened:
+        file = opened.enter_context((run / ".lock").open("a+", encoding="utf-8"))
+        if not lock_descriptor(file.fileno(), blocking=False):
+            file.seek(len("pid "))  # Windows lets nobody read the first byte, which is locked
             raise RunError(
-                f"{run}: in use by another Guidefold process ({file.read().strip() or 'unknown'})",
+                f"{run}: in use by another Guidefold process (pid {file.read() or 'unknown'})",
                 "Wait for it, stop it, or choose another folder with run=FOLDER.",
-            ) from error
-        with _explained(run / ".lock"):
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}")
-            file.flush()
-        yield
+            )
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        opened.pop_all()
+        return file
 
 
 def require_run(run: Path) -> None:
