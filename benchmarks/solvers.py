@@ -22,9 +22,9 @@ from diffusers import (
 
 from guidefold.alignment import Judge, share
 from guidefold.config import load_settings
+from guidefold.deliver.trained import open_adapter
 from guidefold.demo.judge import judge_of
 from guidefold.evaluate import relative_distance
-from guidefold.export import open_adapter
 from guidefold.progress import task
 from guidefold.runs import ensure_folder, read_json, write_json, write_text
 from guidefold.sample import Drawn, draw_session, picture_seeds

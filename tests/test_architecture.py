@@ -15,11 +15,11 @@ ROOT = Path(guidefold.__file__).parent
 ORDER = """
     __init__ errors randomness media prompts settings config progress runs memory loading
     pipelines distilled arguments outputs stub capture selective denoisers asking proofs
-    inputs targets switches findings probe calls adapter anatomy clients formats labels frozen
+    inputs targets switches findings probe calls adapter frozen
     objective features optimizers alignment shards plans batches student yardstick calibration
     trajectories
-    checkpoints session recording gather about export stock provenance values verify delivery
-    convert weights sample previews tracking updates distill
+    checkpoints session recording gather about
+    weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits document report
     licences workflow comfyui card pack hub easel server demo bench api
     probe_command delivery_command hub_command compare_command cli __main__

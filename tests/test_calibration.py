@@ -17,10 +17,10 @@ from guidefold.calibration import (
     strengths_tried,
 )
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
-from guidefold.delivery import deliver
+from guidefold.deliver.export import deliver
+from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import InputError
-from guidefold.export import export
 from guidefold.objective import strength_of
 from guidefold.recording import recorded_states
 from guidefold.runs import read_json, read_metadata

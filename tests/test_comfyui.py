@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
-from guidefold.clients import Reading
 from guidefold.comfyui import comparison, unsuitable
+from guidefold.deliver.clients import Reading
+from guidefold.deliver.verify import Verdict
 from guidefold.findings import Findings
 from guidefold.prompts import Prompt
 from guidefold.settings import Settings
-from guidefold.verify import Verdict
 
 Build = Callable[[str], DiffusionPipeline]
 Found = Callable[[str], Findings]

@@ -12,8 +12,8 @@ from PIL import Image
 from zoo import WARNINGS
 
 from guidefold import dial
+from guidefold.deliver.trained import export, open_adapter
 from guidefold.distill import distill
-from guidefold.export import export, open_adapter
 from guidefold.gallery import Gallery
 from guidefold.progress import task
 from guidefold.prompts import Prompt

@@ -13,9 +13,9 @@ from zoo import WARNINGS
 
 from guidefold import checkpoints, distill, trajectories
 from guidefold.batches import Batch
+from guidefold.deliver.trained import export
 from guidefold.distill import Training
 from guidefold.errors import NonFiniteError, UnfoldableError
-from guidefold.export import export
 from guidefold.progress import Stopped
 from guidefold.recording import record
 from guidefold.runs import read_lines

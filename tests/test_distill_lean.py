@@ -13,9 +13,9 @@ from zoo import WARNINGS
 
 from guidefold import distill, optimizers, previews, student
 from guidefold import session as sessions
+from guidefold.deliver.trained import export
 from guidefold.distill import Training
 from guidefold.errors import ConfigError, UnfoldableError
-from guidefold.export import export
 from guidefold.frozen import Frozen
 from guidefold.pipelines import fingerprint, open_pipeline
 from guidefold.recording import record

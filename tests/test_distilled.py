@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from typer.testing import CliRunner
 
 from guidefold.cli import app
-from guidefold.delivery import deliver
+from guidefold.deliver.export import deliver
 from guidefold.distill import distill
 from guidefold.distilled import refuse_folded, signs_of_distillation
 from guidefold.errors import UnfoldableError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from test_architecture import ORDER
 
-from guidefold.anatomy import client_facts
 from guidefold.config import load_settings, presets
+from guidefold.deliver.layer_names import client_facts
 
 ROOT = Path(__file__).parent.parent
 

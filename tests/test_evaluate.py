@@ -20,6 +20,7 @@ from zoo import ZOO
 from guidefold.about import read_dial
 from guidefold.alignment import Judge
 from guidefold.capture import Step
+from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import RunError
 from guidefold.evaluate import (
@@ -31,7 +32,6 @@ from guidefold.evaluate import (
     relative_distance,
     saturation,
 )
-from guidefold.export import export
 from guidefold.features import VisionModel, frechet_distance
 from guidefold.objective import strength_of
 from guidefold.progress import Stopped, task

@@ -12,8 +12,8 @@ from peft import PeftModel
 from zoo import ZOO
 
 from guidefold.adapter import attach
+from guidefold.deliver.trained import export
 from guidefold.distill import distill
-from guidefold.export import export
 from guidefold.randomness import generator
 from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings

@@ -15,10 +15,10 @@ from PIL import Image, ImageChops
 
 from guidefold.card import Held, card
 from guidefold.checkpoints import find_checkpoints
+from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import evaluate
-from guidefold.export import export
 from guidefold.pack import pack, packed_as, stamp
 from guidefold.runs import check_folder, read_json, read_metadata, write_json
 from guidefold.session import open_session

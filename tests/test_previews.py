@@ -16,7 +16,7 @@ from zoo import WARNINGS
 
 from guidefold import previews, sample
 from guidefold.config import dump_toml
-from guidefold.export import export, open_adapter
+from guidefold.deliver.trained import export, open_adapter
 from guidefold.previews import Previews
 from guidefold.progress import task
 from guidefold.prompts import Prompt

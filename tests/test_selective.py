@@ -11,10 +11,10 @@ from zoo import ZOO
 
 from guidefold.calls import run_inputs
 from guidefold.capture import drive, follow
+from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import UnfoldableError
 from guidefold.evaluate import evaluate
-from guidefold.export import export
 from guidefold.probe import probe
 from guidefold.selective import stop_guiding
 from guidefold.settings import PipelineSettings

@@ -14,13 +14,13 @@ from test_findings import some_findings
 from torch import nn
 from zoo import WARNINGS
 
-from guidefold import export as exporting
 from guidefold.adapter import DIFFUSERS_FILE, adapted_layers
 from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.deliver import trained as exporting
+from guidefold.deliver.trained import export
 from guidefold.denoisers import as_one
 from guidefold.distill import distill
 from guidefold.errors import RunError, UnfoldableError, VerifyError
-from guidefold.export import export
 from guidefold.findings import Findings
 from guidefold.objective import loss_scale, strength_of
 from guidefold.pipelines import open_pipeline

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 from graphs import CHOICES, SIGNATURES, check, check_api
 
-from guidefold.anatomy import Anatomy, Layout
+from guidefold.deliver.layer_names import LayerNames, Layout
 from guidefold.workflow import Comparison, facts, graph, note, solver, to_api, to_ui
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
-UNET = Anatomy(frozenset(["conv_in"]), original={"conv_in": "input_blocks.0.0"}, config=SD)
+UNET = LayerNames(frozenset(["conv_in"]), original={"conv_in": "input_blocks.0.0"}, config=SD)
 
 
-def transformer(architecture: str, **config: Any) -> Anatomy:
+def transformer(architecture: str, **config: Any) -> LayerNames:
     layout = Layout(architecture, "", frozenset(), {}, ())
-    return Anatomy(frozenset(["proj_out"]), layout=layout, config=config)
+    return LayerNames(frozenset(["proj_out"]), layout=layout, config=config)
 
 
-def compared(names: Anatomy = UNET, **values: Any) -> Comparison:
+def compared(names: LayerNames = UNET, **values: Any) -> Comparison:
     asked = Comparison(
         names=names,
         base="base.safetensors",

@@ -10,12 +10,14 @@ results = api.evaluate(settings)
 
 from guidefold.capture import drive, follow
 from guidefold.config import load_settings
-from guidefold.convert import convert
-from guidefold.delivery import deliver
+from guidefold.deliver.convert import convert
+from guidefold.deliver.export import deliver
+from guidefold.deliver.student_pipeline import StockStudent, open_student
+from guidefold.deliver.trained import export
+from guidefold.deliver.verify import verify
 from guidefold.distill import distill
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
-from guidefold.export import export
 from guidefold.gather import gather
 from guidefold.hub import push
 from guidefold.pack import pack
@@ -26,8 +28,6 @@ from guidefold.recording import record
 from guidefold.report import report
 from guidefold.sample import sample
 from guidefold.settings import Settings
-from guidefold.stock import StockStudent, open_student
-from guidefold.verify import verify
 
 __all__ = [
     "GuidefoldError",

@@ -17,8 +17,9 @@ from jinja2 import Environment, StrictUndefined
 
 from guidefold.about import dial_of, stands_for
 from guidefold.adapter import DIFFUSERS_FILE
-from guidefold.anatomy import client_facts
 from guidefold.config import dump_toml, hub_id, public_name, without_paths
+from guidefold.deliver.layer_names import client_facts
+from guidefold.deliver.verify import Verdict
 from guidefold.evaluate import LIBRARIES
 from guidefold.exhibits import NAMES
 from guidefold.findings import Findings
@@ -27,7 +28,6 @@ from guidefold.pipelines import DTYPES
 from guidefold.sample import picture_seeds
 from guidefold.session import Session
 from guidefold.settings import KINDS, Settings
-from guidefold.verify import Verdict
 
 REPOSITORY = "OWNER/NAME"
 """Stands for the repository's name until it has one."""

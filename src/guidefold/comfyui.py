@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guidefold.anatomy import Anatomy, anatomy
 from guidefold.config import public_name
+from guidefold.deliver.layer_names import LayerNames, layer_names
+from guidefold.deliver.verify import Verdict
 from guidefold.session import Session
-from guidefold.verify import Verdict
 from guidefold.workflow import Comparison, base_entry
 
 CLIENT = "ComfyUI"
@@ -69,11 +69,11 @@ def comparison(session: Session, lora: str, size: Sequence[int] | None) -> Compa
     )
 
 
-def _names(session: Session) -> Anatomy:
-    return anatomy(session.denoisers[session.findings.denoisers[0]])
+def _names(session: Session) -> LayerNames:
+    return layer_names(session.denoisers[session.findings.denoisers[0]])
 
 
-def _loadable(session: Session, names: Anatomy) -> bool:
+def _loadable(session: Session, names: LayerNames) -> bool:
     """Whether ComfyUI has loaders for the whole base.
 
     A UNet comes with its text encoders in one checkpoint: they must be the ones that UNets of this
@@ -92,7 +92,7 @@ def _encoders(session: Session) -> list[Any]:
     return [part for name, part in found if name.startswith("text_encoder") and part is not None]
 
 
-def _size(session: Session, names: Anatomy, size: Sequence[int] | None) -> tuple[int, int]:
+def _size(session: Session, names: LayerNames, size: Sequence[int] | None) -> tuple[int, int]:
     call = session.settings.pipeline.call
     if {"width", "height"} <= call.keys():
         return int(call["width"]), int(call["height"])
@@ -103,7 +103,7 @@ def _size(session: Session, names: Anatomy, size: Sequence[int] | None) -> tuple
     return whole, whole
 
 
-def _embedded(session: Session, names: Anatomy) -> float | None:
+def _embedded(session: Session, names: LayerNames) -> float | None:
     """The guidance that the denoiser is told of, where CFG is another argument's."""
     told = names.config.get("guidance_embeds") and session.findings.guidance_argument
     if not told or told == "guidance_scale":

@@ -13,9 +13,9 @@ from guidefold.errors import InputError
 from guidefold.progress import console, plural
 
 if TYPE_CHECKING:
-    from guidefold.clients import Reading
+    from guidefold.deliver.clients import Reading
+    from guidefold.deliver.verify import Verdict
     from guidefold.settings import Settings
-    from guidefold.verify import Verdict
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 

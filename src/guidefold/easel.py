@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guidefold.about import read_dial
 from guidefold.adapter import adapter_off, set_strength
+from guidefold.deliver.trained import open_adapter
 from guidefold.dial import STRENGTHS
 from guidefold.errors import GuidefoldError, InputError
-from guidefold.export import open_adapter
 from guidefold.objective import guidance_at
 from guidefold.prompts import Prompt, load_prompts
 from guidefold.runs import require_run

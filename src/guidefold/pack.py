@@ -17,12 +17,13 @@ from guidefold.card import WORKFLOW, Held, card
 from guidefold.checkpoints import find_checkpoints
 from guidefold.comfyui import comparison, unsuitable
 from guidefold.config import hub_id
-from guidefold.delivery import deliver_kinds
+from guidefold.deliver.export import deliver_kinds
+from guidefold.deliver.formats import Format
+from guidefold.deliver.trained import read_trained
+from guidefold.deliver.verify import Verdict
 from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import INDEX
 from guidefold.exhibits import optional_json
-from guidefold.export import read_trained
-from guidefold.formats import Format
 from guidefold.licences import licence_for
 from guidefold.runs import (
     MANIFEST,
@@ -38,7 +39,6 @@ from guidefold.runs import (
 )
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Settings
-from guidefold.verify import Verdict
 from guidefold.workflow import graph, to_api, to_ui
 
 FOLDER = "hub"

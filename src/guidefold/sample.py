@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from guidefold.about import read_dial
 from guidefold.calls import run_inputs
 from guidefold.capture import Listener, run
+from guidefold.deliver.trained import find_adapter, open_adapter
 from guidefold.denoisers import denoisers
 from guidefold.errors import InputError
-from guidefold.export import find_adapter, open_adapter
 from guidefold.findings import Findings
 from guidefold.progress import Task, console, in_all, task
 from guidefold.prompts import Prompt

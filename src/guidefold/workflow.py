@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from guidefold.anatomy import Anatomy
+from guidefold.deliver.layer_names import LayerNames
 
 DEFAULT = ("euler", "normal")
 """Of a solver without a sure name in ComfyUI."""
@@ -40,7 +40,7 @@ class Comparison:
         remarks: What the teacher does that the workflow does not.
     """
 
-    names: Anatomy
+    names: LayerNames
     base: str
     encoders: int
     lora: str
@@ -254,7 +254,7 @@ def solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str, bool]:
     return *DEFAULT, False
 
 
-def base_entry(names: Anatomy) -> Mapping[str, Any]:
+def base_entry(names: LayerNames) -> Mapping[str, Any]:
     """What is known of a transformer's kind; empty of UNets, and where nothing is."""
     kind = names.layout.architecture if names.layout else None
     found = [entry for entry in facts()["transformer"] if entry["architecture"] == kind]
@@ -311,7 +311,7 @@ def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[st
     }
 
 
-def _known_sizes(names: Anatomy) -> bool:
+def _known_sizes(names: LayerNames) -> bool:
     plain = {n: list(v) if isinstance(v, tuple) else v for n, v in names.config.items()}
     return any(_fits(entry, plain) for entry in facts()["unet"])
 

@@ -36,9 +36,9 @@ from guidefold.bench.speed_ways import (
     Way,
 )
 from guidefold.capture import run
+from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import ConfigError, MismatchError, RunError, UnfoldableError
-from guidefold.export import export
 from guidefold.inputs import call_inputs
 from guidefold.proofs import PROMPT
 from guidefold.settings import Settings

@@ -11,10 +11,10 @@ from peft import PeftModel
 
 from guidefold.adapter import attach
 from guidefold.capture import drive
+from guidefold.deliver.trained import export
 from guidefold.denoisers import as_one, denoisers
 from guidefold.distill import distill
 from guidefold.errors import UnfoldableError
-from guidefold.export import export
 from guidefold.findings import Findings
 from guidefold.inputs import call_inputs
 from guidefold.pipelines import open_pipeline

@@ -28,10 +28,10 @@ from guidefold.adapter import attach
 from guidefold.alignment import Judge
 from guidefold.bench.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.config import load_settings
+from guidefold.deliver.trained import export
 from guidefold.demo.judge import judge_of
 from guidefold.distill import LOG, distill
 from guidefold.evaluate import INDEX, evaluate
-from guidefold.export import export
 from guidefold.findings import Findings
 from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline

@@ -22,8 +22,8 @@ from guidefold.adapter import (
     fuse_adapter,
 )
 from guidefold.bench.speed_ways import Weights
+from guidefold.deliver.trained import write_lora
 from guidefold.errors import RunError
-from guidefold.export import write_lora
 from guidefold.findings import Findings
 from guidefold.randomness import generator
 from guidefold.runs import check_folder, read_json

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 from diffusers import DiffusionPipeline
 
-from guidefold.anatomy import Anatomy, anatomy
-from guidefold.clients import (
+from guidefold.deliver.clients import (
     CLIENTS,
     a1111,
     comfyui,
@@ -19,6 +18,7 @@ from guidefold.clients import (
     sd_scripts,
     stem,
 )
+from guidefold.deliver.layer_names import LayerNames, layer_names
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -35,41 +35,45 @@ def dotted(prefix: str, *names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def plain(built: Callable[[str], DiffusionPipeline]) -> Anatomy:
-    return anatomy(built("sd15").unet)
+def plain(built: Callable[[str], DiffusionPipeline]) -> LayerNames:
+    return layer_names(built("sd15").unet)
 
 
 @pytest.fixture(scope="module")
-def sized(built: Callable[[str], DiffusionPipeline]) -> Anatomy:
-    return anatomy(built("sdxl").unet)
+def sized(built: Callable[[str], DiffusionPipeline]) -> LayerNames:
+    return layer_names(built("sdxl").unet)
 
 
 @pytest.fixture(scope="module")
-def blocks(built: Callable[[str], DiffusionPipeline]) -> Anatomy:
-    return anatomy(built("flux").transformer)
+def blocks(built: Callable[[str], DiffusionPipeline]) -> LayerNames:
+    return layer_names(built("flux").transformer)
 
 
 UNET_READERS = (diffusers, comfyui, forge, a1111, invokeai)
 
 
 @pytest.mark.parametrize("rule", UNET_READERS)
-def test_kohya_s_keys_are_read(plain: Anatomy, sized: Anatomy, rule: Callable[..., object]) -> None:
+def test_kohya_s_keys_are_read(
+    plain: LayerNames, sized: LayerNames, rule: Callable[..., object]
+) -> None:
     assert rule(kohya(*plain.layers), plain, "unet") == []
     assert rule(kohya(*sized.original.values()), sized, "unet") == []
 
 
 @pytest.mark.parametrize("rule", [*UNET_READERS, sd_scripts])
-def test_a_layer_that_is_not_there_is_dropped(plain: Anatomy, rule: Callable[..., object]) -> None:
+def test_a_layer_that_is_not_there_is_dropped(
+    plain: LayerNames, rule: Callable[..., object]
+) -> None:
     wrong = kohya("down_blocks.9.resnets.0.conv1")
     assert rule([*kohya(CONV), *wrong], plain, "unet") == sorted(wrong)
 
 
-def test_comfyui_loses_diffusers_attention_but_not_the_other_layers(plain: Anatomy) -> None:
+def test_comfyui_loses_diffusers_attention_but_not_the_other_layers(plain: LayerNames) -> None:
     lost = dotted("unet.", Q, OUT)
     assert comfyui([*lost, *dotted("unet.", CONV)], plain, "unet") == sorted(lost)
 
 
-def test_comfyui_reads_attention_by_its_old_names(plain: Anatomy) -> None:
+def test_comfyui_reads_attention_by_its_old_names(plain: LayerNames) -> None:
     old = Q.replace(".to_q", ".processor.to_q")
     keys = [f"unet.{old}_lora.{side}.weight" for side in ("up", "down")]
     out = OUT.replace(".to_out.0", ".processor.to_out")
@@ -78,14 +82,14 @@ def test_comfyui_reads_attention_by_its_old_names(plain: Anatomy) -> None:
     assert diffusers(keys, plain, "unet") == []
 
 
-def test_forge_gives_up_on_a_file_beyond_twelve_unknown_keys(plain: Anatomy) -> None:
+def test_forge_gives_up_on_a_file_beyond_twelve_unknown_keys(plain: LayerNames) -> None:
     strange = [f"strange.{number}" for number in range(13)]
     assert forge([*kohya(CONV), *strange[:12]], plain, "unet") == sorted(strange[:12])
     assert forge([*kohya(CONV), *strange], plain, "unet") == sorted([*kohya(CONV), *strange])
 
 
 def test_a1111_reads_no_dots_and_no_added_embedding_by_its_diffusers_name(
-    plain: Anatomy, sized: Anatomy
+    plain: LayerNames, sized: LayerNames
 ) -> None:
     assert a1111(dotted("unet.", CONV), plain, "unet") == sorted(dotted("unet.", CONV))
     added = kohya("add_embedding.linear_1")
@@ -93,52 +97,54 @@ def test_a1111_reads_no_dots_and_no_added_embedding_by_its_diffusers_name(
     assert a1111(kohya("label_emb.0.0"), sized, "unet") == []
 
 
-def test_invokeai_refuses_a_file_with_another_prefix_or_both_kinds_of_names(sized: Anatomy) -> None:
+def test_invokeai_refuses_a_file_with_another_prefix_or_both_kinds_of_names(
+    sized: LayerNames,
+) -> None:
     good = kohya(*sized.original.values())
     for bad in ("unet.conv_in.lora_A.weight", *kohya(Q)[:1]):
         assert invokeai([*good, bad], sized, "unet") == sorted([*good, bad])
 
 
-def test_invokeai_knows_no_original_names_on_a_plain_unet(plain: Anatomy) -> None:
+def test_invokeai_knows_no_original_names_on_a_plain_unet(plain: LayerNames) -> None:
     keys = kohya(plain.original[CONV])
     assert invokeai(keys, plain, "unet") == sorted(keys)
 
 
-def test_sd_scripts_draws_without_the_outer_layers(plain: Anatomy) -> None:
+def test_sd_scripts_draws_without_the_outer_layers(plain: LayerNames) -> None:
     outer = kohya("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
     assert sd_scripts(kohya(*plain.layers), plain, "unet") == sorted(outer)
 
 
 def test_diffusers_reads_original_names_where_it_is_told_of_sizes_only(
-    plain: Anatomy, sized: Anatomy
+    plain: LayerNames, sized: LayerNames
 ) -> None:
     assert diffusers(kohya(sized.original[CONV]), sized, "unet") == []
     keys = kohya(plain.original[CONV])
     assert diffusers(keys, plain, "unet") == sorted(keys)
 
 
-def test_diffusers_passes_over_another_prefix(plain: Anatomy) -> None:
+def test_diffusers_passes_over_another_prefix(plain: LayerNames) -> None:
     assert diffusers(dotted("unet.", Q, CONV), plain, "unet") == []
     keys = dotted("transformer.", CONV)
     assert diffusers(keys, plain, "unet") == sorted(keys)
 
 
-def test_peft_reads_its_own_prefix_alone(plain: Anatomy) -> None:
+def test_peft_reads_its_own_prefix_alone(plain: LayerNames) -> None:
     assert peft(dotted("base_model.model.", Q, CONV), plain, "unet") == []
     assert peft(dotted("unet.", Q), plain, "unet") == sorted(dotted("unet.", Q))
 
 
 @pytest.mark.parametrize("rule", [diffusers, comfyui, forge, invokeai])
-def test_a_transformer_s_keys_are_read(blocks: Anatomy, rule: Callable[..., object]) -> None:
+def test_a_transformer_s_keys_are_read(blocks: LayerNames, rule: Callable[..., object]) -> None:
     assert rule(dotted("transformer.", *blocks.layers), blocks, "transformer") == []
 
 
-def test_invokeai_tells_a_transformer_by_two_attention_layers(blocks: Anatomy) -> None:
+def test_invokeai_tells_a_transformer_by_two_attention_layers(blocks: LayerNames) -> None:
     keys = dotted("transformer.", "proj_out", "x_embedder")
     assert invokeai(keys, blocks, "transformer") == sorted(keys)
 
 
-def test_who_cannot_load_at_all_is_not_said_to_drop(blocks: Anatomy, plain: Anatomy) -> None:
+def test_who_cannot_load_at_all_is_not_said_to_drop(blocks: LayerNames, plain: LayerNames) -> None:
     keys = dotted("transformer.", "proj_out")
     assert a1111(keys, blocks, "transformer") is None
     readings = read_by_clients(keys, "transformer", blocks, "transformer", "peft")
@@ -150,7 +156,7 @@ def test_who_cannot_load_at_all_is_not_said_to_drop(blocks: Anatomy, plain: Anat
     assert found["ComfyUI"].meant
 
 
-def test_a_client_that_a_format_is_meant_for_fails_by_what_it_drops(plain: Anatomy) -> None:
+def test_a_client_that_a_format_is_meant_for_fails_by_what_it_drops(plain: LayerNames) -> None:
     keys = [*kohya(CONV), "lora_unet_nowhere.alpha"]
     found = {r.client: r for r in read_by_clients(keys, "kohya", plain, "unet", "diffusers")}
     assert found["ComfyUI"].failed

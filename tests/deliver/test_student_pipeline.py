@@ -12,17 +12,17 @@ import torch
 from diffusers import DiffusionPipeline
 
 from guidefold.calibration import Dial, Mark
-from guidefold.distill import distill
-from guidefold.errors import InputError, MismatchError, RunError
-from guidefold.export import export
-from guidefold.pipelines import open_pipeline
-from guidefold.settings import Settings
-from guidefold.stock import (
+from guidefold.deliver.student_pipeline import (
     IgnoredNegativePromptWarning,
     OtherBaseWarning,
     StockStudent,
     open_student,
 )
+from guidefold.deliver.trained import export
+from guidefold.distill import distill
+from guidefold.errors import InputError, MismatchError, RunError
+from guidefold.pipelines import open_pipeline
+from guidefold.settings import Settings
 
 PROMPT = "a big red cat"
 DIAL = Dial(1.0, (Mark(2.0, 0.2, 0.5), Mark(5.0, 1.1, 0.5), Mark(8.0, 2.0, 0.6)))

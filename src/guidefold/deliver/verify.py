@@ -13,18 +13,18 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.adapter import PEFT_CONFIG, load_part, loaded_tensors, unload_adapter
-from guidefold.anatomy import Anatomy, anatomy
-from guidefold.clients import Reading, read_by_clients, stem
 from guidefold.config import load_settings
+from guidefold.deliver.clients import Reading, read_by_clients, stem
+from guidefold.deliver.formats import Format, Tensors, alphas_of, format_of, layers_by_stem, read
+from guidefold.deliver.integrity import Offered, damage, denoiser_of, other_base, said_of
+from guidefold.deliver.layer_names import LayerNames, layer_names
+from guidefold.deliver.tensor_checks import misfits, off_fused, off_student, others, some, strangers
+from guidefold.deliver.trained import Trained, check_layers, check_loaded, read_trained
 from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
-from guidefold.export import Trained, check_layers, check_loaded, read_trained
-from guidefold.formats import Format, Tensors, alphas_of, format_of, layer_names, read
 from guidefold.pipelines import modules, open_pipeline
 from guidefold.probe import lora_loader
-from guidefold.provenance import Offered, damage, denoiser_of, other_base, said_of
 from guidefold.runs import read_json, read_labels, read_tensors, require_run
 from guidefold.session import Session, open_session
-from guidefold.values import misfits, off_fused, off_student, others, some, strangers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
@@ -47,7 +47,7 @@ class Base:
     denoisers: tuple[str, ...]
     name: str
     loader: str
-    names: Anatomy
+    names: LayerNames
 
     @property
     def component(self) -> str:
@@ -152,7 +152,7 @@ def base_of(pipeline: DiffusionPipeline, path: Path) -> Base:
     def hits(name: str, module: nn.Module) -> int:
         if kind == "fused":
             return len(module.state_dict().keys() & tensors.keys())
-        names = layer_names(kind, anatomy(module), name)
+        names = layers_by_stem(kind, layer_names(module), name)
         return sum(stem(key) in names for key in tensors)
 
     found = {name: hits(name, module) for name, module in modules(pipeline).items()}
@@ -164,13 +164,13 @@ def base_of(pipeline: DiffusionPipeline, path: Path) -> Base:
             "Name the pipeline that it was made for with --pipeline.",
         )
     loader = lora_loader(pipeline, [best])
-    return Base(pipeline, (best,), best, loader, anatomy(getattr(pipeline, best)))
+    return Base(pipeline, (best,), best, loader, layer_names(getattr(pipeline, best)))
 
 
 def base_of_run(session: Session, name: str) -> Base:
     """One denoiser of a session's pipeline."""
     findings, module = session.findings, session.denoisers[name]
-    return Base(session.pipeline, findings.denoisers, name, findings.loader, anatomy(module))
+    return Base(session.pipeline, findings.denoisers, name, findings.loader, layer_names(module))
 
 
 def examine(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from guidefold.convert import convert
+from guidefold.deliver.convert import convert
 from guidefold.errors import InputError
 
 

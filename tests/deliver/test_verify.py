@@ -13,16 +13,16 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from guidefold import cli
-from guidefold.convert import convert
-from guidefold.delivery import deliver
+from guidefold.deliver.convert import convert
+from guidefold.deliver.export import deliver
+from guidefold.deliver.integrity import Offered, denoiser_of, other_base
+from guidefold.deliver.tensor_checks import off_student
+from guidefold.deliver.verify import Verdict, verify
 from guidefold.distill import distill
 from guidefold.errors import InputError
 from guidefold.pipelines import DTYPES, fingerprint, open_pipeline
-from guidefold.provenance import Offered, denoiser_of, other_base
 from guidefold.runs import read_labels, read_tensors
 from guidefold.settings import Settings
-from guidefold.values import off_student
-from guidefold.verify import Verdict, verify
 
 KINDS = ("diffusers", "kohya", "peft", "fused")
 LAYER = "mid_block.resnets.0.conv1"

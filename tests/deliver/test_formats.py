@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.anatomy import Anatomy, anatomy
+from guidefold.deliver.formats import alphas_of, cast, format_of, named, of_one_rank, read, unfit
+from guidefold.deliver.layer_names import LayerNames, layer_names
 from guidefold.errors import InputError, MismatchError, NonFiniteError
-from guidefold.formats import alphas_of, cast, format_of, named, of_one_rank, read, unfit
 
 FILE = Path("a.safetensors")
 CONV = "down_blocks.1.resnets.0.conv1"
@@ -17,8 +17,8 @@ Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
-def base(request: pytest.FixtureRequest, built: Callable[[str], DiffusionPipeline]) -> Anatomy:
-    return anatomy(built(request.param).unet)
+def base(request: pytest.FixtureRequest, built: Callable[[str], DiffusionPipeline]) -> LayerNames:
+    return layer_names(built(request.param).unet)
 
 
 def pairs(rank: int = 3) -> dict[str, torch.Tensor]:
@@ -37,7 +37,7 @@ def update(tensors: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "kohya", "peft"])
-def test_written_and_read_back_a_file_is_the_same(base: Anatomy, kind: str) -> None:
+def test_written_and_read_back_a_file_is_the_same(base: LayerNames, kind: str) -> None:
     written = named(kind, pairs(), base, "unet")
     assert format_of(written.keys(), FILE) == kind
     found = read(written, kind, base, "unet", {})
@@ -45,13 +45,13 @@ def test_written_and_read_back_a_file_is_the_same(base: Anatomy, kind: str) -> N
     assert all(torch.equal(found[name], tensor) for name, tensor in pairs().items())
 
 
-def test_kohya_s_alpha_is_the_rank(base: Anatomy) -> None:
+def test_kohya_s_alpha_is_the_rank(base: LayerNames) -> None:
     written = named("kohya", pairs(), base, "unet")
     assert {float(t) for n, t in written.items() if n.endswith(".alpha")} == {3.0}
     assert len(written) == 6
 
 
-def test_alpha_is_folded_into_the_second_half(base: Anatomy) -> None:
+def test_alpha_is_folded_into_the_second_half(base: LayerNames) -> None:
     written = named("kohya", pairs(4), base, "unet")
     halved = {n: t / 2 if n.endswith(".alpha") else t for n, t in written.items()}
     found = read(halved, "kohya", base, "unet", {})
@@ -69,7 +69,7 @@ def test_alpha_is_folded_into_the_second_half(base: Anatomy) -> None:
     ],
 )
 def test_alpha_of_the_configuration_is_folded_in(
-    base: Anatomy, about: dict[str, object], factor: float
+    base: LayerNames, about: dict[str, object], factor: float
 ) -> None:
     written = named("peft", pairs(4), base, "unet")
     found = read(written, "peft", base, "unet", about)
@@ -82,7 +82,7 @@ def test_diffusers_metadata_says_alpha() -> None:
     assert alphas_of({}, "unet") == {}
 
 
-def test_old_names_of_attention_layers_are_read(base: Anatomy) -> None:
+def test_old_names_of_attention_layers_are_read(base: LayerNames) -> None:
     old = Q.replace(".to_q", ".processor.to_q")
     tensors = {
         f"unet.{old}_lora.down.weight": torch.ones(2, 16),
@@ -110,12 +110,12 @@ def test_what_cannot_be_read_is_refused_by_its_key(key: str, what: str) -> None:
     assert f"'{key}'" in str(caught.value)
 
 
-def test_a_layer_of_another_denoiser_is_refused_by_its_key(base: Anatomy) -> None:
+def test_a_layer_of_another_denoiser_is_refused_by_its_key(base: LayerNames) -> None:
     with pytest.raises(MismatchError, match=r"'unet.nowhere.lora_A.weight' belongs to no layer"):
         read({"unet.nowhere.lora_A.weight": torch.ones(1)}, "diffusers", base, "unet", {})
 
 
-def test_half_a_pair_is_refused(base: Anatomy) -> None:
+def test_half_a_pair_is_refused(base: LayerNames) -> None:
     with pytest.raises(MismatchError, match="one half"):
         read({f"unet.{Q}.lora_A.weight": torch.ones(1, 1)}, "diffusers", base, "unet", {})
 
@@ -142,12 +142,12 @@ def test_zeros_are_no_loss() -> None:
 
 
 def test_a_format_that_does_not_fit_says_why(
-    base: Anatomy, built: Callable[[str], DiffusionPipeline]
+    base: LayerNames, built: Callable[[str], DiffusionPipeline]
 ) -> None:
-    motion = anatomy(built("animatediff").unet)
+    motion = layer_names(built("animatediff").unet)
     assert unfit("kohya", base, "unet", "diffusers", base.layers) == ""
     assert "motion_modules" in unfit("kohya", motion, "unet", "diffusers", motion.layers)
-    assert "UNets" in unfit("kohya", Anatomy(frozenset()), "transformer", "diffusers", [])
+    assert "UNets" in unfit("kohya", LayerNames(frozenset()), "transformer", "diffusers", [])
     assert "no LoRA loader" in unfit("diffusers", base, "transformer", "peft", [])
     assert "transformers" in unfit("transformer", base, "unet", "diffusers", [])
     assert unfit("peft", base, "unet", "peft", base.layers) == ""

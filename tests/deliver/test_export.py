@@ -13,16 +13,18 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from guidefold import cli, clients, delivery
-from guidefold.convert import convert
-from guidefold.delivery import Delivery, deliver
+from guidefold import cli
+from guidefold.deliver import clients
+from guidefold.deliver import export as delivery
+from guidefold.deliver.convert import convert
+from guidefold.deliver.export import Delivery, deliver
+from guidefold.deliver.metadata import content_hash
+from guidefold.deliver.tensor_checks import fused_weights
+from guidefold.deliver.verify import verify
 from guidefold.distill import distill
 from guidefold.errors import InputError, NonFiniteError, VerifyError
-from guidefold.labels import content_hash
 from guidefold.runs import read_labels, read_metadata, read_tensors
 from guidefold.settings import Settings
-from guidefold.values import fused_weights
-from guidefold.verify import verify
 
 FAMILIES = ("sd15", "sdxl", "sd3", "flux")
 UNETS = ("sd15", "sdxl")
@@ -216,7 +218,7 @@ def test_half_precision_is_verified_and_its_losses_refused(
     dtypes = {n.endswith(".alpha"): t.dtype for n, t in read_tensors(verdict.path).items()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert not verdict.problems
-    monkeypatch.setattr("guidefold.formats.LOST", -1.0)
+    monkeypatch.setattr("guidefold.deliver.formats.LOST", -1.0)
     with pytest.raises(NonFiniteError, match="become zero"):
         deliver(settings, "kohya", tmp_path / "lost", "fp16")
     assert not (tmp_path / "lost" / "kohya").exists()

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from guidefold.adapter import PEFT_FILE, layers_of
-from guidefold.delivery import write_file
+from guidefold.deliver.export import write_file
+from guidefold.deliver.formats import FORMATS, Format, format_of, unfit
+from guidefold.deliver.verify import Verdict, base_of, examine, read_file, safetensors_of
 from guidefold.errors import InputError, VerifyError
-from guidefold.formats import FORMATS, Format, format_of, unfit
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import prediction_type
 from guidefold.runs import ensure_folder, read_labels, read_metadata, read_tensors
-from guidefold.verify import Verdict, base_of, examine, read_file, safetensors_of
 
 
 def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:

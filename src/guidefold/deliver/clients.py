@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from guidefold.anatomy import OUTER, Anatomy, counted
+from guidefold.deliver.layer_names import OUTER, LayerNames, counted
 
-Rule = Callable[[Collection[str], Anatomy, str], list[str] | None]
+Rule = Callable[[Collection[str], LayerNames, str], list[str] | None]
 """``(keys, base, component) -> keys that are dropped``; None where the client has no way to load
 onto such a base at all."""
 
@@ -52,7 +52,7 @@ class Reading:
         return self.meant and bool(self.dropped)
 
 
-def diffusers(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def diffusers(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """Stock diffusers, ``load_lora_weights``.
 
     Source: diffusers 0.42 loaders/lora_pipeline.py ``lora_state_dict`` (a file is kohya's if every
@@ -71,7 +71,7 @@ def diffusers(keys: Collection[str], base: Anatomy, component: str) -> list[str]
     return _unread(keys, read, PARTS[3:])
 
 
-def peft(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def peft(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """Plain peft, ``PeftModel.from_pretrained``.
 
     Source: peft utils/save_and_load.py: ``base_model.model.`` and the layer's own name.
@@ -79,7 +79,7 @@ def peft(keys: Collection[str], base: Anatomy, component: str) -> list[str] | No
     return _unread(keys, {f"base_model.model.{layer}" for layer in base.layers}, PEFT_PARTS)
 
 
-def comfyui(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def comfyui(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """ComfyUI.
 
     Source: comfy/lora.py ``model_lora_keys_unet``, comfy/utils.py ``unet_to_diffusers`` and its
@@ -91,7 +91,7 @@ def comfyui(keys: Collection[str], base: Anatomy, component: str) -> list[str] |
     return _by_layout(keys, base, "comfyui", PARTS)
 
 
-def forge(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def forge(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """Forge, which has ComfyUI's reader of 2024 and gives up on a file that it knows too little of.
 
     Source: packages_3rdparty/comfyui_lora_collection/lora.py; extensions-builtin/sd_forge_lora/
@@ -107,7 +107,7 @@ def forge(keys: Collection[str], base: Anatomy, component: str) -> list[str] | N
     return sorted(keys) if len(dropped) > PATIENCE else dropped
 
 
-def a1111(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def a1111(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """AUTOMATIC1111's web UI.
 
     Source: extensions-builtin/Lora/networks.py ``convert_diffusers_name_to_compvis`` and
@@ -125,7 +125,7 @@ def a1111(keys: Collection[str], base: Anatomy, component: str) -> list[str] | N
     return _unread(keys, read, KOHYA_PARTS)
 
 
-def invokeai(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def invokeai(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """InvokeAI.
 
     Source: backend/patches/lora_conversions/ (sd, sdxl and flux_diffusers), backend/patches/
@@ -150,7 +150,7 @@ def invokeai(keys: Collection[str], base: Anatomy, component: str) -> list[str] 
     return _unread(keys, original | plain, KOHYA_PARTS)
 
 
-def sd_scripts(keys: Collection[str], base: Anatomy, component: str) -> list[str] | None:
+def sd_scripts(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
     """Kohya's own sd-scripts, when it draws.
 
     Source: networks/lora.py ``LoRANetwork`` (UNET_TARGET_REPLACE_MODULE and its convolutions): the
@@ -182,7 +182,7 @@ nothing is held back for it: it would cost every other client the outer layers."
 
 
 def read_by_clients(
-    keys: Collection[str], kind: str, base: Anatomy, component: str, loader: str
+    keys: Collection[str], kind: str, base: LayerNames, component: str, loader: str
 ) -> list[Reading]:
     """What every client makes of a file's keys.
 
@@ -216,7 +216,7 @@ def _unread(keys: Collection[str], read: Collection[str], parts: tuple[str, ...]
     return sorted(key for key in keys if stem(key, parts) not in read)
 
 
-def _unet_stems(base: Anatomy) -> set[str]:
+def _unet_stems(base: LayerNames) -> set[str]:
     """Every name that ComfyUI knows a UNet's layers by."""
     found = set()
     for layer, original in base.original.items():
@@ -234,7 +234,7 @@ def _by_processor(layer: str) -> str:
 
 
 def _by_layout(
-    keys: Collection[str], base: Anatomy, client: str, parts: tuple[str, ...]
+    keys: Collection[str], base: LayerNames, client: str, parts: tuple[str, ...]
 ) -> list[str] | None:
     if base.layout is None or client not in base.layout.prefixes:
         return None

@@ -11,15 +11,15 @@ from typing import Any
 from safetensors.torch import save
 
 from guidefold.adapter import layers_of
-from guidefold.anatomy import Anatomy, client_facts
-from guidefold.formats import Format, Tensors
+from guidefold.deliver.formats import Format, Tensors
+from guidefold.deliver.layer_names import LayerNames, client_facts
 
 SPECIFICATION = "1.0.1"
 ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 
 
 def labels(
-    kind: Format, tensors: Tensors, written: Tensors, base: Anatomy, about: Mapping[str, Any]
+    kind: Format, tensors: Tensors, written: Tensors, base: LayerNames, about: Mapping[str, Any]
 ) -> dict[str, str]:
     """Metadata by the keys of ModelSpec and, for kohya's files, of sd-scripts.
 
@@ -73,7 +73,7 @@ def _kohya(tensors: Tensors, version: str, v2: str) -> dict[str, str]:
     }
 
 
-def _base(base: Anatomy, prediction_type: str) -> tuple[str, str, str]:
+def _base(base: LayerNames, prediction_type: str) -> tuple[str, str, str]:
     """``(kohya's version, kohya's v2, architecture)``."""
     if base.layout is not None:
         return base.layout.version, "", base.layout.architecture
@@ -86,7 +86,7 @@ def _base(base: Anatomy, prediction_type: str) -> tuple[str, str, str]:
     raise AssertionError("the last entry fits every base")
 
 
-def _implementation(kind: Format, base: Anatomy) -> str:
+def _implementation(kind: Format, base: LayerNames) -> str:
     return ORIGINAL_CODE if kind == "kohya" and base.added else "diffusers"
 
 

@@ -17,18 +17,18 @@ from guidefold.adapter import (
     layers_of,
     part_folder,
 )
-from guidefold.clients import read_by_clients
+from guidefold.deliver.clients import read_by_clients
+from guidefold.deliver.formats import FORMATS, Format, Tensors, cast, named, of_one_rank, unfit
+from guidefold.deliver.metadata import labels
+from guidefold.deliver.tensor_checks import fused_weights
+from guidefold.deliver.trained import Trained, read_trained
+from guidefold.deliver.verify import WEIGHTS, Base, Verdict, base_of_run, examine
 from guidefold.errors import InputError, VerifyError
-from guidefold.export import Trained, read_trained
 from guidefold.findings import Findings
-from guidefold.formats import FORMATS, Format, Tensors, cast, named, of_one_rank, unfit
-from guidefold.labels import labels
 from guidefold.pipelines import DTYPES
 from guidefold.runs import finished_folder, require_run, write_json, write_tensors, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.values import fused_weights
-from guidefold.verify import WEIGHTS, Base, Verdict, base_of_run, examine
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def write_file(
         kind: Any format but ``fused``.
         tensors: By peft's names; alpha equals the rank.
         base: What it is for.
-        about: For :func:`~guidefold.labels.labels`, and under ``json`` what is kept as JSON.
+        about: For :func:`~guidefold.deliver.metadata.labels`, and under ``json`` what is kept as
+            JSON.
     """
     # kohya's files say alpha for every layer; the others say it nowhere, as nothing but the rank
     # is understood by all: diffusers raises on metadata with fields that its peft does not know.

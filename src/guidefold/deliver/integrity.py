@@ -10,9 +10,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.adapter import PEFT_CONFIG
+from guidefold.deliver.metadata import content_hash
 from guidefold.denoisers import as_one
 from guidefold.errors import CorruptFileError
-from guidefold.labels import content_hash
 from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline
 from guidefold.probe import prediction_type
 from guidefold.runs import MANIFEST, check_file, read_json, read_labels, read_metadata, read_tensors

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from guidefold.adapter import layers_of
-from guidefold.formats import Tensors
+from guidefold.deliver.formats import Tensors
 from guidefold.progress import plural
 
 SHOWN = 3

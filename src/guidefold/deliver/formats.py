@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from guidefold.adapter import layers_of
-from guidefold.anatomy import Anatomy
-from guidefold.clients import PARTS, flat, stem
+from guidefold.deliver.clients import PARTS, flat, stem
+from guidefold.deliver.layer_names import LayerNames
 from guidefold.errors import InputError, MismatchError, NonFiniteError
 
 Format = Literal["diffusers", "kohya", "transformer", "peft", "fused"]
@@ -41,7 +41,9 @@ APART = {
 }
 
 
-def unfit(kind: Format, base: Anatomy, component: str, loader: str, layers: Collection[str]) -> str:
+def unfit(
+    kind: Format, base: LayerNames, component: str, loader: str, layers: Collection[str]
+) -> str:
     """Why a format does not fit an adapter; nothing where it does.
 
     Args:
@@ -67,7 +69,9 @@ def unfit(kind: Format, base: Anatomy, component: str, loader: str, layers: Coll
     return ""
 
 
-def named(kind: Format, tensors: Tensors, base: Anatomy, component: str) -> dict[str, torch.Tensor]:
+def named(
+    kind: Format, tensors: Tensors, base: LayerNames, component: str
+) -> dict[str, torch.Tensor]:
     """Tensors under a format's names.
 
     Args:
@@ -124,7 +128,7 @@ def format_of(keys: Collection[str], path: Path) -> Format:
 
 
 def read(
-    tensors: Tensors, kind: Format, base: Anatomy, component: str, about: Mapping[str, Any]
+    tensors: Tensors, kind: Format, base: LayerNames, component: str, about: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """A file's tensors by peft's names, alpha folded in.
 
@@ -138,7 +142,7 @@ def read(
     Raises:
         MismatchError: A layer that the denoiser does not have, or half a pair.
     """
-    names = layer_names(kind, base, component)
+    names = layers_by_stem(kind, base, component)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         layer = names.get(stem(key))
@@ -211,7 +215,7 @@ def of_one_rank(tensors: Tensors) -> dict[str, torch.Tensor]:
     return found
 
 
-def layer_names(kind: Format, base: Anatomy, component: str) -> dict[str, str]:
+def layers_by_stem(kind: Format, base: LayerNames, component: str) -> dict[str, str]:
     """From what stands before a key's last part to the layer."""
     if kind == "kohya":
         both = [(layer, layer) for layer in base.layers] + list(base.original.items())

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from original_layout import _unet_name
 from zoo import WARNINGS
 
-from guidefold.anatomy import anatomy, counted, original_names
+from guidefold.deliver.layer_names import counted, layer_names, original_names
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
@@ -25,7 +25,7 @@ def full_size(**config: Any) -> UNet2DConditionModel:
 def test_every_layer_of_a_unet_has_its_original_name(built: Built, name: str) -> None:
     """Another path: :mod:`original_layout` names whole checkpoints, by rules of its own."""
     unet = built(name).unet
-    found = anatomy(unet)
+    found = layer_names(unet)
     assert found.original.keys() == found.layers
     for layer, original in found.original.items():
         if not layer.startswith("add_embedding."):  # which that module does not know
@@ -35,7 +35,7 @@ def test_every_layer_of_a_unet_has_its_original_name(built: Built, name: str) ->
 
 def test_the_names_of_the_first_released_unet() -> None:
     """Its numbers, as in every checkpoint of it: four blocks, the outermost without attention."""
-    names = anatomy(full_size(cross_attention_dim=768)).original
+    names = layer_names(full_size(cross_attention_dim=768)).original
     assert names["down_blocks.0.downsamplers.0.conv"] == "input_blocks.3.0.op"
     assert names["down_blocks.3.resnets.1.conv2"] == "input_blocks.11.0.out_layers.3"
     assert names["mid_block.resnets.1.time_emb_proj"] == "middle_block.2.emb_layers.1"
@@ -46,7 +46,7 @@ def test_the_names_of_the_first_released_unet() -> None:
 
 
 def test_the_kind_of_names_follows_the_configuration(built: Built) -> None:
-    plain, sized = anatomy(built("sd15").unet), anatomy(built("sdxl").unet)
+    plain, sized = layer_names(built("sd15").unet), layer_names(built("sdxl").unet)
     assert all(layer == name for layer, name in plain.kohya.items())
     assert not plain.added
     assert sized.kohya == sized.original
@@ -54,13 +54,13 @@ def test_the_kind_of_names_follows_the_configuration(built: Built) -> None:
 
 
 def test_motion_layers_have_no_original_name(built: Built) -> None:
-    found = anatomy(built("animatediff").unet)
+    found = layer_names(built("animatediff").unet)
     assert any("motion_modules" in layer for layer in found.layers - found.kohya.keys())
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "pixart"])
 def test_a_transformer_that_clients_know_is_told_by_its_layers(built: Built, name: str) -> None:
-    found = anatomy(built(name).transformer)
+    found = layer_names(built(name).transformer)
     assert found.layout is not None
     assert {counted(layer) for layer in found.layers} <= found.layout.layers
     assert not found.kohya
@@ -68,7 +68,7 @@ def test_a_transformer_that_clients_know_is_told_by_its_layers(built: Built, nam
 
 @pytest.mark.parametrize("name", ["qwen_image", "chroma"])
 def test_one_that_they_do_not_know_has_no_layout(built: Built, name: str) -> None:
-    assert anatomy(built(name).transformer).layout is None
+    assert layer_names(built(name).transformer).layout is None
 
 
 def test_layers_of_no_unet_have_no_original_names() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidefold import export as exporting
 from guidefold.adapter import DIFFUSERS_FILE, PEFT_FILE, adapter_off
+from guidefold.deliver import trained as exporting
+from guidefold.deliver.trained import export, open_adapter
 from guidefold.distill import distill
 from guidefold.errors import (
     CorruptFileError,
@@ -21,7 +22,6 @@ from guidefold.errors import (
     RunError,
     VerifyError,
 )
-from guidefold.export import export, open_adapter
 from guidefold.runs import check_folder, read_json, read_metadata, read_tensors
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings

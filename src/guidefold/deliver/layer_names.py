@@ -58,7 +58,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class LayerNames:
     """A denoiser as far as the names of its layers go.
 
     Attributes:
@@ -80,7 +80,7 @@ class Anatomy:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def anatomy(denoiser: nn.Module) -> Anatomy:
+def layer_names(denoiser: nn.Module) -> LayerNames:
     """What the clients know of a denoiser."""
     layers = frozenset(n for n, m in denoiser.named_modules() if isinstance(m, ALL))
     said = getattr(denoiser, "config", None)
@@ -89,7 +89,7 @@ def anatomy(denoiser: nn.Module) -> Anatomy:
     known = original_names(layers) if embedded in (None, "text_time") else {}
     added = embedded == "text_time"
     kohya = known if added else {layer: layer for layer in known}
-    return Anatomy(layers, known, kohya, added, find_layout(layers), config)
+    return LayerNames(layers, known, kohya, added, find_layout(layers), config)
 
 
 def original_names(layers: Iterable[str]) -> dict[str, str]:
@@ -185,4 +185,4 @@ def find_layout(layers: Iterable[str]) -> Layout | None:
 @cache
 def client_facts() -> dict[str, Any]:
     """The tables of ``clients.toml``."""
-    return tomllib.loads((files("guidefold") / "clients.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((files("guidefold.deliver") / "clients.toml").read_text(encoding="utf-8"))
