@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from test_targets import TAKEN, Toy, left_out
 from torch import nn
+from toys import TAKEN, Toy, left_out
 from zoo import WARNINGS, ZOO, build
 
 from guidefold.adapter import Adapter, adapter_off, attach, unload_adapter, unwrap

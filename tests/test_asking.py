@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_capture import Plain
 from torch import nn
+from toys import Plain
 
 from guidefold.asking import Asked, ask
 from guidefold.capture import Step, drive

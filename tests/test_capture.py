@@ -14,8 +14,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.guiders.guider_utils import BaseGuidance
 from listening import plain_run
+from toys import BrokeError, Net, Plain, Steered, breaks
 from zoo import ZOO
 
 from guidefold.capture import Listener, Step, denoisers_of, drive, follow
@@ -196,14 +196,6 @@ def test_the_denoiser_is_what_was_called_last_before_a_step(sd: Made) -> None:
 # What the listener leaves behind
 
 
-class BrokeError(Exception):
-    """Raised inside a run on purpose."""
-
-
-def breaks() -> None:
-    raise BrokeError
-
-
 @pytest.mark.parametrize("on_step", [None, breaks], ids=["whole run", "run that raises"])
 @pytest.mark.parametrize("occupied", [True, False], ids=["forward set by someone", "bare"])
 def test_everything_stands_again_as_it_stood(sd: Made, occupied: bool, on_step: Any) -> None:
@@ -255,46 +247,6 @@ def test_the_signature_of_step_is_unchanged_while_listening(make: Any, solver: s
         before.parameters
     )
     assert inspect.signature(scheduler.step) == before
-
-
-class Net(torch.nn.Module):
-    """A denoiser that can break in the middle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.broken = False
-        self.inner, self.outer = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
-
-    def forward(self, state):
-        hidden = self.inner(state).tanh()
-        if self.broken:
-            breaks()
-        return self.outer(hidden)
-
-
-class Steered(DiffusionPipeline):
-    """A component guides it, and it draws from torch's own state too."""
-
-    def __init__(
-        self, unet: torch.nn.Module, scheduler: DDIMScheduler, guider: BaseGuidance
-    ) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, guider=guider)
-
-    @torch.no_grad()
-    def __call__(self, prompt, num_inference_steps=3, generator=None, output_type="pil"):
-        state = torch.randn((1, 4), generator=generator) + torch.randn(1)
-        self.scheduler.set_timesteps(num_inference_steps)
-        for index, timestep in enumerate(self.scheduler.timesteps):
-            self.guider.set_state(index, num_inference_steps, timestep)
-            halves = self.guider.prepare_inputs({"state": (state, state.roll(1, 1))})
-            for half in halves:
-                self.guider.prepare_models(self.unet)
-                half.noise_pred = self.unet(half.state)
-                self.guider.cleanup_models(self.unet)
-            output = self.guider(halves).pred
-            state = self.scheduler.step(output, timestep, state).prev_sample
-        return state
 
 
 def hooked(unet: torch.nn.Module) -> torch.nn.Module:
@@ -459,28 +411,6 @@ def test_the_stub_answers_in_the_denoiser_s_own_form_with_fresh_noise(sd: Made) 
 
 
 # Pipelines that cannot be heard
-
-
-class Plain(DiffusionPipeline):
-    """The least a pipeline can be."""
-
-    def __init__(self, unet: torch.nn.Module, scheduler: DDIMScheduler) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-
-    def __call__(self, prompt, num_inference_steps=2, generator=None, output_type="pil"):
-        state = torch.randn((1, 4), generator=generator)
-        scheduler = self.own_scheduler()
-        scheduler.set_timesteps(num_inference_steps)
-        for timestep in scheduler.timesteps:
-            state = self.move(scheduler, self.unet(state), timestep, state)
-        return state
-
-    def own_scheduler(self):
-        return self.scheduler
-
-    def move(self, scheduler, output, timestep, state):
-        return scheduler.step(output, timestep, state).prev_sample
 
 
 class Copying(Plain):

@@ -1,5 +1,6 @@
 """Checkpoints appear whole, come back whole, and are never lost to a kill."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -8,51 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from work import Work
 
 from guidefold import runs
-from guidefold.adapter import Adapter, attach
 from guidefold.checkpoints import (
     checkpoint_folder,
     find_checkpoints,
-    load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
-    save_checkpoint,
 )
 from guidefold.errors import CorruptFileError, MismatchError, NonFiniteError
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", runs.MANIFEST)
-
-
-class Work:
-    """A tiny adapter and its optimizer, to train, save and compare."""
-
-    def __init__(self, rank: int = 2, *, layers: int = 1) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(layers)])
-        self.x = torch.arange(6.0).view(2, 3)
-        self.adapter: Adapter = attach(self.model, "all", rank, 0, lambda: self.model(self.x))
-        self.optimizer = torch.optim.AdamW(self.adapter.named_parameters().values(), lr=0.1)
-        self.step = 0
-
-    def train(self, steps: int = 1) -> None:
-        for _ in range(steps):
-            self.optimizer.zero_grad()
-            (self.model(self.x) - 1).square().sum().backward()
-            self.optimizer.step()
-            self.step += 1
-
-    def save(self, run: Path, keep: int = 2) -> Path:
-        state = {"extra": [1, None]}
-        return save_checkpoint(run, self.step, self.adapter, self.optimizer, state=state, keep=keep)
-
-    def load(self, folder: Path) -> dict[str, object]:
-        return load_checkpoint(folder, self.adapter, self.optimizer)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        moments = optimizer_tensors(self.adapter.named_parameters(), self.optimizer)
-        return {n: t.clone() for n, t in {**self.adapter.state_dict(), **moments}.items()}
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -166,7 +134,8 @@ import os, signal, sys
 from pathlib import Path
 root, tests = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, tests)
-from test_checkpoints import Work, runs
+from work import Work
+from guidefold import runs
 
 for name, steps in (("next", 1), ("again", 0)):
     for count in range(1000):
@@ -195,7 +164,7 @@ for name, steps in (("next", 1), ("again", 0)):
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs killed at every point of writing their second checkpoint, or the first one again."""
     root = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", KILLED, str(root), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", KILLED, str(root), str(Path(inspect.getfile(Work)).parent)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return root
 

@@ -1,7 +1,6 @@
 """The command line: answers at once, names mistakes, ends with the right code, stops politely."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pages import begun
+from terminal import ENVIRONMENT
 from zoo import UNFOLDABLE, WARNINGS
 
 import guidefold
@@ -46,7 +46,6 @@ COMMANDS = (
     "plan",
     "reproduce",
 )
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class Answer:

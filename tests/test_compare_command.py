@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import ENVIRONMENT
+from terminal import ENVIRONMENT
 from typer.testing import CliRunner
 
 from guidefold import api, cli

@@ -5,37 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from toys import some_findings
 from zoo import ZOO
 
 from guidefold.errors import CorruptFileError, MismatchError, UnfoldableError
 from guidefold.findings import Findings, describe
 from guidefold.outputs import OutputMap
-
-
-def some_findings(**changes: Any) -> Findings:
-    """Of no pipeline at all: every field tells itself from the others."""
-    found = Findings(
-        pipeline="SomePipeline",
-        scheduler="SomeScheduler",
-        prediction_type="epsilon",
-        denoisers=("unet",),
-        denoiser_class="SomeModel",
-        fingerprint="0123456789abcdef",
-        guidance_argument="guidance_scale",
-        off=1.0,
-        also_off={},
-        origin=1.0,
-        linear=True,
-        passes_on=2.0,
-        passes_off=1.0,
-        output_map=OutputMap("whole"),
-        layout={"axis": 0},
-        company=True,
-        loader="diffusers",
-        targets={"attention": 4, "linear": 8, "all": 16},
-        left_out=0,
-    )
-    return replace(found, **changes)
 
 
 @pytest.fixture

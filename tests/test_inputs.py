@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 from safetensors.torch import save_file
-from test_capture import Plain, Steered
 from torch import nn
+from toys import Plain, Steered
 from zoo import ZOO
 
 from guidefold.errors import ConfigError, PromptError, UnfoldableError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_capture import Plain
+from toys import Plain
 from zoo import UNFOLDABLE, ZOO
 
 from guidefold.errors import CaptureError, ConfigError, UnfoldableError

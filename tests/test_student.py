@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from test_findings import some_findings
 from torch import nn
+from toys import some_findings
 from zoo import WARNINGS
 
 from guidefold.adapter import DIFFUSERS_FILE, adapted_layers

@@ -13,7 +13,7 @@ from diffusers.guiders import (
     ClassifierFreeZeroStarGuidance,
 )
 from diffusers.guiders.guider_utils import BaseGuidance
-from test_capture import Plain, Steered
+from toys import Plain, Steered
 
 from guidefold.capture import drive
 from guidefold.errors import UnfoldableError

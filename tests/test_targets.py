@@ -6,57 +6,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from toys import LEFT_OUT, TAKEN, Scaled, Toy, left_out
 
 from guidefold.targets import candidates, count_targets, find_targets, watched
-
-
-class ToyAttention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(x)
-
-
-class Scaled(nn.Linear):
-    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        return scale * super().forward(x)
-
-
-class Toy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(4, 4)
-        self.block = nn.ModuleDict({"attn": ToyAttention(), "proj": nn.Linear(4, 4)})
-        self.first = nn.Conv1d(4, 4, 1)
-        self.grouped = nn.Conv1d(4, 4, 1, groups=2)
-        self.named, self.odd = Scaled(4, 4), nn.ModuleDict({"proj": Scaled(4, 4)})
-        self.norm = nn.LayerNorm(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.block["proj"](self.block["attn"](self.proj(x)))
-        x = self.grouped(self.first(x[..., None]))[..., 0]
-        return self.norm(self.named(x=x) + self.odd["proj"](x, scale=0.5))
-
-
-LEFT_OUT = {
-    "block.attn.unused": "not called in a pass",
-    "named": "called with more than one plain argument",
-    "odd.proj": "called with more than one plain argument",
-    "grouped": "grouped convolution",
-}
-TAKEN = {
-    "attention": {"block.attn.proj"},
-    "linear": {"block.attn.proj", "block.proj", "proj"},
-    "all": {"block.attn.proj", "block.proj", "proj", "first"},
-}
-NAMED = {"attention": {"block.attn.unused"}, "linear": LEFT_OUT.keys() - {"grouped"}}
-
-
-def left_out(preset: str) -> dict[str, str]:
-    """What a preset names and cannot take, with the reasons."""
-    return {name: LEFT_OUT[name] for name in NAMED.get(preset, LEFT_OUT.keys())}
 
 
 def go(toy: nn.Module) -> object:

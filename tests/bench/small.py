@@ -1,5 +1,6 @@
 """An architecture of the same make as the real ones, as small as a test needs it."""
 
+import json
 from typing import Any
 
 from guidefold.bench.architectures import Architecture, read_architecture
@@ -71,3 +72,14 @@ def small_architecture(*channels: int) -> Architecture:
 
 def small_load(batch: int = 2, size: int = 128) -> Load:
     return Load(small_architecture(32, 64, 64), batch, size)
+
+
+def as_toml(values: dict[str, Any]) -> str:
+    """The small architecture's file: JSON's values are TOML's, as inline tables."""
+
+    def value(item: object) -> str:
+        if not isinstance(item, dict):
+            return json.dumps(item)
+        return "{" + ", ".join(f"{k} = {value(v)}" for k, v in item.items()) + "}"
+
+    return "".join(f"{name} = {value(item)}\n" for name, item in values.items())

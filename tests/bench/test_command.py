@@ -3,46 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small import small_values
+from bench.conftest import Run
+from bench.small import as_toml, small_values
 
-from guidefold import cli
 from guidefold.bench import report
 from guidefold.bench.cases import CASES, LORA, REFERENCE
-
-Answer = tuple[int, str, str]
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``run("bench", "memory")``: the command line in this process."""
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
-
-    def command(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["guidefold", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        code = ended.value.code
-        return code if isinstance(code, int) else 0, captured.out, captured.err
-
-    return command
-
-
-def as_toml(values: dict[str, Any]) -> str:
-    """The small architecture's file: JSON's values are TOML's, as inline tables."""
-
-    def value(item: object) -> str:
-        if not isinstance(item, dict):
-            return json.dumps(item)
-        return "{" + ", ".join(f"{k} = {value(v)}" for k, v in item.items()) + "}"
-
-    return "".join(f"{name} = {value(item)}\n" for name, item in values.items())
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from small import small_architecture, small_load
+from bench.small import small_architecture, small_load
 
 from guidefold.bench.architectures import load_architecture
 from guidefold.bench.cases import CASES, LORA, REFERENCE, Case, Load, find_cases

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import small_values
-from test_command import Run, as_toml, run
+from bench.conftest import Run
+from bench.small import as_toml, small_values
 
 from guidefold.bench.speed_subjects import WholePipeline
 
-__all__ = ["run"]  # a fixture
 QUICK = ("--batch", 1, "--steps", 2, "--rounds", 1, "--device", "cpu", "--rank", 2)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench.small import small_architecture
 from diffusers import DiffusionPipeline, PixArtAlphaPipeline
-from small import small_architecture
 from torch import nn
 from zoo import ZOO, build
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from chromium import CHROMIUM, DRIVER, start
+from browser.chromium import CHROMIUM, DRIVER, start
 from selenium import webdriver
 
 

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from chromium import Browser, wait_for
+from browser.chromium import Browser, wait_for
 from pages import HOSTILE
 from painter import Painter, make_session, working
 from PIL import ImageColor

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import Browser, wait_for
+from browser.chromium import Browser, wait_for
 from pages import HOSTILE, PROMPTS, begun, measured, previewed, recorded, trained, write
 from PIL import ImageColor
 from selenium import webdriver
