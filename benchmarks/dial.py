@@ -28,6 +28,7 @@ from guidefold.demo.judge import judge_of
 from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
 from guidefold.objective import strength_of
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 from guidefold.sample import grid, png
 from guidefold.settings import Settings
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=8, help="prompts that measure residuals")
     asked = parser.parse_args()
     if asked.strip:
-        asked.strip.write_bytes(png(_strip(asked.run / "evaluation")))
+        asked.strip.write_bytes(png(_strip(RunFolder(asked.run))))
     if asked.out:
         measure(asked)
 
@@ -78,13 +79,13 @@ def measure(asked: argparse.Namespace) -> None:
     """Measure every scale, write the table."""
     work = asked.work or asked.run.with_name(f"{asked.run.name}-dial")
     settings = _place(asked.run, work, asked.prompts, asked.states)
-    dial = read_dial(work / "adapter")
+    dial = read_dial(RunFolder(work).adapter)
     rows = [
         _measure(settings, g, strength, by)
         for g in SCALES
         for by, strength in _strengths(settings, dial, g).items()
     ]
-    _add_nearest(work / "evaluation", rows, asked.prompts)
+    _add_nearest(RunFolder(work).evaluation, rows, asked.prompts)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"marks": [vars(mark) for mark in dial.marks], "rows": rows}, indent=1)
     asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
@@ -93,9 +94,9 @@ def measure(asked: argparse.Namespace) -> None:
     )
 
 
-def _strip(folder: Path) -> Image.Image:
+def _strip(run: RunFolder) -> Image.Image:
     """The first prompts at every strength: the student above, the teacher at that scale below."""
-    index = read_json(folder / "index.json")
+    index = read_json(run.index)
     steps, prompts = index["dial"], [entry["prompt"] for entry in index["pictures"][:STRIP]]
     rows, captions = [], []
     for k, prompt in enumerate(prompts):
@@ -103,7 +104,7 @@ def _strip(folder: Path) -> Image.Image:
             ("student", f"{prompt} (student)"),
             ("teacher", "CFG teacher"),
         ):
-            rows.append([Image.open(folder / step[kind][k]) for step in steps])
+            rows.append([Image.open(run.evaluation / step[kind][k]) for step in steps])
             captions.append(caption)
     return grid(rows, [f"{s['strength']:g}\n= guidance {s['guidance']:g}" for s in steps], captions)
 
@@ -111,10 +112,11 @@ def _strip(folder: Path) -> Image.Image:
 def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
     """The adapter in a folder of its own, where pictures may lie."""
     work.mkdir(exist_ok=True)
-    if not (work / "adapter").exists():
-        for name in ("config.toml", "probe.json"):
-            shutil.copy2(run / name, work / name)
-        shutil.copytree(run / "adapter", work / "adapter")
+    source, target = RunFolder(run), RunFolder(work)
+    if not target.adapter.exists():
+        shutil.copy2(source.config, target.config)
+        shutil.copy2(source.probe, target.probe)
+        shutil.copytree(source.adapter, target.adapter)
     found = load_settings(run)
     measured = found.evaluate.model_copy(
         update={"prompts": prompts, "state_prompts": states, "dial_prompts": 0}

@@ -16,7 +16,7 @@ from guidefold.calibration import (
     marks_of,
     strengths_tried,
 )
-from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.checkpoints import load_checkpoint
 from guidefold.deliver.export import deliver
 from guidefold.deliver.trained import export
 from guidefold.distill import distill
@@ -170,7 +170,7 @@ def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> Non
     with open_session(run) as session:
         refs = recorded_states(session.run, 0, "held-out")[:5]
         student = Student(session.denoiser, session.findings, run.adapter, run.seed, refs)
-        load_checkpoint(find_checkpoints(session.run)[-1], student.adapter, None)
+        load_checkpoint(session.run.checkpoints()[-1], student.adapter, None)
         errors = student.errors(refs, 2)
         unguided = student.errors(refs, 2, adapted=False)
         for ref, error, size in zip(refs, errors, unguided, strict=True):

@@ -13,8 +13,6 @@ from work import Work
 
 from guidefold import runs
 from guidefold.checkpoints import (
-    checkpoint_folder,
-    find_checkpoints,
     optimizer_tensors,
     restore_optimizer,
 )
@@ -65,12 +63,12 @@ def test_the_newest_are_kept_in_order(work: Work, tmp_path: Path) -> None:
     for _ in range(3):
         work.save(tmp_path, keep=2)
         work.train(4)
-    assert [p.name for p in find_checkpoints(tmp_path)] == ["step-0000006", "step-0000010"]
-    assert checkpoint_folder(tmp_path, 10) == find_checkpoints(tmp_path)[-1]
+    assert [p.name for p in RunFolder(tmp_path).checkpoints()] == ["step-0000006", "step-0000010"]
+    assert RunFolder(tmp_path).checkpoint(10) == RunFolder(tmp_path).checkpoints()[-1]
 
 
 def test_no_run_has_no_checkpoints(tmp_path: Path) -> None:
-    assert find_checkpoints(tmp_path) == []
+    assert RunFolder(tmp_path).checkpoints() == []
 
 
 @pytest.mark.parametrize("name", FILES[:3])
@@ -126,7 +124,7 @@ def test_an_adapter_that_is_not_finite_is_not_written(work: Work, tmp_path: Path
         next(iter(work.adapter.named_parameters().values())).view(-1)[0] = float("nan")
     with pytest.raises(NonFiniteError, match="adapter"):
         work.save(tmp_path)
-    assert find_checkpoints(tmp_path) == [before]
+    assert RunFolder(tmp_path).checkpoints() == [before]
 
 
 KILLED = """
@@ -183,7 +181,7 @@ def test_a_kill_at_any_point_of_saving_leaves_a_newest_checkpoint_that_loads(
     assert len(found) == points
     for run in found:
         fresh = Work()
-        step = fresh.load(find_checkpoints(run)[-1])["step"]
+        step = fresh.load(RunFolder(run).checkpoints()[-1])["step"]
         arrived = (run / "point").read_text() == "folder: after rename"
         assert step == (steps if arrived else 1), run
         assert same(fresh.tensors(), expected[step])
@@ -191,4 +189,4 @@ def test_a_kill_at_any_point_of_saving_leaves_a_newest_checkpoint_that_loads(
         fresh.train()
         fresh.save(run, keep=1)
         assert [p.name for p in (run / "checkpoints").glob("step-*")] == [f"step-{step + 1:07d}"]
-        fresh.load(find_checkpoints(run)[-1])
+        fresh.load(RunFolder(run).checkpoints()[-1])

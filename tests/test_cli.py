@@ -16,11 +16,11 @@ from zoo import UNFOLDABLE, WARNINGS
 
 import guidefold
 from guidefold import api, cli
-from guidefold.checkpoints import find_checkpoints
 from guidefold.config import dump_toml, find_config, presets
 from guidefold.errors import CorruptFileError, GuidefoldError, PromptError
 from guidefold.findings import Findings
 from guidefold.progress import Stopped
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings
 
@@ -345,7 +345,7 @@ def spawn(*command: object, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def trained(run_folder: str) -> dict[str, torch.Tensor]:
-    last = find_checkpoints(Path(run_folder))[-1]
+    last = RunFolder(run_folder).checkpoints()[-1]
     return {
         f"{name}/{key}": tensor
         for name in ("adapter", "optimizer")

@@ -68,11 +68,11 @@ class Columns:
         self.calls += 1
 
     def about(self, file: str) -> dict[str, object]:
-        lines = (self.session.run / "evaluation" / "pictures.jsonl").read_text().splitlines()
+        lines = self.session.run.pictures.read_text().splitlines()
         return next(line["of"] for line in map(json.loads, lines) if line["file"] == file)
 
     def pixels(self, files: list[str]) -> np.ndarray:
-        return stacked([Image.open(self.session.run / "evaluation" / file) for file in files])
+        return stacked([Image.open(self.session.run.evaluation / file) for file in files])
 
 
 def stacked(pictures: list[Image.Image]) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
         gallery = Gallery(session)
         open_adapter(session, session.strength)
         first = gallery.draw("student", PROMPTS, SEEDS, progress)
-        manifest = session.run / "adapter" / "MANIFEST.json"
+        manifest = session.run.adapter / "MANIFEST.json"
         entries = json.loads(manifest.read_text())
         for name in entries:
             entries[name]["sha256"] = "0" * 64

@@ -11,7 +11,7 @@ import torch
 from training import FOUR, Outcome, finish, interrupted
 from zoo import WARNINGS
 
-from guidefold import distill, optimizers, previews, student
+from guidefold import distill, optimizers, student
 from guidefold import session as sessions
 from guidefold.deliver.trained import export
 from guidefold.distill import Training
@@ -146,10 +146,10 @@ def test_previews_that_begin_after_a_stop_show_the_whole_teacher(
     interrupted(settings_for("sd15", tmp_path, distill=asked), 2)
     settings = settings_for("sd15", tmp_path, distill={**asked, "preview_prompts": 1})
     finish(settings)
-    folders = [Path(s.run) / previews.FOLDER for s in (settings, whole[0])]
+    folders = [RunFolder(s.run).previews for s in (settings, whole[0])]
     for name in ("teacher-0.png", "unguided-0.png"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    assert read_json(folders[0] / previews.INDEX)["steps"] == [4]
+    assert read_json(RunFolder(settings.run).preview_index)["steps"] == [4]
 
 
 def test_checkpointing_and_autocast_go_with_smaller_weights(

@@ -24,7 +24,6 @@ from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import RunError
 from guidefold.evaluate import (
-    LINES,
     _errors,
     _served,
     evaluate,
@@ -291,13 +290,15 @@ def test_progress_counts_every_step_of_a_measurement(
 def test_a_stopped_measurement_says_how_many_pictures_stand_and_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = RunFolder(tmp_path)
+
     def look(*_: Any) -> None:
-        append_line(tmp_path / "evaluation" / LINES, {"file": "teacher-0000.png"})
+        append_line(run.pictures, {"file": "teacher-0000.png"})
         raise KeyboardInterrupt
 
     (tmp_path / "evaluation").mkdir()
     monkeypatch.setattr("guidefold.evaluate._look", look)
-    session: Any = SimpleNamespace(run=tmp_path)
+    session: Any = SimpleNamespace(run=run)
     with pytest.raises(Stopped, match=f"1 picture drawn so far in {tmp_path}/evaluation") as stop:
         measure(session)
     assert stop.value.exit_code == 130

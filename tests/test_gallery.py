@@ -62,7 +62,7 @@ def test_a_measurement_that_was_stopped_draws_only_what_is_missing(session: Sess
 
 def test_a_damaged_picture_is_drawn_anew(session: Session):
     first, _ = drawn(session)
-    (session.run / "evaluation" / "unguided-0001.png").write_bytes(b"not a picture")
+    (session.run.evaluation / "unguided-0001.png").write_bytes(b"not a picture")
     again, calls = drawn(session)
     assert calls > 0
     assert np.array_equal(first, again)
@@ -85,7 +85,7 @@ def test_guidance_scales_lie_side_by_side_under_names_that_tell_them_apart(sessi
     assert calls == 0
     assert np.array_equal(low, again)
     assert not np.array_equal(low, high)
-    names = {path.name for path in (session.run / "evaluation").glob("*.png")}
+    names = {path.name for path in session.run.evaluation.glob("*.png")}
     assert names == {"teacher-g2.5-0000.png", "teacher-g5-0000.png"}
 
 

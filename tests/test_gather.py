@@ -7,7 +7,8 @@ import pytest
 
 from guidefold.errors import CorruptFileError, MismatchError
 from guidefold.gather import gather
-from guidefold.recording import record, round_folder
+from guidefold.recording import record
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_lines
 from guidefold.settings import Settings
 
@@ -25,7 +26,7 @@ def recorded(settings_for: Any, folder: Path, shard: tuple[int, int], **changes:
 
 
 def contents(run: Path) -> dict[int, tuple[str, str]]:
-    lines = read_lines(round_folder(run, 0) / "manifest.jsonl")
+    lines = read_lines(RunFolder(run).round(0) / "manifest.jsonl")
     return {line["index"]: (line["file"], line["sha256"]) for line in lines}
 
 
@@ -54,7 +55,7 @@ def test_parts_of_other_settings_are_refused(settings_for: Any, tmp_path: Path) 
 
 def test_a_damaged_part_is_refused_by_its_file(settings_for: Any, tmp_path: Path) -> None:
     part = recorded(settings_for, tmp_path / "part", (1, 2))
-    file = sorted(round_folder(part, 0).glob("*.safetensors"))[0]
+    file = sorted(RunFolder(part).round(0).glob("*.safetensors"))[0]
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(CorruptFileError, match=file.name):
         gather(tmp_path / "run", [part])

@@ -14,12 +14,12 @@ from pages import HOSTILE
 from PIL import Image, ImageChops
 
 from guidefold.card import Held, card
-from guidefold.checkpoints import find_checkpoints
 from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import evaluate
 from guidefold.pack import pack, packed_as, stamp
+from guidefold.run.folder import RunFolder
 from guidefold.runs import check_folder, read_json, read_metadata, write_json
 from guidefold.session import open_session
 from guidefold.settings import KINDS, Settings
@@ -254,10 +254,10 @@ def test_what_is_not_of_the_adapter_as_the_card_calls_it_is_not_shown(
 ) -> None:
     settings = packed(MEASURED)[0]
     path = Path(settings.run) / "results.json"
-    kept, before = path.read_text(), stamp(Path(settings.run))
+    kept, before = path.read_text(), stamp(RunFolder(settings.run))
     try:
         write_json(path, {**json.loads(kept), **changed})
-        assert stamp(Path(settings.run)) != before
+        assert stamp(RunFolder(settings.run)) != before
         made = pack(settings, tmp_path / "out")
     finally:
         path.write_text(kept)
@@ -281,7 +281,7 @@ def test_a_run_without_its_last_adapter_is_not_packed(
     with pytest.raises(CorruptFileError, match="not the ones that were written"):
         pack(settings)
     weights.write_bytes(whole)
-    last = find_checkpoints(Path(settings.run))[-1]
+    last = RunFolder(settings.run).checkpoints()[-1]
     last.rename(last.with_name("step-0000009"))
     with pytest.raises(RunError, match="trained on since"):
         pack(settings)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from tiny import PROMPTS, write_prompts
 
-from guidefold.recording import record, round_folder
+from guidefold.recording import record
+from guidefold.run.folder import RunFolder
 from guidefold.runs import sha256
 from guidefold.settings import Settings
 
@@ -24,7 +25,7 @@ def recorded(
         patch.setattr("guidefold.recording.console.print", lambda text, **_: lines.append(text))
         record(settings)
         record(settings)
-    return settings, round_folder(Path(settings.run), 0), lines
+    return settings, RunFolder(settings.run).round(0), lines
 
 
 def test_its_start_says_once_where_the_prompts_go(recorded: Any) -> None:

@@ -35,6 +35,7 @@ from guidefold.config import dump_toml, load_settings, without_paths
 from guidefold.errors import CorruptFileError, RunError
 from guidefold.exhibits import LARGEST, MANY, _some
 from guidefold.report import _duration, _smooth, gather, render, report
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 from guidefold.settings import KINDS
 
@@ -85,7 +86,7 @@ class Page(HTMLParser):
 
 
 def html(run: Path) -> str:
-    return render(gather(run))
+    return render(gather(RunFolder(run)))
 
 
 def page(run: Path) -> Page:
@@ -134,7 +135,7 @@ class Shown:
     page: Page = field(init=False)
 
     def __post_init__(self) -> None:
-        self.facts = gather(self.run)
+        self.facts = gather(RunFolder(self.run))
         self.html = render(self.facts)
         self.page = Page(self.html)
 
@@ -428,7 +429,7 @@ def test_a_picture_that_cannot_be_shown_is_named(run: Path, picture: str, damage
     if damage == "damaged":
         (run / picture).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptFileError, match=rf"{picture}: the picture is {damage}") as caught:
-        gather(run)
+        gather(RunFolder(run))
     assert "guidefold" in caught.value.remedy
 
 
@@ -439,7 +440,7 @@ def test_a_file_that_is_not_json_is_named(run: Path, name: str) -> None:
     text = (run / name).read_text()
     (run / name).write_text(text[:-1])
     with pytest.raises(CorruptFileError, match=f"{name}: not valid JSON") as caught:
-        gather(run)
+        gather(RunFolder(run))
     assert caught.value.remedy
 
 
@@ -450,7 +451,7 @@ def test_a_file_that_holds_no_table_is_named_with_the_remedy(
 ) -> None:
     (run / name).write_text(content)
     with pytest.raises(CorruptFileError, match=f"{name}: holds no table") as caught:
-        gather(run)
+        gather(RunFolder(run))
     assert caught.value.remedy
 
 
@@ -467,7 +468,7 @@ def test_a_file_without_what_the_page_needs_is_named(run: Path, name: str, key: 
     del value[key]
     write(run / name, value)
     with pytest.raises(CorruptFileError, match=f"{name}: '{key}' is not in it"):
-        gather(run)
+        gather(RunFolder(run))
 
 
 def test_a_folder_without_a_run_gets_no_page(whole: Shown, tmp_path: Path) -> None:
@@ -489,7 +490,7 @@ def test_the_headline_holds_the_results_figures(whole: Shown) -> None:
 
 def test_without_a_judge_nothing_is_said_of_alignment(tmp_path: Path) -> None:
     run = measured(trained(begun(tmp_path / "run")), judged=False)
-    found = gather(run)
+    found = gather(RunFolder(run))
     assert [figure for figure, _ in found["headline"]] == ["20 passes", "88%"]
     assert found["table"][0] == ["who", "passes", "seconds", "saturation"]
     assert [chart.title for chart in found["charts"]] == [
@@ -540,7 +541,7 @@ def test_the_dial_is_drawn_as_it_was_measured(tmp_path: Path) -> None:
     ]
     about = {"usage_hint": "", "findings": {"origin": 1.0}, "g_ref": 5.0, "dial_table": marks}
     write(run / "adapter" / "guidefold.json", about)
-    *_, dial, left = gather(run)["charts"]
+    *_, dial, left = gather(RunFolder(run))["charts"]
     assert dial.title == "The dial, measured"
     assert dial.rows == [
         ["nearest to the teacher", "2", "0.3"],
@@ -601,7 +602,7 @@ def test_smoothing_keeps_few_points_as_they_are_and_averages_many() -> None:
 
 def test_a_measurement_of_an_earlier_step_says_so(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
-    assert gather(run)["state"] == "measured"
+    assert gather(RunFolder(run))["state"] == "measured"
     results = read_json(run / "results.json")
     (run / "results.json").write_text(json.dumps({**results, "trained_steps": 10}))
-    assert gather(run)["state"] == "measured at step 10, trained to step 40 since"
+    assert gather(RunFolder(run))["state"] == "measured at step 10, trained to step 40 since"

@@ -19,7 +19,7 @@ from guidefold import session as sessions
 from guidefold.config import load_settings
 from guidefold.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
 from guidefold.pipelines import modules
-from guidefold.runs import require_run
+from guidefold.run.folder import RunFolder, require_run
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 
@@ -301,7 +301,7 @@ def elsewhere() -> Session:
     parts = {name: Part("meta") for name in ("unet", "vae", "text_encoder")}
     pipeline = SimpleNamespace(components={**parts, "tokenizer": None}, **parts)
     settings = SimpleNamespace(pipeline=SimpleNamespace(offload=False))
-    return Session(Path(), settings, [], [], pipeline, SimpleNamespace(denoisers=("unet",)))
+    return Session(RunFolder(""), settings, [], [], pipeline, SimpleNamespace(denoisers=("unet",)))
 
 
 def test_offloaded_components_come_and_go_no_more_once_training_begins(
@@ -362,7 +362,7 @@ def test_strength_stands_for_the_guidance_that_is_measured_at(
 ) -> None:
     findings = SimpleNamespace(off=0.0, origin=1.0)
     asked = with_(settings, evaluate=evaluate, adapter=adapter)
-    session = Session(Path(), asked, [], [], None, findings)
+    session = Session(RunFolder(""), asked, [], [], None, findings)
     assert (session.guidance, session.strength) == (guidance, strength)
 
 
@@ -388,7 +388,7 @@ def test_a_strength_beyond_the_training_is_told_of(
     said: str,
 ) -> None:
     asked = with_(settings, adapter={"dial": dial})
-    session = Session(Path(), asked, [], [], None, SimpleNamespace(off=1.0, origin=1.0))
+    session = Session(RunFolder(""), asked, [], [], None, SimpleNamespace(off=1.0, origin=1.0))
     session.warn_beyond(strength)
     told = " ".join(capsys.readouterr().out.split())
     assert said in told if said else told == ""

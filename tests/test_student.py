@@ -15,7 +15,7 @@ from toys import some_findings
 from zoo import WARNINGS
 
 from guidefold.adapter import DIFFUSERS_FILE, adapted_layers
-from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.checkpoints import load_checkpoint
 from guidefold.deliver import trained as exporting
 from guidefold.deliver.trained import export
 from guidefold.denoisers import as_one
@@ -24,6 +24,7 @@ from guidefold.errors import RunError, UnfoldableError, VerifyError
 from guidefold.findings import Findings
 from guidefold.objective import loss_scale, strength_of
 from guidefold.pipelines import open_pipeline
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 from guidefold.settings import AdapterSettings, Settings
 from guidefold.shards import KeptState, StateRef, read_round, state_refs, write_trajectory
@@ -69,7 +70,7 @@ def student(
 
 
 def load(student: Student, settings: Settings) -> Student:
-    load_checkpoint(find_checkpoints(Path(settings.run))[-1], student.adapter, None)
+    load_checkpoint(RunFolder(settings.run).checkpoints()[-1], student.adapter, None)
     return student
 
 

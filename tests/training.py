@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from guidefold import distill
-from guidefold.checkpoints import find_checkpoints
 from guidefold.distill import Training
 from guidefold.progress import Stopped
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings
 
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def outcome(run: Path) -> Outcome:
-    last = find_checkpoints(run)[-1]
+    last = RunFolder(run).checkpoints()[-1]
     log = [
         {k: v for k, v in line.items() if k not in MEASURED}
         for line in read_lines(run / "log.jsonl")
@@ -76,4 +76,4 @@ def interrupted(settings: Settings, step: int) -> None:
         with pytest.raises(Stopped) as caught:
             distill.distill(settings)
     assert caught.value.exit_code == 143
-    assert find_checkpoints(Path(settings.run))[-1].name == f"step-{step:07d}"
+    assert RunFolder(settings.run).checkpoints()[-1].name == f"step-{step:07d}"

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from guidefold.adapter import Adapter, attach
+from guidefold.run.folder import RunFolder
 from guidefold.checkpoints import load_checkpoint, optimizer_tensors, save_checkpoint
 
 
@@ -29,7 +30,9 @@ class Work:
 
     def save(self, run: Path, keep: int = 2) -> Path:
         state = {"extra": [1, None]}
-        return save_checkpoint(run, self.step, self.adapter, self.optimizer, state=state, keep=keep)
+        return save_checkpoint(
+            RunFolder(run), self.step, self.adapter, self.optimizer, state=state, keep=keep
+        )
 
     def load(self, folder: Path) -> dict[str, object]:
         return load_checkpoint(folder, self.adapter, self.optimizer)

@@ -14,10 +14,10 @@ from guidefold.config import public_name
 from guidefold.errors import RunError
 from guidefold.findings import Findings
 from guidefold.objective import guidance_at
+from guidefold.run.folder import METADATA, RunFolder
 from guidefold.runs import check_folder, read_json
 from guidefold.session import Session
 
-METADATA = "guidefold.json"
 APART = 0.2  # of the guidance; a measured dial that is nearer than this says what was trained for
 
 
@@ -118,11 +118,11 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         CorruptFileError: A file is missing or altered.
     """
     if not (folder / METADATA).exists():
-        inner = folder / "adapter"
+        run = RunFolder(folder)
         raise RunError(
             f"{folder}: no adapter of Guidefold's ({METADATA} is missing)",
-            f"Name {inner}."
-            if (inner / METADATA).exists()
+            f"Name {run.adapter}."
+            if run.metadata.exists()
             else "Name the folder that 'guidefold distill' wrote: RUN/adapter.",
         )
     check_folder(folder, "Write it again with 'guidefold export RUN'.")

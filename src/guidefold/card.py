@@ -86,7 +86,7 @@ def card(session: Session, held: Held) -> str:
     base = hub_id(settings.pipeline.source)
     front = front_matter(findings, base, held.licence, tag, held.pictures)
     body = {
-        "title": session.run.resolve().name,
+        "title": session.run.name,
         "base": _base(session),
         "passes": f"{findings.passes_on:g}",
         "about": held.about,

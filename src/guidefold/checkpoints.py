@@ -12,31 +12,19 @@ import torch
 from guidefold.adapter import Adapter
 from guidefold.errors import MismatchError
 from guidefold.optimizers import optimizer_tensors, restore_optimizer
+from guidefold.run.folder import RunFolder
 from guidefold.runs import (
     check_folder,
     finished_folder,
     read_json,
     read_tensors,
-    restore_folder,
     write_json,
     write_tensors,
 )
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where a step's checkpoint lies."""
-    return run / "checkpoints" / f"step-{step:07d}"
-
-
-def find_checkpoints(run: Path) -> list[Path]:
-    """Finished checkpoints, the newest last."""
-    for old in (run / "checkpoints").glob(".step-*.old"):
-        restore_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
-    return sorted((run / "checkpoints").glob("step-*"))
-
-
 def save_checkpoint(
-    run: Path,
+    run: RunFolder,
     step: int,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
@@ -49,14 +37,14 @@ def save_checkpoint(
     Raises:
         NonFiniteError: A tensor is not finite; nothing is written.
     """
-    folder = checkpoint_folder(run, step)
+    folder = run.checkpoint(step)
     with finished_folder(folder) as temporary:
         write_tensors(temporary / "adapter.safetensors", adapter.state_dict())
         moments = optimizer_tensors(adapter.named_parameters(), optimizer)
         if moments:  # none before the first step
             write_tensors(temporary / "optimizer.safetensors", moments)
         write_json(temporary / "state.json", {"step": step, "rank": adapter.rank, **state})
-    for old in find_checkpoints(run)[:-keep]:
+    for old in run.checkpoints()[:-keep]:
         shutil.rmtree(old)
     return folder
 

@@ -23,6 +23,7 @@ from guidefold.errors import GuidefoldError, InputError
 from guidefold.hub_command import pack, push
 from guidefold.probe_command import Overrides, probe
 from guidefold.progress import Stopped, console, plural
+from guidefold.run.folder import RunFolder
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def sample(
     files = api.sample(
         settings_of_run(run, override),
         [*(prompt or []), *(read_prompts(inputs) if inputs else [])],
-        out or run / "samples",
+        out or RunFolder(run).samples,
         kinds=[name for name in KINDS if name in (kind or KINDS)],
         seeds=seed or [0],
         strength=strength,
@@ -295,10 +296,10 @@ def _measure(settings: Settings) -> None:
     from guidefold.demo.judge import judge_of
 
     results = api.evaluate(settings, judge_of(settings.pipeline.source))
-    _print_results(results, Path(settings.run), api.report(settings))
+    _print_results(results, RunFolder(settings.run), api.report(settings))
 
 
-def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:
+def _print_results(results: dict[str, Any], run: RunFolder, page: Path) -> None:
     """The table that a measurement ends with."""
     table = Table(box=None, pad_edge=False)
     for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
@@ -319,7 +320,7 @@ def _print_results(results: dict[str, Any], run: Path, page: Path) -> None:
         f"residual guidance: {residual['teacher_states']['mean']:.3f} at the teacher's states, "
         f"{residual['student_states']['mean']:.3f} at the student's (1 nothing folded, 0 all)\n"
         f"distance to the CFG picture: {results['relative_distance']:.3f} of the unguided one's\n"
-        f"\nThe page: {page}\n{run / 'grid.png'}  {run / 'results.json'}",
+        f"\nThe page: {page}\n{run.grid}  {run.results}",
         markup=False,
     )
 

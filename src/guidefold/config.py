@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from guidefold.errors import ConfigError, MismatchError
+from guidefold.run.folder import RunFolder
 from guidefold.settings import Settings
 
 # Settings that a resumed run may change: they decide neither what was recorded nor what was learnt.
@@ -128,7 +129,7 @@ def find_config(source: str | Path) -> Path:
         ConfigError: There is none.
     """
     path, name = Path(source), str(source)
-    if name in presets() and not (path / "config.toml").is_file() and not path.is_file():
+    if name in presets() and not RunFolder(path).config.is_file() and not path.is_file():
         return Path(str(files("guidefold") / "configs" / f"{name}.toml"))
     if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
         raise ConfigError(
@@ -137,7 +138,7 @@ def find_config(source: str | Path) -> Path:
             f"guidefold distill sd15 pipeline.source={source} run=runs/NAME",
         )
     if path.is_dir():
-        path = path / "config.toml"
+        path = RunFolder(path).config
         if not path.is_file():
             raise ConfigError(f"{source}: no config.toml in this folder", "Name a run's folder.")
         return path

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from guidefold.adapter import attach
 from guidefold.batches import Batch, chosen_indices
-from guidefold.checkpoints import find_checkpoints, load_checkpoint, save_checkpoint
+from guidefold.checkpoints import load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
 from guidefold.memory import peak_memory
 from guidefold.objective import mean_residual
@@ -31,8 +31,6 @@ from guidefold.student import Attach, Student, sample_errors
 from guidefold.tracking import open_accelerator, track, track_picture, tracking
 from guidefold.updates import Updates
 from guidefold.yardstick import Yardstick
-
-LOG = "log.jsonl"
 
 
 def distill(settings: Settings, attach: Attach = attach) -> Path:
@@ -98,7 +96,7 @@ class Training:
         if self.step < self.settings.distill.steps:
             with tracking(self.accelerator, self.settings, self.step):
                 self._train()
-        return find_checkpoints(self.session.run)[-1]
+        return self.session.run.checkpoints()[-1]
 
     def _train(self) -> None:
         """Train every stretch from the current step on."""
@@ -164,8 +162,8 @@ class Training:
             self.previews = Previews(self.session, self.adapter)
 
     def _resume(self) -> None:
-        found = find_checkpoints(self.session.run)
-        log = self.session.run / LOG
+        found = self.session.run.checkpoints()
+        log = self.session.run.log
         if not found:
             if self.main:
                 log.unlink(missing_ok=True)
@@ -262,7 +260,7 @@ class Training:
             self._save()
 
     def _log(self, line: dict[str, Any]) -> None:
-        append_line(self.session.run / LOG, line)
+        append_line(self.session.run.log, line)
         track(self.accelerator, line)
 
     def _preview(self, progress: Task) -> None:

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from guidefold.dial import STRENGTHS
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.objective import guidance_at
 from guidefold.prompts import Prompt, load_prompts
-from guidefold.runs import require_run
+from guidefold.run.folder import require_run
 from guidefold.sample import Drawn, draw, png
 from guidefold.session import Session, open_session
 from guidefold.settings import Kind, Settings
@@ -144,7 +143,7 @@ class Easel:
         self._wishes: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
         self._finished: dict[Look, Finished] = {}
-        self._measured = read_dial(session.run / "adapter")
+        self._measured = read_dial(session.run.adapter)
 
     @property
     def dial(self) -> list[tuple[float, float]]:
@@ -315,7 +314,7 @@ def open_easel(settings: Settings) -> Iterator[Easel]:
         InputError: No run, no adapter, or a pipeline that needs more than a prompt or makes no
             pictures.
     """
-    require_run(Path(settings.run))
+    require_run(settings.run)
     _check_prompts(settings)
     with open_session(settings) as session:
         open_adapter(session, session.strength)

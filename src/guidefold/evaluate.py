@@ -7,23 +7,23 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guidefold import dial
-from guidefold.about import METADATA, read_dial
+from guidefold.about import read_dial
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.features import Features, VisionModel, compare
-from guidefold.gallery import LINES, Gallery
+from guidefold.gallery import Gallery
 from guidefold.objective import guidance_at, mean_residual, residual_by_level, squared_error
 from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, in_all, plural, task
 from guidefold.prompts import Prompt
-from guidefold.runs import read_json, read_lines, require_run, write_bytes, write_json
+from guidefold.run.folder import RunFolder, require_run
+from guidefold.runs import read_json, read_lines, write_bytes, write_json
 from guidefold.sample import (
     Drawn,
     Picture,
@@ -38,7 +38,6 @@ from guidefold.settings import KINDS, Kind, Settings
 from guidefold.weights import Lora, StudentWeights
 
 Errors = tuple[float, float, float]
-INDEX = "index.json"
 RUNS_PER_PROMPT = 6  # of the pipeline, to measure residual guidance
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers")
 
@@ -95,14 +94,14 @@ def evaluate(
         InputError: The adapter's dial does not reach ``evaluate.guidance``.
         Stopped: On Ctrl-C; pictures that were drawn stand.
     """
-    require_run(Path(settings.run))
+    require_run(settings.run)
     with open_session(settings if weights else _served(settings)) as session:
         return measure(session, judge, weights)
 
 
 def _served(settings: Settings) -> Settings:
     """A scale that was asked for is met by the strength that was measured to serve it best."""
-    asked, dial = settings.evaluate, read_dial(Path(settings.run) / "adapter")
+    asked, dial = settings.evaluate, read_dial(RunFolder(settings.run).adapter)
     if asked.guidance is None or asked.strength is not None:
         return settings
     if not (settings.adapter.dial and dial.marks):
@@ -115,16 +114,18 @@ def measure(
     session: Session, judge: Judge | None = None, weights: StudentWeights | None = None
 ) -> dict[str, Any]:
     """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
+    run = session.run
     try:
         measured = _look(session, judge, weights or Lora())
     except KeyboardInterrupt:
-        folder = session.run / "evaluation"
-        count = plural(len(read_lines(folder / LINES)), "picture")
-        raise Stopped(signal.SIGINT, f"Stopped: {count} drawn so far in {folder}.") from None
+        count = plural(len(read_lines(run.pictures)), "picture")
+        raise Stopped(
+            signal.SIGINT, f"Stopped: {count} drawn so far in {run.evaluation}."
+        ) from None
     results = _results(session, measured)
-    write_json(session.run / "evaluation" / INDEX, _index(session, measured))
-    write_json(session.run / "results.json", results)
-    write_bytes(session.run / "grid.png", png(_sheet(session, measured)))
+    write_json(run.index, _index(session, measured))
+    write_json(run.results, results)
+    write_bytes(run.grid, png(_sheet(session, measured)))
     return results
 
 
@@ -304,7 +305,7 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
     for kind, distances in measured.distribution.items():
         kinds[kind] |= distances
     weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
-    adapter = (session.run / "adapter").glob("*.safetensors")
+    adapter = session.run.adapter.glob("*.safetensors")
     return {
         **kinds,
         **judged,
@@ -314,7 +315,7 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
         "strength": session.strength,
         "prompts": len(measured.prompts),
         "steps": session.settings.evaluate.steps,
-        "trained_steps": read_json(session.run / "adapter" / METADATA)["step"],
+        "trained_steps": read_json(session.run.metadata)["step"],
         "adapter_bytes": sum(path.stat().st_size for path in adapter),
         "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
         "versions": {name: version(name) for name in LIBRARIES},

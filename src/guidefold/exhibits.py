@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from guidefold.errors import CorruptFileError
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 from guidefold.settings import KINDS
 
@@ -22,7 +23,7 @@ FEW, MANY = 12, 30
 """How many prompts are shown: of large pictures, of small ones."""
 
 
-def pictures_by_prompt(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pictures_by_prompt(run: RunFolder, index: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The first prompts, in the order in which they were measured: nobody chose them.
 
     Args:
@@ -39,12 +40,12 @@ def pictures_by_prompt(run: Path, index: Mapping[str, Any]) -> list[dict[str, An
     for entry in index["pictures"][:MANY]:
         if len(shown) == FEW and not shown[0]["small"]:
             break
-        pictures = {kind: _picture(run / "evaluation" / entry["files"][kind]) for kind in KINDS}
+        pictures = {kind: _picture(run.evaluation / entry["files"][kind]) for kind in KINDS}
         shown.append({**entry, "pictures": pictures, "small": pictures["teacher"]["small"]})
     return shown
 
 
-def pictures_by_strength(run: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pictures_by_strength(run: RunFolder, index: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every strength with its pictures.
 
     Args:
@@ -57,7 +58,7 @@ def pictures_by_strength(run: Path, index: Mapping[str, Any]) -> list[dict[str, 
     Raises:
         CorruptFileError: A picture is missing or damaged.
     """
-    folder = run / "evaluation"
+    folder = run.evaluation
     prompts = [entry["prompt"] for entry in index["pictures"][:FEW]]
     return [
         {
@@ -77,7 +78,7 @@ def pictures_by_strength(run: Path, index: Mapping[str, Any]) -> list[dict[str, 
     ]
 
 
-def pictures_by_step(run: Path) -> dict[str, Any] | None:
+def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
     """Pictures made while training.
 
     Args:
@@ -89,8 +90,8 @@ def pictures_by_step(run: Path) -> dict[str, Any] | None:
     Raises:
         CorruptFileError: A file is missing or damaged.
     """
-    folder = run / "previews"
-    about = optional_json(folder / "previews.json", ("prompts", "steps"))
+    folder = run.previews
+    about = optional_json(run.preview_index, ("prompts", "steps"))
     if about is None or not about["steps"]:
         return None
     numbers, steps = range(len(about["prompts"])), _some(about["steps"])

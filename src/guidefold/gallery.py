@@ -13,12 +13,10 @@ from PIL import Image
 from guidefold.pipelines import fingerprint, modules
 from guidefold.progress import Task
 from guidefold.prompts import Prompt
-from guidefold.runs import append_line, read_json, read_lines, sha256, write_bytes
+from guidefold.runs import MANIFEST, append_line, read_json, read_lines, sha256, write_bytes
 from guidefold.sample import Drawn, draw_session, png
 from guidefold.session import Session
 from guidefold.settings import Kind
-
-LINES = "pictures.jsonl"
 
 
 class Gallery:
@@ -30,12 +28,12 @@ class Gallery:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.folder = session.run / "evaluation"
+        self.folder, self.file = session.run.evaluation, session.run.pictures
         self.folder.mkdir(exist_ok=True)
         self._pipeline = _describe(session.pipeline)
         self.lines = {
             _name(line["of"]): line
-            for line in read_lines(self.folder / LINES)
+            for line in read_lines(self.file)
             if _stands(self.folder / line["file"], line["sha256"])
         }
 
@@ -88,7 +86,7 @@ class Gallery:
             "guided_share": settings.pipeline.guided_share,
         }
         if kind == "student":
-            manifest = read_json(session.run / "adapter" / "MANIFEST.json")
+            manifest = read_json(session.run.adapter / MANIFEST)
             weights = {n: e["sha256"] for n, e in manifest.items() if n.endswith(".safetensors")}
             common |= {
                 "adapter": weights,
@@ -105,7 +103,7 @@ class Gallery:
             "seconds": drawn.denoiser_seconds_per_image,
             "of": key,
         }
-        append_line(self.folder / LINES, line)
+        append_line(self.file, line)
         self.lines[_name(key)] = line
 
     def _gather(self, lines: Sequence[dict[str, Any]]) -> Drawn:

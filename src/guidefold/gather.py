@@ -8,12 +8,12 @@ from pathlib import Path
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
+from guidefold.run.folder import RunFolder, require_run
 from guidefold.runs import (
     append_line,
     locked,
     read_json,
     read_lines,
-    require_run,
     write_bytes,
     write_json,
     write_text,
@@ -39,18 +39,17 @@ def gather(run: Path, parts: Sequence[Path]) -> int:
     others = [part for part in parts if part.resolve() != run.resolve()]
     if not others:
         raise InputError(f"{run}: nothing to gather", "Name other runs than the one it goes to.")
-    for part in others:
-        require_run(part)
+    found = [require_run(part) for part in others]
     with locked(run):
-        return sum(_take(run, part) for part in others)
+        return sum(_take(RunFolder(run), part) for part in found)
 
 
-def _take(run: Path, part: Path) -> int:
+def _take(run: RunFolder, part: RunFolder) -> int:
     """Copy what one part has and the run lacks."""
     _check_same_run(run, part)
     copied = 0
-    for theirs in sorted((part / "trajectories").glob("round-*")):
-        ours = run / "trajectories" / theirs.name
+    for theirs in part.rounds():
+        ours = run.trajectories / theirs.name
         have = {line["index"]: line for line in read_lines(ours / LINES)}
         for line in read_round(theirs):  # each file is compared with its line
             known = have.get(line["index"])
@@ -67,15 +66,15 @@ def _take(run: Path, part: Path) -> int:
     return copied
 
 
-def _check_same_run(run: Path, part: Path) -> None:
+def _check_same_run(run: RunFolder, part: RunFolder) -> None:
     """One run's parts have its settings and its pipeline; the first part gives both."""
-    settings = load_settings(part)
-    if (run / "config.toml").exists():
-        check_same(load_settings(run), settings, run)
+    settings = load_settings(part.config)
+    if run.config.exists():
+        check_same(load_settings(run.config), settings, run.path)
     else:
-        write_text(run / "config.toml", dump_toml(settings.model_copy(update={"run": str(run)})))
-    theirs = Findings.from_json(read_json(part / "probe.json"))
-    if (run / "probe.json").exists():
-        Findings.from_json(read_json(run / "probe.json")).check_same_base(theirs)
+        write_text(run.config, dump_toml(settings.model_copy(update={"run": str(run)})))
+    theirs = Findings.from_json(read_json(part.probe))
+    if run.probe.exists():
+        Findings.from_json(read_json(run.probe)).check_same_base(theirs)
     else:
-        write_json(run / "probe.json", theirs.to_json())
+        write_json(run.probe, theirs.to_json())

@@ -12,12 +12,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from guidefold import __version__
-from guidefold.about import METADATA
 from guidefold.card import REPOSITORY
 from guidefold.errors import FailedError, InputError
-from guidefold.pack import CARD, FOLDER, current_adapter, pack, packed_as, stamp
+from guidefold.pack import CARD, current_adapter, pack, packed_as, stamp
 from guidefold.pipelines import NETWORK_ERRORS
-from guidefold.runs import MANIFEST, require_run
+from guidefold.run.folder import METADATA, RunFolder, require_run
+from guidefold.runs import MANIFEST
 from guidefold.settings import Settings
 
 
@@ -69,14 +69,13 @@ def push(
         FailedError: The hub cannot be reached, or fails.
     """
     check_name(repository)
-    require_run(Path(settings.run))
-    current_adapter(Path(settings.run))
+    run = require_run(settings.run)
+    current_adapter(run)
     if get_token() is None:
         raise InputError(
             "no token for the hub", "Log in once with 'hf auth login', or set HF_TOKEN."
         )
-    remarks = _packed(settings, licence)
-    folder = Path(settings.run) / FOLDER
+    remarks = _packed(settings, run, licence)
     api = HfApi()
     with _in_words(repository):
         exists, seen = _state(api, repository)
@@ -85,7 +84,7 @@ def push(
                 f"{repository}: is there already, and public",
                 "Make it private in its settings on the hub, or choose another name.",
             )
-        upload = Upload(repository, folder, _files(folder), exists, private or seen, remarks)
+        upload = Upload(repository, run.hub, _files(run.hub), exists, private or seen, remarks)
         if not agree(upload):
             return None
         if not exists:
@@ -112,10 +111,9 @@ def check_name(repository: str) -> None:
         raise InputError(f"{repository}: whose?", f"Name it OWNER/NAME: YOU/{repository}.")
 
 
-def _packed(settings: Settings, licence: str | None) -> tuple[str, ...]:
+def _packed(settings: Settings, run: RunFolder, licence: str | None) -> tuple[str, ...]:
     """Pack where it is needed; what is up to date keeps what was edited in its card."""
-    run = Path(settings.run)
-    known = packed_as(run / FOLDER)
+    known = packed_as(run.hub)
     current = known.get("from") == stamp(run) and licence in (None, known.get("license"))
     return () if current else pack(settings, licence=licence).remarks
 

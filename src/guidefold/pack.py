@@ -12,9 +12,7 @@ from typing import Any
 from PIL import Image
 
 from guidefold import __version__
-from guidefold.about import METADATA
 from guidefold.card import WORKFLOW, Held, card
-from guidefold.checkpoints import find_checkpoints
 from guidefold.comfyui import comparison, unsuitable
 from guidefold.config import hub_id
 from guidefold.deliver.export import deliver_kinds
@@ -22,15 +20,14 @@ from guidefold.deliver.formats import Format
 from guidefold.deliver.trained import read_trained
 from guidefold.deliver.verify import Verdict
 from guidefold.errors import CorruptFileError, InputError, RunError
-from guidefold.evaluate import INDEX
 from guidefold.exhibits import optional_json
 from guidefold.licences import licence_for
+from guidefold.run.folder import METADATA, RunFolder, require_run
 from guidefold.runs import (
     MANIFEST,
     check_folder,
     finished_folder,
     read_json,
-    require_run,
     restore_folder,
     sha256,
     write_bytes,
@@ -41,7 +38,6 @@ from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Settings
 from guidefold.workflow import graph, to_api, to_ui
 
-FOLDER = "hub"
 CARD = "README.md"
 WORKFLOW_API = "comfyui-workflow-api.json"
 PICTURES = 4
@@ -76,9 +72,8 @@ def pack(settings: Settings, out: Path | None = None, licence: str | None = None
         CorruptFileError: A file of the run is damaged.
         VerifyError: A file does not give back what was trained.
     """
-    run = Path(settings.run)
-    require_run(run)
-    folder = out or run / FOLDER
+    run = require_run(settings.run)
+    folder = out or run.hub
     check_writable(folder)
     about = current_adapter(run)
     licence = licence or packed_as(folder).get("license")
@@ -106,11 +101,10 @@ def packed_as(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-def stamp(run: Path) -> str:
+def stamp(run: RunFolder) -> str:
     """Names all that a packed folder is made from: adapter, settings, measurements, version."""
-    files = ("adapter/" + MANIFEST, "config.toml", "results.json", "evaluation/" + INDEX)
-    there = [run / name for name in files if (run / name).exists()]
-    parts = [__version__, *(f"{path.name} {sha256(path)}" for path in there)]
+    files = (run.adapter / MANIFEST, run.config, run.results, run.index)
+    parts = [__version__, *(f"{path.name} {sha256(path)}" for path in files if path.exists())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -135,20 +129,20 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def current_adapter(run: Path) -> dict[str, Any]:
+def current_adapter(run: RunFolder) -> dict[str, Any]:
     """What a run's adapter says of itself, after making sure that it is whole and the last.
 
     Raises:
         RunError: There is none, or training has gone on since.
         CorruptFileError: A file is not the one that was written and verified.
     """
-    folder = run / "adapter"
+    folder = run.adapter
     restore_folder(folder)
-    if not (folder / METADATA).exists():
+    if not run.metadata.exists():
         raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
     check_folder(folder, AGAIN)
-    about: dict[str, Any] = read_json(folder / METADATA, AGAIN)
-    last = find_checkpoints(run)
+    about: dict[str, Any] = read_json(run.metadata, AGAIN)
+    last = run.checkpoints()
     if last and int(last[-1].name.rpartition("-")[2]) != about["step"]:
         raise RunError(f"{folder}: written at step {about['step']}, and trained on since", AGAIN)
     return about
@@ -163,30 +157,29 @@ def _for_clients(session: Session, folder: Path) -> tuple[tuple[Verdict, ...], s
 
 
 def _copy_adapter(
-    run: Path, folder: Path, about: Mapping[str, Any], packed: Mapping[str, Any]
+    run: RunFolder, folder: Path, about: Mapping[str, Any], packed: Mapping[str, Any]
 ) -> None:
-    source = run / "adapter"
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
+    for path in sorted(run.adapter.rglob("*")):
+        name = path.relative_to(run.adapter)
         if path.is_file() and path.name not in (MANIFEST, METADATA):
             write_bytes(folder / name, path.read_bytes())
     write_json(folder / METADATA, {**about, "packed": dict(packed)})
 
 
 def _measured(
-    run: Path, about: Mapping[str, Any]
+    run: RunFolder, about: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any] | None, list[dict[str, Any]]]:
     """What was measured of this very adapter at strength 1, as the card calls it, and pictures."""
     again = "Write it anew with 'guidefold evaluate RUN'."
-    results = optional_json(run / "results.json", ("trained_steps",), again)
-    index = optional_json(run / "evaluation" / INDEX, ("pictures",), again)
+    results = optional_json(run.results, ("trained_steps",), again)
+    index = optional_json(run.index, ("pictures",), again)
     if results is None or index is None or _unlike(results, about):
         return None, []
     rows = []
     for k, entry in enumerate(index["pictures"][:PICTURES]):
         row: dict[str, Any] = {"prompt": entry["prompt"], "seed": entry["seed"]}
         for kind in KINDS:
-            path = run / "evaluation" / entry["files"][kind]
+            path = run.evaluation / entry["files"][kind]
             if not path.is_file():
                 raise CorruptFileError(f"{path}: the picture is missing", again)
             row |= {kind: f"images/{k}-{kind}.png", f"{kind} file": path}
@@ -215,7 +208,7 @@ def _write_workflow(
     write_json(folder / WORKFLOW_API, to_api(made))
 
 
-def _remarks(settings: Settings, held: Held, run: Path) -> Iterator[str]:
+def _remarks(settings: Settings, held: Held, run: RunFolder) -> Iterator[str]:
     """What the owner of a packed folder should know."""
     if not held.licence:
         yield (
@@ -229,7 +222,7 @@ def _remarks(settings: Settings, held: Held, run: Path) -> Iterator[str]:
             f"If it is one, write base_model: OWNER/NAME into {CARD}."
         )
     if held.results is None:
-        older = optional_json(run / "results.json", ("trained_steps", "strength"), AGAIN)
+        older = optional_json(run.results, ("trained_steps", "strength"), AGAIN)
         what = _unlike(older, held.about) if older else "is not measured yet"
         yield f"No table and no pictures: the adapter {what}. 'guidefold evaluate {run}' measures."
     if held.unfit:

@@ -16,9 +16,6 @@ from guidefold.sample import Picture, draw_session, grid, picture_seeds, png
 from guidefold.session import Session
 from guidefold.settings import KINDS, Kind
 
-FOLDER = "previews"
-INDEX = "previews.json"
-
 
 class Previews:
     """The pictures of one run, in ``RUN/previews``.
@@ -36,7 +33,7 @@ class Previews:
 
     def __init__(self, session: Session, adapter: Adapter) -> None:
         self.session, self.adapter = session, adapter
-        self.folder = session.run / FOLDER
+        self.folder, self.index = session.run.previews, session.run.preview_index
         asked = session.settings
         self.prompts = session.held_out[: asked.distill.preview_prompts]
         self.seeds = picture_seeds(asked.seed, len(self.prompts))
@@ -48,7 +45,7 @@ class Previews:
             "denoising_steps": asked.evaluate.steps,
         }
         self.teacher_drawn = False
-        self.steps = _indexed(self.folder / INDEX, self.about)
+        self.steps = _indexed(self.index, self.about)
 
     def due(self, step: int) -> bool:
         """Whether a step is one of those that are drawn."""
@@ -91,7 +88,7 @@ class Previews:
         sheet = grid(list(zip(*columns, strict=True)), headings, [p.label for p in self.prompts])
         write_bytes(self.folder / f"step-{step:06d}.png", png(sheet))
         self.steps = [*(s for s in self.steps if s < step), step]  # later ones are drawn again
-        write_json(self.folder / INDEX, {**self.about, "steps": self.steps})
+        write_json(self.index, {**self.about, "steps": self.steps})
         return sheet
 
     def draw_teacher(self, progress: Task) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidefold.adapter import Adapter
-from guidefold.checkpoints import find_checkpoints
 from guidefold.distilled import signs_of_distillation
 from guidefold.plans import plan_round
 from guidefold.progress import Stop, console, plural, stop_on_signals
 from guidefold.prompts import Prompt, count_duplicates
+from guidefold.run.folder import RunFolder
 from guidefold.runs import sha256
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
@@ -39,7 +39,7 @@ def record(settings: Settings, shard: tuple[int, int] = ALL) -> Path:
     with stop_on_signals() as stop, open_session(settings, keep_settings=True) as session:
         for number, source in enumerate(settings.record.rounds):
             if source != "student":
-                drop_damaged(round_folder(session.run, number))
+                drop_damaged(session.run.round(number))
                 fill_round(session, number, None, stop, shard)
     return Path(settings.run)
 
@@ -68,9 +68,9 @@ def fill_round(
     recorder = Recorder(session.pipeline, session.findings, settings, adapter)
     if source == "student":
         # The student that visits is the one of the checkpoint that stands when its round begins.
-        recorder.adapter_hash = sha256(find_checkpoints(session.run)[-1] / "adapter.safetensors")
+        recorder.adapter_hash = sha256(session.run.checkpoints()[-1] / "adapter.safetensors")
     batches = plan_round(settings, session.prompts, session.held_out, number)
-    folder = round_folder(session.run, number)
+    folder = session.run.round(number)
     if number == 0 and not (folder / LINES).exists():
         _announce(session)
     record_round(folder, source, batches, recorder, stop, shard)
@@ -90,7 +90,7 @@ def something_missing(
         return True
     for number in range(len(settings.record.rounds)):
         # What is damaged is found when it is read in earnest.
-        lines = read_round(round_folder(Path(settings.run), number), verify=False)
+        lines = read_round(RunFolder(settings.run).round(number), verify=False)
         batches = plan_round(settings, prompts, held_out, number)
         if {plan.index for batch in batches for plan in batch} - {line["index"] for line in lines}:
             return True
@@ -121,12 +121,7 @@ def _announce(session: Session) -> None:
         )
 
 
-def recorded_states(run: Path, number: int, split: Split) -> list[StateRef]:
+def recorded_states(run: RunFolder, number: int, split: Split) -> list[StateRef]:
     """The recorded states of every round up to one."""
-    folders = [round_folder(run, k) for k in range(number + 1)]
+    folders = [run.round(k) for k in range(number + 1)]
     return [ref for f in folders for ref in state_refs(f, read_round(f), split)]
-
-
-def round_folder(run: Path, number: int) -> Path:
-    """Where a round lies."""
-    return run / "trajectories" / f"round-{number}"

@@ -18,10 +18,11 @@ from guidefold.exhibits import (
 )
 from guidefold.objective import strength_of
 from guidefold.progress import plural
-from guidefold.runs import read_lines, readable_size, require_run, write_text
+from guidefold.run.folder import RunFolder, require_run
+from guidefold.runs import read_lines, readable_size, write_text
 from guidefold.settings import KINDS, Settings
+from guidefold.shards import read_round
 
-PAGE = "report.html"
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
 EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
 MEASURES = {
@@ -51,14 +52,12 @@ def report(settings: Settings) -> Path:
         RunError: No run has begun there.
         CorruptFileError: A file of the run is damaged, or a picture is missing.
     """
-    run = Path(settings.run)
-    require_run(run)
-    path = run / PAGE
-    write_text(path, render(gather(run)))
-    return path
+    run = require_run(settings.run)
+    write_text(run.page, render(gather(run)))
+    return run.page
 
 
-def gather(run: Path) -> dict[str, Any]:
+def gather(run: RunFolder) -> dict[str, Any]:
     """Everything that a run's page shows.
 
     Args:
@@ -67,15 +66,15 @@ def gather(run: Path) -> dict[str, Any]:
     Returns:
         The template's variables; what is not there yet is None or empty.
     """
-    settings = load_settings(run / "config.toml")
-    results = optional_json(run / "results.json", RESULTS)
-    index = optional_json(run / "evaluation" / "index.json", ("pictures", "dial"))
-    findings = optional_json(run / "probe.json", remedy=PROBE_AGAIN)
-    log = read_lines(run / "log.jsonl")
-    adapter = optional_json(run / "adapter" / "guidefold.json", remedy=EXPORT_AGAIN)
+    settings = load_settings(run.config)
+    results = optional_json(run.results, RESULTS)
+    index = optional_json(run.index, ("pictures", "dial"))
+    findings = optional_json(run.probe, remedy=PROBE_AGAIN)
+    log = read_lines(run.log)
+    adapter = optional_json(run.metadata, remedy=EXPORT_AGAIN)
     dial = pictures_by_strength(run, index) if index else []
     return {
-        "name": run.resolve().name,
+        "name": run.name,
         "state": _state(run, settings, log, results),
         "headline": _headline(results) if results else [],
         "table": _table(results) if results else None,
@@ -111,7 +110,9 @@ def render(page: Mapping[str, Any]) -> str:
     return fill("page.html", style, script, policy, **page)
 
 
-def _state(run: Path, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any) -> str:
+def _state(
+    run: RunFolder, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any
+) -> str:
     """How far the run has come, in words."""
     step = max((line["step"] for line in log), default=0)
     if results:
@@ -234,7 +235,7 @@ def _smooth(points: Sequence[tuple[float, float]], most: int = 100) -> list[tupl
 
 
 def _costs(
-    run: Path, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any
+    run: RunFolder, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any
 ) -> list[tuple[str, str]]:
     """What the run has cost so far: seconds, memory, bytes."""
     costs = []
@@ -273,6 +274,5 @@ def _duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _trajectories(run: Path) -> list[dict[str, Any]]:
-    manifests = sorted((run / "trajectories").glob("round-*/manifest.jsonl"))
-    return [line for manifest in manifests for line in read_lines(manifest)]
+def _trajectories(run: RunFolder) -> list[dict[str, Any]]:
+    return [line for folder in run.rounds() for line in read_round(folder, verify=False)]

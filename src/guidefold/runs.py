@@ -83,16 +83,6 @@ def _hold(run: Path) -> TextIO:
         return file
 
 
-def require_run(run: Path) -> None:
-    """Refuse to read from a folder that no run has begun in.
-
-    Raises:
-        RunError: It has no config.toml.
-    """
-    if not (run / "config.toml").exists():
-        raise RunError(f"{run}: no run has begun here", "Begin one with 'guidefold distill'.")
-
-
 def ensure_folder(folder: Path) -> None:
     """Make a folder to write into.
 

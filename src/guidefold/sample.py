@@ -23,7 +23,8 @@ from guidefold.findings import Findings
 from guidefold.progress import Task, console, in_all, task
 from guidefold.prompts import Prompt
 from guidefold.randomness import derive_seed
-from guidefold.runs import ensure_folder, require_run, write_bytes
+from guidefold.run.folder import require_run
+from guidefold.runs import ensure_folder, write_bytes
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, PipelineSettings, Settings
 
@@ -83,10 +84,10 @@ def sample(
         MismatchError: The adapter belongs to another base.
     """
     rows = _checked(prompts, strength)
-    require_run(Path(settings.run))
+    run = require_run(settings.run)
     ensure_folder(out)
     if guidance is not None and strength is None and "student" in kinds:
-        dial = read_dial(find_adapter(Path(settings.run), adapter))
+        dial = read_dial(find_adapter(run, adapter))
         strength = dial.strength_for(guidance)
         console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
     if "student" in kinds:

@@ -228,7 +228,7 @@ def _page(easel: Easel, style: str, script: str, policy: str) -> str:
         style,
         script,
         policy,
-        name=session.run.resolve().name,
+        name=session.run.name,
         pipeline=session.findings.pipeline,
         steps=session.settings.evaluate.steps,
         prompt=session.held_out[0].text,

@@ -33,6 +33,7 @@ from guidefold.pipelines import (
 from guidefold.probe import prediction_type, probe
 from guidefold.progress import console
 from guidefold.prompts import Prompt, load_prompts, split_prompts
+from guidefold.run.folder import RunFolder
 from guidefold.runs import locked, read_json, write_json, write_text
 from guidefold.settings import Kind, PipelineSettings, Settings
 
@@ -53,7 +54,7 @@ class Session:
         parked: Whether all but the denoiser wait on the CPU.
     """
 
-    run: Path
+    run: RunFolder
     settings: Settings
     prompts: list[Prompt]
     held_out: list[Prompt]
@@ -181,33 +182,31 @@ def open_session(
     place = str(device) if device is not None else resolve_device(settings.pipeline.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    run = Path(settings.run)
+    run = RunFolder(settings.run)
     if not main:
         yield _open(run, settings, prompts, held_out, place, whole)
         return
-    stored = run / "config.toml"
-    with locked(run, reading=not keep_settings and stored.exists()) as writable:
-        if stored.exists():
-            check_same(load_settings(stored), settings, run)
+    with locked(run.path, reading=not keep_settings and run.config.exists()) as writable:
+        if run.config.exists():
+            check_same(load_settings(run.config), settings, run.path)
         session = _open(run, settings, prompts, held_out, place, whole)
-        if keep_settings or not stored.exists():
-            write_text(stored, dump_toml(rooted(settings)))
+        if keep_settings or not run.config.exists():
+            write_text(run.config, dump_toml(rooted(settings)))
         if writable:
-            write_json(run / "probe.json", session.findings.to_json())
+            write_json(run.probe, session.findings.to_json())
         yield session
 
 
 def _open(
-    run: Path,
+    run: RunFolder,
     settings: Settings,
     prompts: list[Prompt],
     held_out: list[Prompt],
     device: str,
     whole: Need | None,
 ) -> Session:
-    asked, path = settings.pipeline, run / "probe.json"
-    again = "Remove it to probe again."
-    stored = Findings.from_json(read_json(path, again)) if path.exists() else None
+    asked, again = settings.pipeline, "Remove it to probe again."
+    stored = Findings.from_json(read_json(run.probe, again)) if run.probe.exists() else None
     opened = None
     if stored is not None and whole is not None and not whole(settings, prompts, held_out):
         opened = _open_denoiser(asked, stored, device)

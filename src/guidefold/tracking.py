@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL.Image import Image
 
 from guidefold.config import flatten
 from guidefold.errors import ConfigError
+from guidefold.run.folder import RunFolder
 from guidefold.settings import Settings
 
 PROJECT = "guidefold"
@@ -46,7 +46,7 @@ def open_accelerator(settings: Settings) -> Iterator[Accelerator]:
             mixed_precision=settings.distill.mixed_precision,
             cpu=settings.pipeline.device == "cpu" or not torch.accelerator.is_available(),
             log_with=names or None,
-            project_dir=Path(settings.run) / "trackers",
+            project_dir=RunFolder(settings.run).trackers,
             kwargs_handlers=[waits],
         )
     finally:

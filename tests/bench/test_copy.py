@@ -1,6 +1,5 @@
 """A full copy of the weights as the student, where an adapter would be."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +7,9 @@ import torch
 from torch import nn
 
 from guidefold.bench.copy import CopiedWeights, WholeCopy, copy_weights, write_copy
-from guidefold.checkpoints import find_checkpoints
 from guidefold.distill import distill
 from guidefold.evaluate import evaluate
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_tensors
 from guidefold.session import open_session
 from guidefold.settings import Settings
@@ -71,7 +70,7 @@ def copied(settings_for: Any, tmp_path_factory: Any) -> Settings:
 
 
 def test_what_is_trained_is_what_is_written_and_measured(copied: Settings) -> None:
-    trained = read_tensors(find_checkpoints(Path(copied.run))[-1] / "adapter.safetensors")
+    trained = read_tensors(RunFolder(copied.run).checkpoints()[-1] / "adapter.safetensors")
     with open_session(copied) as session:
         before = {n: p.clone() for n, p in session.denoiser.named_parameters()}
         weights = CopiedWeights()

@@ -185,7 +185,7 @@ def test_an_adapter_that_is_not_finite_is_not_written(
 def test_an_opened_adapter_is_on_at_the_strength_asked_for_and_off_is_the_teacher(
     session: Session,
 ) -> None:
-    recorded = session.run / "trajectories" / "round-0"
+    recorded = session.run.round(0)
     state = state_refs(recorded, read_round(recorded), "training")[0].read()
     args, kwargs = state.arguments
     answers = {}
@@ -203,7 +203,7 @@ def test_an_opened_adapter_is_on_at_the_strength_asked_for_and_off_is_the_teache
 
 @both
 def test_a_tampered_adapter_is_refused_by_the_file_s_name(session: Session) -> None:
-    (path,) = (session.run / "adapter").glob("*.safetensors")
+    (path,) = session.run.adapter.glob("*.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -212,14 +212,14 @@ def test_a_tampered_adapter_is_refused_by_the_file_s_name(session: Session) -> N
 
 
 def test_a_missing_adapter_is_refused(session: Session) -> None:
-    shutil.rmtree(session.run / "adapter")
+    shutil.rmtreesession.run.adapter
     with pytest.raises(RunError, match="no adapter yet"):
         open_adapter(session, 1.0)
 
 
 def about_itself(session: Session, **changes: Any) -> Path:
     """An adapter folder that says something else of itself, whole by its manifest."""
-    folder = session.run / "adapter"
+    folder = session.run.adapter
     about = read_json(folder / "guidefold.json")
     about["findings"] |= changes.pop("findings", {})
     data = json.dumps(about | changes)

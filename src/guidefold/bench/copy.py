@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guidefold.about import METADATA, describe_adapter
+from guidefold.about import describe_adapter
 from guidefold.adapter import Adapter
-from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.checkpoints import load_checkpoint
+from guidefold.run.folder import METADATA
 from guidefold.runs import check_folder, finished_folder, read_tensors, write_json, write_tensors
 from guidefold.session import Session
 
@@ -86,8 +87,8 @@ def copy_weights(
 def write_copy(session: Session) -> Path:
     """Write a run's last checkpoint as a whole denoiser, where an adapter would be written."""
     copy = WholeCopy(session.denoiser)
-    state = load_checkpoint(find_checkpoints(session.run)[-1], copy, None)
-    folder = session.run / "adapter"
+    state = load_checkpoint(session.run.checkpoints()[-1], copy, None)
+    folder = session.run.adapter
     with finished_folder(folder) as temporary:
         write_json(temporary / METADATA, describe_adapter(session, state["step"], []))
         write_tensors(temporary / FILE, copy.state_dict())
@@ -104,7 +105,7 @@ class CopiedWeights:
     def load(self, session: Session, strength: float) -> None:
         """Put the copy's weights in the place of the teacher's."""
         assert strength == 1, "a full copy has one strength"
-        folder = session.run / "adapter"
+        folder = session.run.adapter
         check_folder(folder)
         self.copy = WholeCopy(session.denoiser)
         self.copy.load_state_dict(read_tensors(folder / FILE))

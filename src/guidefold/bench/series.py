@@ -30,13 +30,14 @@ from guidefold.bench.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.config import load_settings
 from guidefold.deliver.trained import export
 from guidefold.demo.judge import judge_of
-from guidefold.distill import LOG, distill
-from guidefold.evaluate import INDEX, evaluate
+from guidefold.distill import distill
+from guidefold.evaluate import evaluate
 from guidefold.findings import Findings
 from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.recording import record
+from guidefold.run.folder import RunFolder
 from guidefold.runs import finished_folder, read_json, read_lines, write_json, write_text
 from guidefold.session import open_session
 from guidefold.settings import Settings
@@ -161,7 +162,7 @@ class Series:
         shutil.rmtree(run, ignore_errors=True)
         settings = self.settings(trial, run)
         recorded = self._recordings(trial)
-        _link(recorded / "trajectories", run / "trajectories")
+        _link(RunFolder(recorded).trajectories, RunFolder(run).trajectories)
         passes, began = Passes(self.findings.denoiser_class), time.perf_counter()
         with passes.listening():
             distill(settings, trial.attach)
@@ -205,12 +206,12 @@ class Series:
                 write_copy(session)
         else:
             export(settings)
-        evaluation = Path(settings.run) / "evaluation"
+        run = RunFolder(settings.run)
         shared = self.out / "pictures" / f"{self.findings.fingerprint}-{settings.seed}"
         if shared.exists():
-            _link(shared, evaluation)
+            _link(shared, run.evaluation)
         line = {"results": self._evaluate(trial, settings), "elsewhere": {}}
-        _share(evaluation, shared)
+        _share(run, shared)
         for scale in trial.elsewhere:
             asked = settings.evaluate.model_copy(update={"guidance": scale})
             moved = settings.model_copy(update={"evaluate": asked})
@@ -224,18 +225,18 @@ class Series:
 
     def _keep_pictures(self, trial: Trial, settings: Settings) -> None:
         """The first pictures of each kind, for a grid."""
-        evaluation = Path(settings.run) / "evaluation"
+        run = RunFolder(settings.run)
         target = self.pictures(trial)
         target.mkdir(parents=True, exist_ok=True)
-        rows = read_json(evaluation / INDEX)["pictures"][: settings.evaluate.grid_prompts]
+        rows = read_json(run.index)["pictures"][: settings.evaluate.grid_prompts]
         for k, row in enumerate(rows):
             for kind, file in row["files"].items():
-                shutil.copy2(evaluation / file, target / f"{kind}-{k:03d}.png")
+                shutil.copy2(run.evaluation / file, target / f"{kind}-{k:03d}.png")
 
 
 def _curve(settings: Settings, recording: int, total: int) -> dict[str, Any]:
     """Residual guidance on held-out states against passes so far, and the noisiest level's last."""
-    lines = [line for line in read_lines(Path(settings.run) / LOG) if "levels" in line]
+    lines = [line for line in read_lines(RunFolder(settings.run).log) if "levels" in line]
     steps = settings.distill.steps
     curve = [
         (round(recording + (total - recording) * line["step"] / steps), line["residual_guidance"])
@@ -262,14 +263,14 @@ def _link(source: Path, target: Path) -> None:
     )
 
 
-def _share(evaluation: Path, shared: Path) -> None:
+def _share(run: RunFolder, shared: Path) -> None:
     """Keep what no student drew, for the next trial with this seed."""
     if shared.exists():
         return
-    lines = read_lines(evaluation / "pictures.jsonl")
+    lines = read_lines(run.pictures)
     kept = [line for line in lines if line["of"]["kind"] in DRAWN_FOR_ALL]
     with finished_folder(shared) as temporary:
         for line in kept:
-            os.link(evaluation / line["file"], temporary / line["file"])
+            os.link(run.evaluation / line["file"], temporary / line["file"])
         text = "".join(f"{json.dumps(line)}\n" for line in kept)
-        write_text(temporary / "pictures.jsonl", text)
+        write_text(temporary / run.pictures.name, text)

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from guidefold.about import METADATA
 from guidefold.adapter import (
     adapted_layers,
     attach,
@@ -26,6 +25,7 @@ from guidefold.deliver.trained import write_lora
 from guidefold.errors import RunError
 from guidefold.findings import Findings
 from guidefold.randomness import generator
+from guidefold.run.folder import METADATA, RunFolder
 from guidefold.runs import check_folder, read_json
 
 SEED = 0
@@ -114,7 +114,7 @@ def find_adapter(folder: Path, findings: Findings) -> Path:
         CorruptFileError: Its files are not the ones that were written.
         MismatchError: It was trained on another base.
     """
-    inner = folder / "adapter"
+    inner = RunFolder(folder).adapter
     found = inner if inner.is_dir() else folder
     if not (found / METADATA).exists():
         raise RunError(

@@ -26,7 +26,8 @@ from guidefold.deliver.verify import WEIGHTS, Base, Verdict, base_of_run, examin
 from guidefold.errors import InputError, VerifyError
 from guidefold.findings import Findings
 from guidefold.pipelines import DTYPES
-from guidefold.runs import finished_folder, require_run, write_json, write_tensors, write_text
+from guidefold.run.folder import require_run
+from guidefold.runs import finished_folder, write_json, write_tensors, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
 
@@ -77,17 +78,16 @@ def deliver(
         raise InputError(f"--format {wanted}: no such format", f"Use all, {', '.join(FORMATS)}.")
     if dtype not in (None, *DTYPES):
         raise InputError(f"--dtype {dtype}: no such type", f"Use {', '.join(DTYPES)}.")
-    run = Path(settings.run)
-    require_run(run)
+    run = require_run(settings.run)
     suffix = "" if strength == 1 else f"-s{strength:g}"
     if guidance is not None:
-        strength, suffix = read_dial(run / "adapter").strength_for(guidance), f"-g{guidance:g}"
+        strength, suffix = read_dial(run.adapter).strength_for(guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
         asked = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
         raise InputError(f"{asked}: nothing that a file could stand for", "Give a higher one.")
     with open_session(settings) as session:
         session.warn_beyond(strength)
-        folder = out or session.run / "export"
+        folder = out or run.export
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
         made = deliver_kinds(session, read_trained(session, strength), places, dtype, strength)
     if wanted != "all" and made.unfit:
@@ -179,7 +179,7 @@ def _write(
 ) -> list[Verdict]:
     """Write a format's files, one for each denoiser, and keep them if they stand the test."""
     verdicts, suffix = [], place.name.removeprefix(kind)
-    marks = read_dial(session.run / "adapter").marks
+    marks = read_dial(session.run.adapter).marks
     with finished_folder(place) as temporary:
         for name in session.findings.denoisers:
             file = _file(session, kind, name, suffix)
@@ -210,7 +210,7 @@ def _write(
 
 def _file(session: Session, kind: Format, name: str, suffix: str) -> Path:
     """A file's place in its format's folder."""
-    denoisers, title = session.findings.denoisers, session.run.resolve().name + suffix
+    denoisers, title = session.findings.denoisers, session.run.name + suffix
     if kind in ("kohya", "transformer"):
         return Path(title + ("" if name == denoisers[0] else f"-{name}") + ".safetensors")
     file = {"diffusers": DIFFUSERS_FILE, "peft": PEFT_FILE, "fused": WEIGHTS}[kind]
@@ -224,7 +224,7 @@ def _spoken(session: Session, about: Mapping[str, Any], suffix: str) -> dict[str
     meant = stands_for(about["g_ref"], dial_of(about))
     return {
         "json": about,
-        "title": session.run.resolve().name + suffix,
+        "title": session.run.name + suffix,
         "prediction_type": findings.prediction_type,
         "hint": f"CFG {findings.off:g}{_also(findings)}, strength 1 = {meant}",
         "description": "Guidance folded into a LoRA: one pass a step. " + about["usage_hint"],

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from guidefold.about import METADATA, describe_adapter, read_adapter
+from guidefold.about import describe_adapter, read_adapter
 from guidefold.adapter import (
     DIFFUSERS_FILE,
     PEFT_CONFIG,
@@ -25,7 +25,7 @@ from guidefold.adapter import (
 from guidefold.arguments import Tree, tree_map
 from guidefold.batches import some_of
 from guidefold.calibration import Mark, calibrate
-from guidefold.checkpoints import find_checkpoints, load_checkpoint
+from guidefold.checkpoints import load_checkpoint
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
@@ -33,9 +33,9 @@ from guidefold.outputs import output_tensor
 from guidefold.pipelines import DTYPES
 from guidefold.progress import task
 from guidefold.recording import recorded_states
+from guidefold.run.folder import METADATA, RunFolder, require_run
 from guidefold.runs import (
     finished_folder,
-    require_run,
     restore_folder,
     write_json,
     write_tensors,
@@ -62,7 +62,7 @@ def export(settings: Settings) -> Path:
         RunError: Nothing is trained yet.
         VerifyError: What was written does not give back what was trained; nothing is kept.
     """
-    require_run(Path(settings.run))
+    require_run(settings.run)
     with open_session(settings) as session:
         return write_adapter(session)
 
@@ -115,7 +115,7 @@ def _read(student: Student, step: int, refs: Sequence[StateRef], strength: float
 def _last_student(session: Session) -> Iterator[tuple[Student, int, list[StateRef]]]:
     """The student of a run's last checkpoint, its step, and the states it was trained on."""
     run, settings = session.run, session.settings
-    checkpoints = find_checkpoints(run)
+    checkpoints = run.checkpoints()
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
     refs = recorded_states(run, 0, "training")
@@ -132,7 +132,7 @@ def write_adapter(session: Session) -> Path:
     findings = session.findings
     with _last_student(session) as (student, step, refs):
         trained, marks = _read(student, step, refs, 1.0), _calibrate(session, student)
-    folder = session.run / "adapter"
+    folder = session.run.adapter
     with finished_folder(folder) as temporary:
         about = describe_adapter(session, trained.step, marks)
         write_json(temporary / METADATA, about)
@@ -184,14 +184,14 @@ def _calibrate(session: Session, student: Student) -> list[Mark]:
         return calibrate(student, some, highest, size, progress.advance)
 
 
-def find_adapter(run: Path, folder: Path | None = None) -> Path:
+def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
     """The folder of a run's adapter, or another one that was named.
 
     Raises:
         RunError: The run has none yet.
     """
     if folder is None:
-        folder = run / "adapter"
+        folder = run.adapter
         restore_folder(folder)
         if not folder.exists():
             raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")

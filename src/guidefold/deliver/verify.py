@@ -23,7 +23,8 @@ from guidefold.deliver.trained import Trained, check_layers, check_loaded, read_
 from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
 from guidefold.pipelines import modules, open_pipeline
 from guidefold.probe import lora_loader
-from guidefold.runs import read_json, read_labels, read_tensors, require_run
+from guidefold.run.folder import require_run
+from guidefold.runs import read_json, read_labels, read_tensors
 from guidefold.session import Session, open_session
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
