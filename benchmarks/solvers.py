@@ -26,7 +26,8 @@ from guidefold.deliver.trained import open_adapter
 from guidefold.demo.judge import judge_of
 from guidefold.evaluate import relative_distance
 from guidefold.progress import task
-from guidefold.runs import ensure_folder, read_json, write_json, write_text
+from guidefold.run.folder import ensure_folder
+from guidefold.runs import read_json, write_json, write_text
 from guidefold.sample import Drawn, draw_session, picture_seeds
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from guidefold.easel import Drawing, Easel, Look
 from guidefold.prompts import Prompt
+from guidefold.run.folder import RunFolder
 from guidefold.sample import Drawn
 from guidefold.settings import Settings
 
@@ -24,7 +24,7 @@ def make_session(run: str = "my run", prompt: str = "a red cat", **adapter: Any)
     values = {"run": run, "pipeline": {"source": "bundled"}, "adapter": {"g_ref": 5.0, **adapter}}
     settings = Settings.model_validate({**values, "evaluate": {"steps": 4}})
     return SimpleNamespace(
-        run=Path(run),
+        run=RunFolder(run),
         settings=settings,
         findings=SimpleNamespace(off=1.0, origin=1.0, pipeline="TinyPipeline"),
         held_out=[Prompt.of(prompt)],

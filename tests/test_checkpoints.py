@@ -17,6 +17,7 @@ from guidefold.checkpoints import (
     restore_optimizer,
 )
 from guidefold.errors import CorruptFileError, MismatchError, NonFiniteError
+from guidefold.run.folder import RunFolder
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", runs.MANIFEST)
 

@@ -19,6 +19,7 @@ from guidefold.errors import ConfigError, UnfoldableError
 from guidefold.frozen import Frozen
 from guidefold.pipelines import fingerprint, open_pipeline
 from guidefold.recording import record
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json, read_lines
 from guidefold.session import open_session
 from guidefold.settings import Settings

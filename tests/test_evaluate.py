@@ -36,6 +36,7 @@ from guidefold.objective import strength_of
 from guidefold.progress import Stopped, task
 from guidefold.prompts import load_prompts, split_prompts
 from guidefold.randomness import generator
+from guidefold.run.folder import RunFolder
 from guidefold.runs import append_line, read_lines
 from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings

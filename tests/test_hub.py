@@ -16,6 +16,7 @@ from guidefold.config import load_settings
 from guidefold.errors import FailedError, GuidefoldError, InputError, RunError
 from guidefold.hub import Upload, push
 from guidefold.pack import Packed, stamp
+from guidefold.run.folder import RunFolder
 from guidefold.runs import finished_folder, write_json, write_text
 from guidefold.settings import Settings
 
@@ -40,7 +41,7 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
         asked.append(licence)
         run = Path(settings.run)
         with finished_folder(run / "hub") as folder:
-            about = {"packed": {"from": stamp(run), "license": licence}}
+            about = {"packed": {"from": stamp(RunFolder(run)), "license": licence}}
             write_json(folder / "guidefold.json", about)
             write_text(folder / "README.md", "load_lora_weights('OWNER/NAME')")
             write_text(folder / "kohya" / "run.safetensors", "tensors")

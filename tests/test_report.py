@@ -564,7 +564,7 @@ def test_curves_are_the_logs_lines(whole: Shown) -> None:
 
 
 def test_before_measuring_residual_guidance_is_the_last_validations(tmp_path: Path) -> None:
-    _, residual = gather(trained(begun(tmp_path / "run")))["charts"]
+    _, residual = gather(RunFolder(trained(begun(tmp_path / "run"))))["charts"]
     assert {row[0] for row in residual.rows} == {"held out, teacher's states"}
     assert {row[2] for row in residual.rows} == {"0.25"}
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from guidefold import runs
-from guidefold.errors import CorruptFileError, FailedError, NonFiniteError, RunError
+from guidefold.errors import CorruptFileError, FailedError, NonFiniteError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
 
@@ -329,79 +329,6 @@ def test_what_is_no_json_is_refused_by_name(content: bytes, tmp_path: Path) -> N
     path.write_bytes(content)
     with pytest.raises(CorruptFileError, match=r"j\.json: not valid JSON"):
         runs.read_json(path)
-
-
-class TestLock:
-    def test_refuses_a_second_run_on_one_folder_and_names_the_first(self, tmp_path: Path) -> None:
-        with (
-            runs.locked(tmp_path / "run"),
-            pytest.raises(RunError, match=f"in use by another Guidefold process.*{os.getpid()}"),
-            runs.locked(tmp_path / "run"),
-        ):
-            pass
-
-    def test_falls_when_the_work_ends_or_fails(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError), runs.locked(tmp_path):
-            raise ZeroDivisionError
-        with runs.locked(tmp_path):
-            pass
-
-    def test_of_work_that_wrote_nothing_leaves_no_new_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError), runs.locked(tmp_path / "new"):
-            raise ZeroDivisionError
-        assert names(tmp_path) == []
-        with pytest.raises(ZeroDivisionError), runs.locked(tmp_path / "new"):
-            (tmp_path / "new" / "file").touch()
-            raise ZeroDivisionError
-        assert names(tmp_path / "new") == [".lock", "file"]
-
-    def test_is_left_out_where_nobody_can_write_and_this_work_only_reads(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with runs.locked(tmp_path, reading=True) as writable:
-            assert writable
-        (tmp_path / ".lock").unlink()
-        monkeypatch.setattr(os, "access", lambda *_: False)  # a test may run as root
-        with runs.locked(tmp_path, reading=True) as writable:
-            assert not writable
-        with pytest.raises(RunError, match="cannot be written to"), runs.locked(tmp_path):
-            pass
-        assert names(tmp_path) == []
-
-    def test_of_another_process_is_refused_with_that_process_named(self, tmp_path: Path) -> None:
-        holding = (
-            "import sys; from pathlib import Path; from guidefold.runs import locked\n"
-            "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-        )
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with subprocess.Popen([sys.executable, "-c", holding, str(tmp_path)], **pipes) as other:
-            assert other.stdout.readline() == "held\n"
-            with pytest.raises(RunError, match=rf"\(pid {other.pid}\)"), runs.locked(tmp_path):
-                pass
-            assert (tmp_path / ".lock").read_text() == f"pid {other.pid}"
-        with runs.locked(tmp_path):
-            pass
-
-    def test_of_a_process_that_came_first_stays_where_the_second_made_the_folder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with runs.locked(tmp_path / "run"):
-            with monkeypatch.context() as late:
-                late.setattr(Path, "exists", lambda _: False)  # it looked before the first began
-                with pytest.raises(RunError, match="in use"), runs.locked(tmp_path / "run"):
-                    pass
-            assert names(tmp_path / "run") == [".lock"]
-
-    def test_of_a_dead_process_does_not_block(self, tmp_path: Path) -> None:
-        killed = (
-            "import os, signal, sys; from pathlib import Path; from guidefold.runs import locked\n"
-            "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
-        )
-        done = subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
-        assert done.returncode == -9
-        assert (tmp_path / ".lock").read_text().startswith("pid ")
-        with runs.locked(tmp_path):
-            assert (tmp_path / ".lock").read_text() == f"pid {os.getpid()}"
 
 
 @pytest.mark.parametrize(

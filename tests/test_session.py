@@ -73,7 +73,7 @@ def test_a_process_that_only_reads_takes_no_lock_and_writes_nothing(settings: Se
 def test_a_second_session_on_one_folder_is_refused_before_a_pipeline_is_opened(
     settings: Settings,
 ) -> None:
-    from guidefold.runs import locked
+    from guidefold.run.folder import locked
 
     with (
         locked(Path(settings.run)),

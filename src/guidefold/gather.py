@@ -8,10 +8,9 @@ from pathlib import Path
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
-from guidefold.run.folder import RunFolder, require_run
+from guidefold.run.folder import RunFolder, locked, require_run
 from guidefold.runs import (
     append_line,
-    locked,
     read_json,
     read_lines,
     write_bytes,

@@ -1,4 +1,4 @@
-"""Run folders: the only file that writes into them.
+"""Files that are finished or absent: the only module that writes into run folders.
 
 A file is finished or absent. It is written under a temporary name, flushed to the disk, renamed,
 and the folder's entry is flushed too. A checkpoint is a folder that appears whole, with a manifest
@@ -14,13 +14,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from filelock import lock_descriptor
-
-from guidefold.errors import CorruptFileError, FailedError, NonFiniteError, RunError
+from guidefold.errors import CorruptFileError, FailedError, NonFiniteError
 
 if TYPE_CHECKING:
     import torch
@@ -31,73 +29,6 @@ METADATA_KEY = "guidefold"  # one key holding JSON: several keys come out in ran
 
 def reached(point: str) -> None:
     """A named place within a write; tests stop the process here."""
-
-
-@contextmanager
-def locked(run: Path, *, reading: bool = False) -> Iterator[bool]:
-    """Hold a run folder for this process; the lock falls with the process, however it ends.
-
-    Work that fails before it has written anything leaves no new folder.
-
-    Args:
-        run: The folder; made where there is none.
-        reading: Whether a folder that cannot be written to will do, without a lock.
-
-    Yields:
-        Whether the folder is held, and may be written to.
-
-    Raises:
-        RunError: Another process holds the folder, or it cannot be written to.
-    """
-    if reading and not os.access(run, os.W_OK):
-        yield False
-        return
-    new = not run.exists()
-    ensure_folder(run)
-    held = _hold(run)
-    try:
-        with held:
-            yield True
-    except BaseException:
-        if new and [path.name for path in run.iterdir()] == [".lock"]:
-            with suppress(OSError):  # another process may have come in between
-                (run / ".lock").unlink()  # only now: Windows removes no open file
-                run.rmdir()
-        raise
-
-
-def _hold(run: Path) -> TextIO:
-    """Lock a folder and write this process's id into the lock file; closing the file unlocks."""
-    with _explained(run / ".lock"), ExitStack() as opened:
-        file = opened.enter_context((run / ".lock").open("a+", encoding="utf-8"))
-        if not lock_descriptor(file.fileno(), blocking=False):
-            file.seek(len("pid "))  # Windows lets nobody read the first byte, which is locked
-            raise RunError(
-                f"{run}: in use by another Guidefold process (pid {file.read() or 'unknown'})",
-                "Wait for it, stop it, or choose another folder with run=FOLDER.",
-            )
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
-        opened.pop_all()
-        return file
-
-
-def ensure_folder(folder: Path) -> None:
-    """Make a folder to write into.
-
-    Raises:
-        RunError: It cannot be made, or not be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be made ({error.strerror})", "Choose another folder."
-        ) from error
-    if not writable:
-        raise RunError(f"{folder}: cannot be written to", "Choose another folder.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -222,7 +153,7 @@ def read_json(path: Path, remedy: str = "") -> Any:
 def append_line(path: Path, value: object) -> None:
     """Add one JSON line and flush it to the disk; a line torn by a crash is dropped first."""
     text = json.dumps(value, allow_nan=False) + "\n"
-    with _explained(path), path.open("ab+") as file:
+    with explained(path), path.open("ab+") as file:
         end = _end_of_last_line(path)
         if end != file.seek(0, os.SEEK_END):
             file.truncate(end)
@@ -263,7 +194,7 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     restore_folder(folder)
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
-    with _explained(folder):
+    with explained(folder):
         temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -371,7 +302,7 @@ def _entry(path: Path) -> dict[str, Any]:
 def _finished(path: Path) -> Iterator[Path]:
     """Yield a temporary name; afterwards flush it and give it its own."""
     temporary = path.with_name(f".{path.name}.part")
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -387,7 +318,7 @@ def _finished(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Name what was to be written where the disk refuses it, not the file that stood in for it.
 
     Raises:

@@ -23,8 +23,8 @@ from guidefold.findings import Findings
 from guidefold.progress import Task, console, in_all, task
 from guidefold.prompts import Prompt
 from guidefold.randomness import derive_seed
-from guidefold.run.folder import require_run
-from guidefold.runs import ensure_folder, write_bytes
+from guidefold.run.folder import ensure_folder, require_run
+from guidefold.runs import write_bytes
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, PipelineSettings, Settings
 

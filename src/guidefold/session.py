@@ -33,8 +33,8 @@ from guidefold.pipelines import (
 from guidefold.probe import prediction_type, probe
 from guidefold.progress import console
 from guidefold.prompts import Prompt, load_prompts, split_prompts
-from guidefold.run.folder import RunFolder
-from guidefold.runs import locked, read_json, write_json, write_text
+from guidefold.run.folder import RunFolder, locked
+from guidefold.runs import read_json, write_json, write_text
 from guidefold.settings import Kind, PipelineSettings, Settings
 
 Need = Callable[[Settings, list[Prompt], list[Prompt]], bool]

@@ -16,6 +16,7 @@ from selenium.webdriver.support.ui import Select
 
 from guidefold.charts import INKS
 from guidefold.report import gather, render
+from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 
 RED, LIME, BLUE = (ImageColor.getrgb(name) for name in ("red", "lime", "blue"))
@@ -41,7 +42,7 @@ def write_page(run: Path, prompts: tuple[str, ...] = PROMPTS, text: str = "") ->
     results["categories"]["constructor"] = shares
     write(run / "results.json", results)
     page = run / "report.html"
-    page.write_text(render(gather(run)), encoding="utf-8")
+    page.write_text(render(gather(RunFolder(run))), encoding="utf-8")
     return page
 
 

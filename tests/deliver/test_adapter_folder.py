@@ -212,7 +212,7 @@ def test_a_tampered_adapter_is_refused_by_the_file_s_name(session: Session) -> N
 
 
 def test_a_missing_adapter_is_refused(session: Session) -> None:
-    shutil.rmtreesession.run.adapter
+    shutil.rmtree(session.run.adapter)
     with pytest.raises(RunError, match="no adapter yet"):
         open_adapter(session, 1.0)
 

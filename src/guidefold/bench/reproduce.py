@@ -18,7 +18,8 @@ import torch
 from guidefold.bench.paper import write_paper
 from guidefold.errors import ConfigError, FailedError
 from guidefold.progress import console
-from guidefold.runs import ensure_folder, read_json, write_bytes, write_text
+from guidefold.run.folder import ensure_folder
+from guidefold.runs import read_json, write_bytes, write_text
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from guidefold.deliver.verify import Verdict, base_of, examine, read_file, safet
 from guidefold.errors import InputError, VerifyError
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import prediction_type
-from guidefold.runs import ensure_folder, read_labels, read_metadata, read_tensors
+from guidefold.run.folder import ensure_folder
+from guidefold.runs import read_labels, read_metadata, read_tensors
 
 
 def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
+
+from filelock import lock_descriptor
 
 from guidefold.errors import RunError
-from guidefold.runs import restore_folder
+from guidefold.runs import explained, restore_folder
 
 METADATA = "guidefold.json"
 
@@ -97,3 +103,70 @@ def require_run(path: str | Path) -> RunFolder:
     if not run.config.exists():
         raise RunError(f"{run}: no run has begun here", "Begin one with 'guidefold distill'.")
     return run
+
+
+@contextmanager
+def locked(run: Path, *, reading: bool = False) -> Iterator[bool]:
+    """Hold a run folder for this process; the lock falls with the process, however it ends.
+
+    Work that fails before it has written anything leaves no new folder.
+
+    Args:
+        run: The folder; made where there is none.
+        reading: Whether a folder that cannot be written to will do, without a lock.
+
+    Yields:
+        Whether the folder is held, and may be written to.
+
+    Raises:
+        RunError: Another process holds the folder, or it cannot be written to.
+    """
+    if reading and not os.access(run, os.W_OK):
+        yield False
+        return
+    new = not run.exists()
+    ensure_folder(run)
+    held = _hold(run)
+    try:
+        with held:
+            yield True
+    except BaseException:
+        if new and [path.name for path in run.iterdir()] == [".lock"]:
+            with suppress(OSError):  # another process may have come in between
+                (run / ".lock").unlink()  # only now: Windows removes no open file
+                run.rmdir()
+        raise
+
+
+def _hold(run: Path) -> TextIO:
+    """Lock a folder and write this process's id into the lock file; closing the file unlocks."""
+    with explained(run / ".lock"), ExitStack() as opened:
+        file = opened.enter_context((run / ".lock").open("a+", encoding="utf-8"))
+        if not lock_descriptor(file.fileno(), blocking=False):
+            file.seek(len("pid "))  # Windows lets nobody read the first byte, which is locked
+            raise RunError(
+                f"{run}: in use by another Guidefold process (pid {file.read() or 'unknown'})",
+                "Wait for it, stop it, or choose another folder with run=FOLDER.",
+            )
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        opened.pop_all()
+        return file
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make a folder to write into.
+
+    Raises:
+        RunError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be made ({error.strerror})", "Choose another folder."
+        ) from error
+    if not writable:
+        raise RunError(f"{folder}: cannot be written to", "Choose another folder.")
