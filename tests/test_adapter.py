@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import nn
 from toys import TAKEN, Toy, left_out
 from zoo import WARNINGS, ZOO, build
@@ -484,3 +485,32 @@ def test_a_loaded_adapter_is_off_for_a_while_and_taken_off_for_good(
     assert torch.equal(answer(unet, inputs), student)
     unload_adapter(unet)
     assert torch.equal(answer(unet, inputs), teacher)
+
+
+def test_unloading_keeps_every_module_every_bit_and_every_hook(
+    adapter: Adapter, inputs: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    save_file(
+        {f"unet.{name}": tensor for name, tensor in adapter.state_dict().items()},
+        tmp_path / "lora.safetensors",
+    )
+    unet = adapter.denoiser
+    adapter.detach()
+    seen: list[nn.Module] = []
+    unet.conv_in.register_forward_hook(lambda module, _i, _o: seen.append(module))
+    modules, hook = dict(unet.named_modules()), dict(unet.conv_in._forward_hooks)
+    weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    plain = answer(unet, inputs)
+    for _ in range(2):  # it can be loaded again by diffusers, which asks whether one is there
+        unet.load_lora_adapter(tmp_path, weight_name="lora.safetensors", prefix="unet")
+        assert not torch.equal(answer(unet, inputs), plain)
+        unload_adapter(unet)
+        assert all(modules[name] is module for name, module in unet.named_modules())
+        assert dict(unet.conv_in._forward_hooks) == hook
+        assert all(torch.equal(weights[n], t) for n, t in unet.state_dict().items())
+        assert weights.keys() == unet.state_dict().keys()
+        assert not unet._hf_peft_config_loaded
+        assert not hasattr(unet, "peft_config")
+    seen.clear()
+    assert torch.equal(answer(unet, inputs), plain)
+    assert seen == [modules["conv_in"]]

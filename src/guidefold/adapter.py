@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import recurse_remove_peft_layers
 from peft import (
     LoraConfig,
     PeftModel,
@@ -321,10 +322,7 @@ def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
 
 def unload_adapter(denoiser: Any) -> None:
     """Take every LoRA off a denoiser, whoever put it there."""
-    for name, layer in list(denoiser.named_modules()):
-        if isinstance(layer, LoraLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), child, layer.base_layer)
+    recurse_remove_peft_layers(denoiser)  # not every class of denoisers has diffusers' unload_lora
     for module in (denoiser, *denoiser.children()):  # several denoisers are a module of modules
         if hasattr(module, "peft_config"):
             del module.peft_config

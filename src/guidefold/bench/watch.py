@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from guidefold.arguments import tensors_of
 
 TEMPORARY = "temporary"
 
@@ -46,9 +47,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if number and isinstance(args[0], FakeTensor):
             return _plausible(args[0])
         out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, torch.Tensor):
-                self._see(value)
+        for tensor in tensors_of(out):
+            self._see(tensor)
         return out
 
     def mark(self, part: str, tensors: Iterable[torch.Tensor] | None = None) -> None:
