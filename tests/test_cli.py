@@ -212,6 +212,54 @@ def test_a_foreseeable_mistake_ends_in_a_message_and_code_2(
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "choices"),
+    [
+        ("export x --format", "diffusers kohya transformer peft fused all"),
+        ("export x --dtype", "fp32 fp16 bf16"),
+        ("convert x --to", "diffusers kohya transformer peft"),
+        ("sample x --kind", "teacher unguided student"),
+        ("bench memory --how", "estimate cpu cuda"),
+        ("bench speed --targets", "attention linear all"),
+    ],
+)
+def test_choices_are_listed_in_the_help_and_completed_by_the_shell(
+    run: Guidefold, monkeypatch: pytest.MonkeyPatch, arguments: str, choices: str
+) -> None:
+    assert choices.replace(" ", "|") in run(*arguments.partition(" --")[0].split(), "--help").out
+    assert completed(run, monkeypatch, f"guidefold {arguments} ") == choices.split()
+    first, *_ = choices.split()
+    assert first in completed(run, monkeypatch, f"guidefold {arguments} {first[:3]}")
+
+
+def test_commands_and_presets_are_completed_by_the_shell(
+    run: Guidefold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert completed(run, monkeypatch, "guidefold ev") == ["evaluate"]
+    assert completed(run, monkeypatch, "guidefold config ") == presets()
+    assert completed(run, monkeypatch, "guidefold distill sdx") == ["sdxl"]
+
+
+def completed(run: Guidefold, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
+    """What bash is told of a line that ends where the cursor stands."""
+    with monkeypatch.context() as shell:
+        shell.setenv("_GUIDEFOLD_COMPLETE", "complete_bash")
+        shell.setenv("COMP_WORDS", line)
+        shell.setenv("COMP_CWORD", str(line.count(" ")))
+        return run().out.split()
+
+
+def test_sample_takes_settings_as_every_command_does_and_as_it_did(
+    run: Guidefold, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(api, "sample", lambda settings, *_, **__: seen.append(settings) or ["x"])
+    for overrides in (["threads=3"], ["--set", "threads=3"]):
+        assert run("sample", config, *overrides, "-p", "a cat").code == 0
+    assert [settings.threads for settings in seen] == [3, 3]
+    assert "--set" not in run("sample", "--help").out
+
+
 def test_the_commands_are_listed_whole_and_in_the_order_of_their_use(
     run: Guidefold, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,16 +34,23 @@ app = typer.Typer(
     help="Fold a diffusion pipeline's guidance into an ordinary LoRA: one pass a step, not two.",
     epilog="Start with 'guidefold demo', then 'guidefold probe PIPELINE' on your own.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")  # shown after the commands, which stand in a user's order
 
+
+def _presets() -> list[str]:
+    from guidefold.config import presets
+
+    return presets()
+
+
 Config = Annotated[
     str,
     typer.Argument(
-        help="A preset (sd15, sdxl, sd3, demo), a TOML file, or a run folder to go on with."
+        help="A preset (sd15, sdxl, sd3, demo), a TOML file, or a run folder to go on with.",
+        autocompletion=_presets,
     ),
 ]
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -101,7 +108,9 @@ app.command(short_help="Say whether a run's training step fits into memory.")(pl
 
 
 @app.command()
-def config(preset: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
+def config(
+    preset: Annotated[str, typer.Argument(help="A preset's name.", autocompletion=_presets)],
+) -> None:
     """Print a commented preset, to save and to change."""
     from guidefold.config import find_config
 
@@ -155,6 +164,7 @@ def distill(config: Config, overrides: Overrides = None) -> None:
 def sample(
     *,
     run: Run,
+    overrides: Overrides = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeatable.")
     ] = None,
@@ -163,7 +173,12 @@ def sample(
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--kind", "-k", help="Who draws; repeatable; all by default."),
+        typer.Option(
+            *("--kind", "-k"),
+            help="Who draws; repeatable; all by default.",
+            metavar=f"<{'|'.join(KINDS)}>",
+            autocompletion=lambda: list(KINDS),
+        ),
     ] = None,
     seed: Annotated[
         list[int] | None, typer.Option("--seed", "-s", min=0, help="Repeatable.")
@@ -180,8 +195,8 @@ def sample(
         Path | None, typer.Option(help="An adapter folder; by default the run's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples.")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting as section.key=value.")
+    more: Annotated[  # how this verb alone took overrides before
+        list[str] | None, typer.Option("--set", hidden=True)
     ] = None,
 ) -> None:
     """Draw prompts with teacher, unguided and student, side by side."""
@@ -194,7 +209,7 @@ def sample(
     from guidefold.prompts import read_prompts
 
     files = api.sample(
-        settings_of_run(run, override),
+        settings_of_run(run, [*(overrides or []), *(more or [])]),
         [*(prompt or []), *(read_prompts(inputs) if inputs else [])],
         out or RunFolder(run).samples,
         kinds=[name for name in KINDS if name in (kind or KINDS)],

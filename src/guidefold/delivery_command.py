@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from guidefold.errors import InputError
+from guidefold.probe_command import AsJson
 from guidefold.progress import console, plural
+from guidefold.settings import Format, LoraFormat, Precision
 
 if TYPE_CHECKING:
     from guidefold.deliver.clients import Reading
@@ -23,14 +25,14 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 def export(
     run: Run,
     kind: Annotated[
-        str | None,
-        typer.Option("--format", help="diffusers, kohya, transformer, peft, fused, or all."),
+        Literal[Format, "all"] | None,
+        typer.Option("--format", help="Whose format; all writes every one that fits."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder, one in it for each format; by default RUN/export.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16; by default fp32, of fused the base's.")
+        Precision | None, typer.Option(help="By default fp32, of fused weights the base's.")
     ] = None,
     strength: Annotated[
         float, typer.Option(help="What the run's strength is that becomes strength 1.")
@@ -72,7 +74,7 @@ def verify(
     pipeline: Annotated[
         str | None, typer.Option(help="Without a run: the pipeline that it is for.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read written files as their clients do.
 
@@ -92,7 +94,7 @@ def verify(
 
 def convert(
     file: Annotated[Path, typer.Argument(help="A LoRA's .safetensors file, or a peft folder.")],
-    to: Annotated[str, typer.Option(help="diffusers, kohya, transformer or peft.")],
+    to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
     pipeline: Annotated[str, typer.Option(help="What the file was made for.")],
     out: Annotated[Path, typer.Option(help="A .safetensors file; for peft a folder.")],
 ) -> None:

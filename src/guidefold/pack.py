@@ -16,7 +16,6 @@ from guidefold.card import WORKFLOW, Held, card
 from guidefold.comfyui import comparison, unsuitable
 from guidefold.config import hub_id
 from guidefold.deliver.export import deliver_kinds
-from guidefold.deliver.formats import Format
 from guidefold.deliver.trained import read_trained
 from guidefold.deliver.verify import Verdict
 from guidefold.errors import CorruptFileError, InputError, RunError
@@ -35,7 +34,7 @@ from guidefold.runs import (
     write_text,
 )
 from guidefold.session import Session, open_session
-from guidefold.settings import KINDS, Settings
+from guidefold.settings import KINDS, Format, Settings
 from guidefold.workflow import graph, to_api, to_ui
 
 CARD = "README.md"

@@ -13,6 +13,7 @@ from guidefold.progress import console
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def probe(
@@ -25,7 +26,7 @@ def probe(
         str | None,
         typer.Option(help="Prompts, or a .jsonl file whose fields are its call's arguments."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find out whether a pipeline's guidance can be folded.
 

@@ -13,6 +13,8 @@ KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
 StateSource = Literal["teacher", "student", "noise"]
 Preset = Literal["attention", "linear", "all"]
 Precision = Literal["fp32", "fp16", "bf16"]
+LoraFormat = Literal["diffusers", "kohya", "transformer", "peft"]
+Format = Literal[LoraFormat, "fused"]
 Storage = Literal["same", "bf16", "int8", "int4"]
 OptimizerName = Literal["adamw", "adamw8bit"]
 Positive = Annotated[int, Field(ge=1)]

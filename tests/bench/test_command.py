@@ -79,13 +79,10 @@ def test_a_rung_that_a_cpu_cannot_run_says_so_in_place_of_a_number(
     ("option", "value", "remedy"),
     [
         ("--arch", "sd16", "Use sd15"),
-        ("--how", "guess", "Use estimate, cpu, cuda"),
         ("--how", "cuda", "Use --how estimate"),
         ("--batch", "0", "Use 1 or more"),
         ("--rank", "0", "Use 1 or more"),
         ("--size", "500", "has 512"),
-        ("--dtype", "fp8", "Use fp32, fp16, bf16"),
-        ("--targets", "most", "Use attention, linear, all"),
         ("--case", "full", "Use full-fine-tuning"),
     ],
 )
@@ -97,6 +94,27 @@ def test_a_wrong_argument_ends_with_its_name_and_a_remedy(
     assert code == 2
     assert f"{option} {value}" in err
     assert remedy in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "choices"),
+    [
+        ("memory", "--how", "guess", "estimate, cpu, cuda"),
+        ("memory", "--dtype", "fp8", "fp32, fp16, bf16"),
+        ("memory", "--targets", "most", "attention, linear, all"),
+        ("speed", "--dtype", "fp8", "fp32, fp16, bf16"),
+        ("speed", "--targets", "most", "attention, linear, all"),
+    ],
+)
+def test_a_wrong_choice_ends_with_its_option_and_all_choices(
+    run: Run, command: str, option: str, value: str, choices: str
+) -> None:
+    code, out, err = run("bench", command, option, value)
+    assert code == 2
+    assert f"Invalid value for '{option}'" in err
+    assert f"'{value}' is not one of " in err
+    assert choices in err.replace("'", "")
     assert out == ""
 
 

@@ -57,7 +57,6 @@ def test_json_is_all_that_standard_output_holds(run: Run, small: Path) -> None:
         (("bundled", "--arch", "sd15"), "two things", "Name one"),
         (("--batch", 0), "--batch 0", "Use 1 or more"),
         (("--rounds", 0), "--rounds 0", "Use 1 or more"),
-        (("--dtype", "fp8"), "--dtype fp8", "Use fp32, fp16, bf16"),
         (("--device", "nowhere"), "--device nowhere", "Use --device auto"),
         (("--arch", "sd15", "--size", 500), "--size 500", "has 512"),
         (("no/such/place",), "no/such/place", "model_index.json"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -186,30 +186,6 @@ class Load(Subject):
             Encoder(part.build(dtype), verb, part.inputs, self.sizes)
             for part, verb in (*named, (parts.autoencoder, "encode"))
         ]
-
-
-def make_load(
-    architecture: Architecture, batch: int, size: int | None, dtype: str, rank: int, targets: str
-) -> Load:
-    """A load of what a user wrote; without a size, the architecture's own.
-
-    Raises:
-        ConfigError: Names the option, its value and what it can be.
-    """
-    for option, value, allowed in (
-        ("--dtype", dtype, get_args(Precision)),
-        ("--targets", targets, get_args(Preset)),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{option} {value}: no such choice", f"Use {', '.join(allowed)}.")
-    return Load(
-        architecture,
-        batch,
-        architecture.size if size is None else size,
-        cast(Precision, dtype),
-        rank,
-        cast(Preset, targets),
-    )
 
 
 def find_cases(names: Sequence[str]) -> list[Case]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from guidefold.errors import InputError
+from guidefold.probe_command import AsJson, Overrides
 from guidefold.progress import console
+from guidefold.settings import Precision, Preset
 
 if TYPE_CHECKING:
     from guidefold.bench.speed_report import Row
@@ -33,38 +35,39 @@ def memory(
         str, typer.Option(help="sd15, sd21, sdxl, sd3, or a .toml file like theirs.")
     ] = "sd15",
     how: Annotated[
-        str, typer.Option(help="estimate (no device, no weights), or measured on: cpu, cuda.")
+        Literal["estimate", "cpu", "cuda"],
+        typer.Option(help="Estimate it without device or weights, or measure it on a device."),
     ] = "estimate",
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = 4,
     size: Annotated[
         int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
     rank: Annotated[int, typer.Option(help="Of the adapter.")] = 4,
-    targets: Annotated[
-        str, typer.Option(help="The adapter's layers: attention, linear or all.")
-    ] = "attention",
+    targets: Annotated[Preset, typer.Option(help="Layers that the adapter takes.")] = "attention",
     case: Annotated[
         list[str] | None, typer.Option(help="One case; repeatable; all by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Peak memory of a training step: the paper's Table 1.
 
     Then the way down from there, rung by rung.
     """
     from guidefold.bench.architectures import load_architecture
-    from guidefold.bench.cases import find_cases, make_load
-    from guidefold.bench.report import bench_memory, check_how, to_json, to_table
+    from guidefold.bench.cases import Load, find_cases
+    from guidefold.bench.report import bench_memory, check_device, to_json, to_table
 
-    chosen, way = find_cases(case or []), check_how(how)
-    load = make_load(load_architecture(arch), batch, size, dtype, rank, targets)
+    chosen, architecture = find_cases(case or []), load_architecture(arch)
+    check_device(how)
+    pixels = architecture.size if size is None else size
+    load = Load(architecture, batch, pixels, dtype, rank, targets)
     with _progress_aside(as_json):
-        rows = bench_memory(chosen, load, way)
+        rows = bench_memory(chosen, load, how)
     if as_json:
-        typer.echo(json.dumps(to_json(rows, load, way), indent=2))
+        typer.echo(json.dumps(to_json(rows, load, how), indent=2))
     else:
-        console.print(to_table(rows, load, way))
+        console.print(to_table(rows, load, how))
 
 
 @bench.command()
@@ -86,19 +89,17 @@ def speed(
         int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="How often every way is timed.")] = 5,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     rank: Annotated[int, typer.Option(help="Of the random adapter.")] = 32,
-    targets: Annotated[
-        str, typer.Option(help="The random adapter's layers: attention, linear or all.")
-    ] = "all",
+    targets: Annotated[Preset, typer.Option(help="Layers that the random adapter takes.")] = "all",
     adapter: Annotated[
         Path | None, typer.Option(help="A run's folder: its adapter, not a random one.")
     ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Also with torch.compile, if it works.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time of teacher, student and Selective Guidance.
 
@@ -152,9 +153,7 @@ def _print_speed(rows: Sequence[Row], subject: Subject, options: Options) -> Non
 def fidelity(
     *,
     config: Annotated[str, typer.Argument(help="A preset or a TOML file.")] = "demo",
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path, typer.Option(help="Where runs are kept; what is finished there is not run again.")
     ] = Path("runs/fidelity"),
@@ -162,7 +161,7 @@ def fidelity(
         list[str] | None, typer.Option(help="One method; repeatable; all by default.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Alignment and distance from the CFG picture, by method.
 
@@ -219,13 +218,11 @@ def reproduce(
 
 def plan(
     config: Annotated[str, typer.Argument(help="A preset, a TOML file, or a run folder.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB to compare with; by default the device's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether a run's training step fits, before a weight is downloaded or read."""
     from guidefold.config import load_settings

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from guidefold.adapter import PEFT_FILE, layers_of
 from guidefold.deliver.export import write_file
-from guidefold.deliver.formats import FORMATS, Format, format_of, unfit
+from guidefold.deliver.formats import FORMATS, format_of, unfit
 from guidefold.deliver.verify import Verdict, base_of, examine, read_file, safetensors_of
 from guidefold.errors import InputError, VerifyError
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import prediction_type
 from guidefold.run.folder import ensure_folder
 from guidefold.runs import read_labels, read_metadata, read_tensors
+from guidefold.settings import Format
 
 
 def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:

@@ -18,7 +18,7 @@ from guidefold.adapter import (
     part_folder,
 )
 from guidefold.deliver.clients import read_by_clients
-from guidefold.deliver.formats import FORMATS, Format, Tensors, cast, named, of_one_rank, unfit
+from guidefold.deliver.formats import FORMATS, Tensors, cast, named, of_one_rank, unfit
 from guidefold.deliver.metadata import labels
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
@@ -29,7 +29,7 @@ from guidefold.pipelines import DTYPES
 from guidefold.run.folder import require_run
 from guidefold.runs import finished_folder, write_json, write_tensors, write_text
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
+from guidefold.settings import Format, Settings
 
 
 @dataclass(frozen=True)

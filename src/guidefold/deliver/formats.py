@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -18,8 +18,8 @@ from guidefold.adapter import layers_of
 from guidefold.deliver.clients import PARTS, flat, stem
 from guidefold.deliver.layer_names import LayerNames
 from guidefold.errors import InputError, MismatchError, NonFiniteError
+from guidefold.settings import Format
 
-Format = Literal["diffusers", "kohya", "transformer", "peft", "fused"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Tensors = Mapping[str, torch.Tensor]
 

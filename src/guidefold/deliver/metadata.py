@@ -11,8 +11,9 @@ from typing import Any
 from safetensors.torch import save
 
 from guidefold.adapter import layers_of
-from guidefold.deliver.formats import Format, Tensors
+from guidefold.deliver.formats import Tensors
 from guidefold.deliver.layer_names import LayerNames, client_facts
+from guidefold.settings import Format
 
 SPECIFICATION = "1.0.1"
 ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"

@@ -15,7 +15,7 @@ from torch import nn
 from guidefold.adapter import PEFT_CONFIG, load_part, loaded_tensors, unload_adapter
 from guidefold.config import load_settings
 from guidefold.deliver.clients import Reading, read_by_clients, stem
-from guidefold.deliver.formats import Format, Tensors, alphas_of, format_of, layers_by_stem, read
+from guidefold.deliver.formats import Tensors, alphas_of, format_of, layers_by_stem, read
 from guidefold.deliver.integrity import Offered, damage, denoiser_of, other_base, said_of
 from guidefold.deliver.layer_names import LayerNames, layer_names
 from guidefold.deliver.tensor_checks import misfits, off_fused, off_student, others, some, strangers
@@ -26,6 +26,7 @@ from guidefold.probe import lora_loader
 from guidefold.run.folder import require_run
 from guidefold.runs import read_json, read_labels, read_tensors
 from guidefold.session import Session, open_session
+from guidefold.settings import Format
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
