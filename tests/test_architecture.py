@@ -21,7 +21,7 @@ ORDER = """
     checkpoints session recording gather about
     weights sample previews tracking updates distill
     gallery dial evaluate charts exhibits document report
-    licences workflow comfyui card pack hub easel server demo bench api
+    licences workflow comfyui card pack hub easel server demo options bench api
     probe_command delivery_command hub_command compare_command cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of

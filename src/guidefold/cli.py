@@ -18,10 +18,11 @@ from rich.table import Table
 from guidefold import __version__
 from guidefold.bench.command import bench, plan, reproduce
 from guidefold.compare_command import compare
-from guidefold.delivery_command import Run, convert, export, settings_of_run, verify
+from guidefold.delivery_command import convert, export, settings_of_run, verify
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.hub_command import pack, push
-from guidefold.probe_command import Overrides, probe
+from guidefold.options import Overrides, Run
+from guidefold.probe_command import probe
 from guidefold.progress import Stopped, console, plural
 from guidefold.run.folder import RunFolder
 from guidefold.settings import KINDS

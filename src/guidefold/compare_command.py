@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from guidefold.delivery_command import Run, settings_of_run
+from guidefold.delivery_command import settings_of_run
 from guidefold.errors import FailedError, InputError
+from guidefold.options import Run
 from guidefold.progress import console
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guidefold.errors import InputError
-from guidefold.probe_command import AsJson
+from guidefold.options import AsJson, Run
 from guidefold.progress import console, plural
 from guidefold.settings import Format, LoraFormat, Precision
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from guidefold.deliver.clients import Reading
     from guidefold.deliver.verify import Verdict
     from guidefold.settings import Settings
-
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 
 def export(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guidefold.delivery_command import Run, settings_of_run
+from guidefold.delivery_command import settings_of_run
 from guidefold.errors import InputError
+from guidefold.options import Run
 from guidefold.progress import console, plural
 
 if TYPE_CHECKING:

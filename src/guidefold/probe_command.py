@@ -8,12 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from guidefold.errors import UnfoldableError
+from guidefold.options import AsJson, Overrides
 from guidefold.progress import console
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def probe(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guidefold.errors import InputError
-from guidefold.probe_command import AsJson, Overrides
+from guidefold.options import AsJson, Overrides
 from guidefold.progress import console
 from guidefold.settings import Precision, Preset
 
