@@ -22,12 +22,11 @@ import numpy as np
 from PIL import Image
 
 from guidefold.about import read_dial
-from guidefold.calibration import Dial, Mark
 from guidefold.config import flatten, load_settings
 from guidefold.demo.judge import judge_of
 from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
-from guidefold.objective import strength_of
+from guidefold.lora.dial import Dial
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 from guidefold.sample import grid, png
@@ -83,14 +82,14 @@ def measure(asked: argparse.Namespace) -> None:
     rows = [
         _measure(settings, g, strength, by)
         for g in SCALES
-        for by, strength in _strengths(settings, dial, g).items()
+        for by, strength in _strengths(dial, g).items()
     ]
     _add_nearest(RunFolder(work).evaluation, rows, asked.prompts)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"marks": [vars(mark) for mark in dial.marks], "rows": rows}, indent=1)
     asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     asked.out.with_suffix(".md").write_text(
-        _page(settings, rows, dial.marks, asked.out), encoding="utf-8"
+        _page(settings, rows, dial, asked.out), encoding="utf-8"
     )
 
 
@@ -124,10 +123,10 @@ def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
     return found.model_copy(update={"run": str(work), "evaluate": measured})
 
 
-def _strengths(settings: Settings, dial: Dial, guidance: float) -> dict[str, float]:
-    found = {"dial": strength_of(guidance, 1.0, settings.adapter.g_ref)}
+def _strengths(dial: Dial, guidance: float) -> dict[str, float]:
+    found = {"dial": dial.nominal_strength(guidance)}
     with contextlib.suppress(InputError):  # beyond what the dial was measured over
-        found["calibration"] = dial.strength_for(guidance)
+        found["calibration"] = dial.measured_strength(guidance)
     return found
 
 
@@ -179,9 +178,7 @@ def _command(settings: Settings) -> str:
     return " ".join(["guidefold demo run=RUN", *differing])
 
 
-def _page(
-    settings: Settings, rows: Sequence[dict[str, Any]], marks: Sequence[Mark], out: Path
-) -> str:
+def _page(settings: Settings, rows: Sequence[dict[str, Any]], dial: Dial, out: Path) -> str:
     low, high = settings.record.guidance
     asked = settings.evaluate
     lines = [
@@ -205,8 +202,8 @@ def _page(
         "\n## The calibration\n\n| guidance | strength | as the dial stands | residual |\n"
     )
     lines.append("|---|---|---|---|\n")
-    for mark in marks:
-        stands = strength_of(mark.guidance, 1.0, settings.adapter.g_ref)
+    for mark in dial.marks:
+        stands = dial.nominal_strength(mark.guidance)
         lines.append(
             f"| {mark.guidance:.2f} | {mark.strength:.3f} | {stands:.3f} | {mark.residual:.3f} |\n"
         )

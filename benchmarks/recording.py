@@ -21,6 +21,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from guidefold import capture
 from guidefold.bench.architectures import load_architecture
 from guidefold.bench.materials import occupy
+from guidefold.lora.dial import Dial
 from guidefold.plans import Plan
 from guidefold.probe import probe
 from guidefold.prompts import Prompt
@@ -65,7 +66,9 @@ def main() -> None:
         {"run": "unused", "pipeline": {"source": "unused", "call": call}}
     )
     pipeline = build()
-    recorder = Recorder(pipeline, probe(pipeline, call, 7.5), settings)
+    findings = probe(pipeline, call, 7.5)
+    dial = Dial(findings.origin, settings.adapter.g_ref, settings.record.guidance)
+    recorder = Recorder(pipeline, findings, settings, dial)
     inside, shares = listen_to(recorder), []
     for index in range(2):  # following asks the denoiser in the first alone, for its template
         plan = Plan(index, "training", Prompt.of("a photograph of a cat"), index, 7.5, asked.steps)

@@ -98,7 +98,7 @@ def _case(
             **found,
             "relative_distance": relative_distance(drawn),
             "passes": {kind: drawn[kind].passes_per_image for kind in KINDS},
-            "guidance": session.guidance,
+            "guidance": session.compared.guidance,
             "prompts": len(texts),
             "recorded": type(scheduler).__name__,
         }
@@ -114,7 +114,7 @@ def _draw(session: Session, count: int) -> dict[Kind, Drawn]:
     with task("Drawing, denoising steps", len(KINDS) * len(prompts) * steps) as progress:
         for kind in KINDS:
             if kind == "student":
-                open_adapter(session, session.strength)
+                open_adapter(session, session.compared.strength)
             guidance = session.guidance_of(kind)
             drawn[kind] = draw_session(session, prompts, seeds, guidance, progress)
     return drawn

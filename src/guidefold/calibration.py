@@ -4,83 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 
-from guidefold.errors import InputError
-from guidefold.objective import GuidanceSize, guidance_at, strength_of
+from guidefold.lora.dial import BEYOND, Mark
+from guidefold.objective import GuidanceSize
 from guidefold.shards import StateRef
 from guidefold.student import Student
 
 STEPS = 16  # strengths tried, evenly from 0
-BEYOND = 1.25  # how far past the strongest guidance that was recorded
 NEAREST = 3  # of guidance that is not linear, every third state stands near enough to a scale
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A mark of the dial.
-
-    Attributes:
-        guidance: A guidance scale.
-        strength: Of the adapter, at which the student comes nearest to the teacher at that scale.
-        residual: Residual guidance that is left there.
-    """
-
-    guidance: float
-    strength: float
-    residual: float
-
-
-@dataclass(frozen=True)
-class Dial:
-    """A dial as it was measured.
-
-    Attributes:
-        origin: The guidance scale at strength 0, where the student is the teacher itself.
-        marks: Of rising guidance and rising strength; empty where it was not measured.
-    """
-
-    origin: float
-    marks: tuple[Mark, ...]
-
-    def strength_for(self, guidance: float) -> float:
-        """The strength for a guidance scale, between marks in proportion.
-
-        Args:
-            guidance: The scale.
-
-        Raises:
-            InputError: It lies outside the marks, or there are none.
-        """
-        if not self.marks:
-            raise InputError(
-                f"guidance {guidance:g}: this adapter's dial has not been measured",
-                "Measure it with 'guidefold export RUN', or give --strength.",
-            )
-        found = _between([(m.guidance, m.strength) for m in self._from_origin()], guidance)
-        if found is None:
-            raise InputError(
-                f"guidance {guidance:g}: the adapter's dial is measured from {self.origin:.3g} to "
-                f"{self.marks[-1].guidance:.3g}",
-                "Choose a scale between, or give --strength. Longer training (distill.steps) "
-                "reaches further, up to the scales that were recorded (record.guidance).",
-            )
-        return found
-
-    def guidance_for(self, strength: float, otherwise: float) -> float:
-        """The guidance scale that a strength serves best, between marks in proportion.
-
-        Args:
-            strength: Of the adapter.
-            otherwise: Where the strength lies outside the marks.
-        """
-        found = _between([(m.strength, m.guidance) for m in self._from_origin()], strength)
-        return otherwise if found is None else found
-
-    def _from_origin(self) -> list[Mark]:
-        return [Mark(self.origin, 0.0, 0.0), *self.marks] if self.marks else []
 
 
 @dataclass(frozen=True)
@@ -124,33 +58,30 @@ def strengths_tried(highest: float) -> list[float]:
 def calibrate(
     student: Student,
     refs: Sequence[StateRef],
-    highest: float,
     batch_size: int,
-    on_states: Callable[[int], None] | None = None,
+    on_states: Callable[[int], None],
 ) -> list[Mark]:
     """Measure a trained student's dial on recorded states, best those that it never saw.
 
     Args:
         student: Its adapter loaded, its frozen weights the teacher's own.
         refs: Recorded states.
-        highest: The strongest guidance scale among all that was recorded.
         batch_size: States per call.
         on_states: Told of how many states were measured.
 
     Returns:
         Marks of rising guidance and rising strength; none where the teacher is guided nowhere.
     """
-    findings, g_ref = student.findings, student.asked.g_ref
-    strengths = strengths_tried(strength_of(highest, findings.origin, g_ref))
+    dial = student.dial
+    strengths = strengths_tried(dial.nominal_strength(dial.trained[1]))
     heard: list[Heard] = []
     for first in range(0, len(refs), batch_size):
         some = refs[first : first + batch_size]
         heard += _listen(student, some, strengths)
-        if on_states is not None:
-            on_states(len(some))
-    guided = [state for state in heard if state.guidance != findings.origin and state.target > 0]
-    scales = [guidance_at(s, findings.origin, g_ref) for s in strengths[1:]]
-    return marks_of(guided, strengths, findings.origin, scales, linear=findings.linear)
+        on_states(len(some))
+    guided = [state for state in heard if state.guidance != dial.origin and state.target > 0]
+    scales = [dial.nominal_guidance(s) for s in strengths[1:]]
+    return marks_of(guided, strengths, dial.origin, scales, linear=student.findings.linear)
 
 
 def marks_of(
@@ -254,17 +185,5 @@ def _lowest(strengths: Sequence[float], errors: Sequence[float]) -> tuple[float,
 
 def _rising(marks: Sequence[Mark]) -> list[Mark]:
     """Marks up to where strength no longer rises with guidance."""
-    kept = list(marks[:1])
-    for before, mark in pairwise(marks):
-        if mark.strength <= before.strength:
-            break
-        kept.append(mark)
-    return kept
-
-
-def _between(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The value at x between points of rising x; None outside them."""
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 <= x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return None
+    rising = takewhile(lambda pair: pair[0].strength < pair[1].strength, pairwise(marks))
+    return [*marks[:1], *(mark for _, mark in rising)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,6 @@ from diffusers.pipelines import auto_pipeline
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.about import dial_of, stands_for
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.config import dump_toml, hub_id, public_name, without_paths
 from guidefold.deliver.layer_names import client_facts
@@ -23,7 +22,7 @@ from guidefold.deliver.verify import Verdict
 from guidefold.evaluate import LIBRARIES
 from guidefold.exhibits import NAMES
 from guidefold.findings import Findings
-from guidefold.objective import guidance_at
+from guidefold.lora.dial import STRENGTHS, Dial
 from guidefold.pipelines import DTYPES
 from guidefold.sample import picture_seeds
 from guidefold.session import Session
@@ -32,7 +31,6 @@ from guidefold.settings import KINDS, Settings
 REPOSITORY = "OWNER/NAME"
 """Stands for the repository's name until it has one."""
 WORKFLOW = "comfyui-workflow.json"
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 MARKS = 8  # of the dial, at most
 WORDS = {"residual": "residual guidance"}
 TASKS = {
@@ -84,17 +82,18 @@ def card(session: Session, held: Held) -> str:
     settings, findings = session.settings, session.findings
     tag = pipeline_tag(findings.pipeline)
     base = hub_id(settings.pipeline.source)
+    dial = Dial.from_json(held.about)
     front = front_matter(findings, base, held.licence, tag, held.pictures)
     body = {
         "title": session.run.name,
         "base": _base(session),
         "passes": f"{findings.passes_on:g}",
         "about": held.about,
-        "meant": stands_for(held.about["g_ref"], dial_of(held.about)),
+        "meant": dial.stands_for,
         "pictures": held.pictures,
         "results": held.results,
         "table": table(held.results) if held.results else [],
-        "marks": _marks(held.about, findings.origin),
+        "marks": _marks(dial),
         "code": code(session, images=tag in ("text-to-image", "image-to-image")),
         "more_inputs": sorted({n for p in session.held_out[:1] for n, _ in p.columns}),
         "clients": list(_clients(held.verdicts)),
@@ -285,12 +284,12 @@ def _base(session: Session) -> dict[str, Any]:
     }
 
 
-def _marks(about: Mapping[str, Any], origin: float) -> list[dict[str, str]]:
+def _marks(dial: Dial) -> list[dict[str, str]]:
     """Rows of the dial: as it was measured, else as it was trained; none where there is none."""
-    if not about["dial"]:
+    if not dial.proportional:
         return []
-    rows = about.get("dial_table") or [
-        {"strength": s, "guidance": guidance_at(s, origin, about["g_ref"])} for s in STRENGTHS
+    rows = [asdict(mark) for mark in dial.marks] or [
+        {"strength": s, "guidance": dial.nominal_guidance(s)} for s in STRENGTHS
     ]
     some = rows[:: -(-len(rows) // MARKS)]
     return [{WORDS.get(n, n): f"{value:.3g}" for n, value in row.items()} for row in some]

@@ -269,7 +269,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _teach(settings: Settings) -> None:
     """Record, train, write, check."""
     from guidefold import api
-    from guidefold.about import dial_of, measured_otherwise
+    from guidefold.lora.dial import Dial
 
     api.distill(settings)
     if not _main_process():
@@ -281,7 +281,7 @@ def _teach(settings: Settings) -> None:
     console.print(f"  {about['usage_hint']}", markup=False)
     for line in _dial_lines(about["dial_table"]):
         console.print(f"  {line}", markup=False)
-    if measured_otherwise(about["g_ref"], dial_of(about)) is not None:
+    if Dial.from_json(about).measured_otherwise is not None:
         console.print(
             "Beware: strength 1 does not measure as the scale it was trained for, which means that "
             "too little is folded yet: train longer (distill.steps)."

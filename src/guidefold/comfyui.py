@@ -59,8 +59,8 @@ def comparison(session: Session, lora: str, size: Sequence[int] | None) -> Compa
         seed=0,  # ComfyUI draws other noise from a seed than diffusers does
         steps=session.settings.evaluate.steps,
         size=_size(session, names, size),
-        cfg=1 + session.guidance - findings.origin,
-        strength=session.strength,
+        cfg=1 + session.compared.guidance - findings.origin,
+        strength=session.compared.strength,
         prediction_type=findings.prediction_type,
         scheduler=findings.scheduler,
         grid=dict(session.pipeline.scheduler.config),

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from guidefold.adapter import set_strength
 from guidefold.gallery import Gallery
-from guidefold.objective import guidance_at
+from guidefold.lora.dial import STRENGTHS
 from guidefold.progress import Task
 from guidefold.prompts import Prompt
-
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 
 
 def draw_teacher(
@@ -30,10 +28,9 @@ def draw_teacher(
     if not prompts:
         return []
     session = gallery.session
-    origin, g_ref = session.findings.origin, session.settings.adapter.g_ref
     columns = [gallery.draw("unguided", prompts, seeds, progress).files]
     for strength in STRENGTHS[1:]:
-        scale = guidance_at(strength, origin, g_ref)
+        scale = session.dial.nominal_guidance(strength)
         columns.append(gallery.draw("teacher", prompts, seeds, progress, guidance=scale).files)
     return columns
 
@@ -59,5 +56,5 @@ def draw_student(
     for strength in STRENGTHS:
         set_strength(session.denoiser, strength)
         columns.append(gallery.draw("student", prompts, seeds, progress, strength=strength).files)
-    set_strength(session.denoiser, session.strength)
+    set_strength(session.denoiser, session.compared.strength)
     return columns

@@ -149,7 +149,7 @@ class Training:
             self.session.keep_denoiser_only()
         denoiser = self.session.denoiser.to(self.device)
         self.student = Student(
-            denoiser, self.findings, asked.adapter, asked.seed, refs, self.attach
+            denoiser, self.findings, self.session.dial, asked.adapter, asked.seed, refs, self.attach
         )
         self.student.autocast = self.accelerator.autocast
         self.adapter = self.student.adapter

@@ -11,7 +11,7 @@ import secrets
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -20,9 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from guidefold.about import read_dial
 from guidefold.adapter import adapter_off, set_strength
 from guidefold.deliver.trained import open_adapter
-from guidefold.dial import STRENGTHS
 from guidefold.errors import GuidefoldError, InputError
-from guidefold.objective import guidance_at
+from guidefold.lora.dial import STRENGTHS
 from guidefold.prompts import Prompt, load_prompts
 from guidefold.run.folder import require_run
 from guidefold.sample import Drawn, draw, png
@@ -143,13 +142,14 @@ class Easel:
         self._wishes: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
         self._finished: dict[Look, Finished] = {}
-        self._measured = read_dial(session.run.adapter)
+        marks = read_dial(session.run.adapter).marks
+        self._measured = replace(session.dial, marks=marks)
 
     @property
     def dial(self) -> list[tuple[float, float]]:
         """Every strength that can be asked for, with the teacher's guidance scale."""
-        count = math.ceil(NOTCHES * max(STRENGTHS[-1], self.session.strongest) - 1e-9)
-        strengths = {k / NOTCHES for k in range(count + 1)} | {self.session.strength}
+        count = math.ceil(NOTCHES * max(STRENGTHS[-1], self._measured.strongest) - 1e-9)
+        strengths = {k / NOTCHES for k in range(count + 1)} | {self.session.compared.strength}
         return [(strength, self.guidance_at(strength)) for strength in sorted(strengths)]
 
     def guidance_at(self, strength: float) -> float:
@@ -158,10 +158,9 @@ class Easel:
         Beyond the marks it is what the strength was trained for; the scale that is off where that
         is all.
         """
-        findings = self.session.findings
-        nominal = guidance_at(strength, findings.origin, self.session.settings.adapter.g_ref)
-        scale = round(self._measured.guidance_for(strength, nominal), 2)
-        return scale if scale > max(findings.origin, findings.off) else findings.off
+        off = self.session.findings.off
+        scale = round(self._measured.measured_guidance(strength), 2)
+        return scale if scale > max(self._measured.origin, off) else off
 
     def begin(self, wish: Wish) -> str | None:
         """Have a wish drawn.
@@ -227,7 +226,7 @@ class Easel:
         Raises:
             InputError: It is a video, or nothing to look at.
         """
-        off, strength = self.session.findings.off, self.session.strength
+        off, strength = self.session.findings.off, self.session.compared.strength
         look = Look(self.session.held_out[0].text, 0, off, strength)
         if self._drawn(look, TRIAL_STEPS).frames:
             raise InputError(
@@ -317,7 +316,7 @@ def open_easel(settings: Settings) -> Iterator[Easel]:
     require_run(settings.run)
     _check_prompts(settings)
     with open_session(settings) as session:
-        open_adapter(session, session.strength)
+        open_adapter(session, session.compared.strength)
         easel = Easel(session)
         easel.try_out()
         yield easel

@@ -18,7 +18,8 @@ from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import Gallery
-from guidefold.objective import guidance_at, mean_residual, residual_by_level, squared_error
+from guidefold.lora.dial import STRENGTHS
+from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, in_all, plural, task
 from guidefold.prompts import Prompt
@@ -102,11 +103,10 @@ def evaluate(
 def _served(settings: Settings) -> Settings:
     """A scale that was asked for is met by the strength that was measured to serve it best."""
     asked, dial = settings.evaluate, read_dial(RunFolder(settings.run).adapter)
-    if asked.guidance is None or asked.strength is not None:
+    if not dial.marks:
         return settings
-    if not (settings.adapter.dial and dial.marks):
-        return settings
-    found = asked.model_copy(update={"strength": dial.strength_for(asked.guidance)})
+    compared = dial.compare_at(asked.guidance, asked.strength)
+    found = asked.model_copy(update={"strength": compared.strength})
     return settings.model_copy(update={"evaluate": found})
 
 
@@ -157,14 +157,14 @@ def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Mea
     turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
     few = prompts[: max(asked.batch_size, asked.state_prompts)]
     strengths, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
-    pictures = len(KINDS) * len(prompts) + 2 * len(turned) * len(dial.STRENGTHS) + len(few)
+    pictures = len(KINDS) * len(prompts) + 2 * len(turned) * len(STRENGTHS) + len(few)
     runs = RUNS_PER_PROMPT * len(stated)
     with task("Measuring, denoising steps", (pictures + runs) * asked.steps) as progress:
         gallery = Gallery(session)
         drawn["teacher"] = gallery.draw("teacher", prompts, seeds, progress)
         drawn["unguided"] = gallery.draw("unguided", prompts, seeds, progress)
         strengths["teacher"] = dial.draw_teacher(gallery, turned, seeds[: len(turned)], progress)
-        weights.load(session, session.strength)
+        weights.load(session, session.compared.strength)
         drawn["student"] = gallery.draw("student", prompts, seeds, progress)
         strengths["student"] = dial.draw_student(gallery, turned, seeds[: len(turned)], progress)
         residual = _residual(session, weights, stated, seeds, progress)
@@ -242,7 +242,7 @@ def _along(
     asked = session.settings.pipeline
     on, off = (
         run_inputs(pipeline, findings, asked, [prompt], guidance, steps)
-        for guidance in (session.guidance, findings.off)
+        for guidance in (session.compared.guidance, findings.off)
     )
     listened = session.denoisers
 
@@ -311,8 +311,7 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
         **judged,
         "residual_guidance": measured.residual,
         "relative_distance": relative_distance(drawn),
-        "guidance": session.guidance,
-        "strength": session.strength,
+        **session.compared._asdict(),
         "prompts": len(measured.prompts),
         "steps": session.settings.evaluate.steps,
         "trained_steps": read_json(session.run.metadata)["step"],
@@ -325,7 +324,6 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
 
 def _index(session: Session, measured: Measured) -> dict[str, Any]:
     """Which kept picture shows what: prompt by prompt, and strength by strength."""
-    origin, g_ref = session.findings.origin, session.settings.adapter.g_ref
     pictures = [
         {
             "prompt": prompt.label,
@@ -338,13 +336,8 @@ def _index(session: Session, measured: Measured) -> dict[str, Any]:
     ]
     teacher, student = measured.dial["teacher"], measured.dial["student"]
     steps = [
-        {
-            "strength": s,
-            "guidance": guidance_at(s, origin, g_ref),
-            "teacher": t,
-            "student": own,
-        }
-        for s, t, own in zip(dial.STRENGTHS, teacher, student, strict=False)
+        {"strength": s, "guidance": session.dial.nominal_guidance(s), "teacher": t, "student": own}
+        for s, t, own in zip(STRENGTHS, teacher, student, strict=False)
     ]
     return {"pictures": pictures, "dial": steps}
 

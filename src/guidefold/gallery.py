@@ -90,7 +90,7 @@ class Gallery:
             weights = {n: e["sha256"] for n, e in manifest.items() if n.endswith(".safetensors")}
             common |= {
                 "adapter": weights,
-                "strength": session.strength if strength is None else strength,
+                "strength": session.compared.strength if strength is None else strength,
             }
         return common
 

@@ -14,28 +14,6 @@ TINY = 1e-12
 OFF_SHARE = 1e-5
 
 
-def strength_of(guidance: float, origin: float, g_ref: float) -> float:
-    """The strength that stands for a guidance scale.
-
-    ``s = (g - origin) / (g_ref - origin)``; 0 is the unguided teacher, 1 is ``g_ref``.
-
-    Source: classifier-free guidance is linear in g (Ho & Salimans 2022, eq. 6), and so is a LoRA in
-    its strength.
-    """
-    return (guidance - origin) / (g_ref - origin)
-
-
-def guidance_at(strength: float, origin: float, g_ref: float) -> float:
-    """The guidance scale that a strength stands for: ``origin + s (g_ref - origin)``.
-
-    Args:
-        strength: The adapter's.
-        origin: The guidance scale at strength 0.
-        g_ref: The guidance scale at strength 1.
-    """
-    return origin + strength * (g_ref - origin)
-
-
 def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each sample, in float32.
 

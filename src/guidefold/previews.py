@@ -40,8 +40,7 @@ class Previews:
         self.about = {
             "prompts": [prompt.key for prompt in self.prompts],
             "seeds": self.seeds,
-            "guidance": session.guidance,
-            "strength": session.strength,
+            **session.compared._asdict(),
             "denoising_steps": asked.evaluate.steps,
         }
         self.teacher_drawn = False
@@ -81,7 +80,7 @@ class Previews:
             return None
         session = self.session
         headings = [
-            f"CFG teacher\ng = {session.guidance:g}",
+            f"CFG teacher\ng = {session.compared.guidance:g}",
             f"unguided\ng = {session.findings.off:g}",
             f"student\nstep {step}",
         ]
@@ -119,7 +118,7 @@ class Previews:
         if kind != "student" and self._teacher_stands():
             return [_read(file) for file in files]
         student = kind == "student"
-        strength, guidance = self.session.strength, self.session.guidance_of(kind)
+        strength, guidance = self.session.compared.strength, self.session.guidance_of(kind)
         mode = self.adapter.student_mode(strength, train=False) if student else None
         with mode or self.adapter.teacher_mode():
             drawn = draw_session(self.session, self.prompts, self.seeds, guidance, progress)

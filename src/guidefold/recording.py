@@ -65,7 +65,7 @@ def fill_round(
         Stopped: On request; what was recorded stands.
     """
     settings, source = session.settings, session.settings.record.rounds[number]
-    recorder = Recorder(session.pipeline, session.findings, settings, adapter)
+    recorder = Recorder(session.pipeline, session.findings, settings, session.dial, adapter)
     if source == "student":
         # The student that visits is the one of the checkpoint that stands when its round begins.
         recorder.adapter_hash = sha256(session.run.checkpoints()[-1] / "adapter.safetensors")

@@ -16,7 +16,7 @@ from guidefold.exhibits import (
     pictures_by_step,
     pictures_by_strength,
 )
-from guidefold.objective import strength_of
+from guidefold.lora.dial import Dial
 from guidefold.progress import plural
 from guidefold.run.folder import RunFolder, require_run
 from guidefold.runs import read_lines, readable_size, write_text
@@ -192,16 +192,14 @@ def _charts(log: Sequence[Mapping[str, Any]], results: Any, adapter: Any) -> lis
 
 def _dial_charts(adapter: Any) -> list[Chart]:
     """Which strength serves which guidance scale, and what is left there."""
-    marks = (adapter or {}).get("dial_table")
-    if not marks:
+    if not (adapter or {}).get("dial_table"):
         return []
-    origin, g_ref = adapter["findings"]["origin"], adapter["g_ref"]
-    scales = [mark["guidance"] for mark in marks]
+    dial = Dial.from_json(adapter)
     strengths = {
-        "nearest to the teacher": [(mark["guidance"], mark["strength"]) for mark in marks],
-        "as the dial stands": [(g, strength_of(g, origin, g_ref)) for g in scales],
+        "nearest to the teacher": [(m.guidance, m.strength) for m in dial.marks],
+        "as the dial stands": [(m.guidance, dial.nominal_strength(m.guidance)) for m in dial.marks],
     }
-    left = {"on held-out states": [(mark["guidance"], mark["residual"]) for mark in marks]}
+    left = {"on held-out states": [(m.guidance, m.residual) for m in dial.marks]}
     return [
         curves("The dial, measured", strengths, "guidance scale", "strength"),
         curves("Residual guidance by scale", left, "guidance scale", "residual guidance"),

@@ -88,7 +88,7 @@ def sample(
     ensure_folder(out)
     if guidance is not None and strength is None and "student" in kinds:
         dial = read_dial(find_adapter(run, adapter))
-        strength = dial.strength_for(guidance)
+        strength = dial.measured_strength(guidance)
         console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
     if "student" in kinds:
         _warn_of_negatives(rows)
@@ -136,12 +136,12 @@ def _draw_kinds(
         with task("Drawing, denoising steps", total) as progress:
             for kind in sorted(kinds, key=KINDS.index):  # the student last: it loads the adapter
                 if kind == "student":
-                    strength = session.strength if strength is None else strength
-                    session.warn_beyond(strength)
+                    strength = session.compared.strength if strength is None else strength
+                    if warning := session.dial.warning(strength):
+                        console.print(warning, markup=False)
                     open_adapter(session, strength, adapter)
-                scale = session.guidance_of(kind)
-                if kind == "teacher" and guidance is not None:
-                    scale = guidance
+                chosen = guidance if kind == "teacher" else None
+                scale = session.guidance_of(kind) if chosen is None else chosen
                 drawn[kind] = draw_session(session, rows, seeds, scale, progress)
     return drawn
 

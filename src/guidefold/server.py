@@ -233,7 +233,7 @@ def _page(easel: Easel, style: str, script: str, policy: str) -> str:
         steps=session.settings.evaluate.steps,
         prompt=session.held_out[0].text,
         dial=json.dumps(easel.dial),
-        start=[strength for strength, _ in easel.dial].index(session.strength),
+        start=[strength for strength, _ in easel.dial].index(session.compared.strength),
         dial_trained=session.settings.adapter.dial,
         longest_prompt=LONGEST_PROMPT,
         largest_seed=LARGEST_SEED,

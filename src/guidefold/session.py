@@ -13,14 +13,13 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import nn
 
-from guidefold.calibration import BEYOND
 from guidefold.config import check_same, dump_toml, load_settings, rooted
 from guidefold.denoisers import as_one, denoisers
 from guidefold.distilled import refuse_folded
 from guidefold.errors import ConfigError, PipelineError
 from guidefold.findings import Findings
 from guidefold.inputs import check_rows
-from guidefold.objective import strength_of
+from guidefold.lora.dial import Compared, Dial
 from guidefold.pipelines import (
     DTYPES,
     fingerprint,
@@ -31,7 +30,6 @@ from guidefold.pipelines import (
     resolve_device,
 )
 from guidefold.probe import prediction_type, probe
-from guidefold.progress import console
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.run.folder import RunFolder, locked
 from guidefold.runs import read_json, write_json, write_text
@@ -110,41 +108,20 @@ class Session:
             module.to(device)
 
     @property
-    def guidance(self) -> float:
-        """The guidance scale that pictures are measured at."""
-        chosen = self.settings.evaluate.guidance
-        return self.settings.adapter.g_ref if chosen is None else chosen
+    def dial(self) -> Dial:
+        """The dial that the adapter is trained to; a written adapter has its marks."""
+        asked, trained = self.settings.adapter, self.settings.record.guidance
+        return Dial(self.findings.origin, asked.g_ref, trained, proportional=asked.dial)
+
+    @property
+    def compared(self) -> Compared:
+        """The teacher's guidance scale and the student's strength that pictures are measured at."""
+        asked = self.settings.evaluate
+        return self.dial.compare_at(asked.guidance, asked.strength)
 
     def guidance_of(self, kind: Kind) -> float:
         """The guidance scale that a kind of picture is drawn at."""
-        return self.guidance if kind == "teacher" else self.findings.off
-
-    @property
-    def strength(self) -> float:
-        """The adapter's strength that pictures are measured at."""
-        chosen = self.settings.evaluate.strength
-        if chosen is not None:
-            return chosen
-        if not self.settings.adapter.dial:
-            return 1.0
-        return strength_of(self.guidance, self.findings.origin, self.settings.adapter.g_ref)
-
-    @property
-    def strongest(self) -> float:
-        """The highest strength that the adapter is trained at."""
-        asked = self.settings
-        if not asked.adapter.dial:
-            return 1.0
-        return strength_of(asked.record.guidance[1], self.findings.origin, asked.adapter.g_ref)
-
-    def warn_beyond(self, strength: float) -> None:
-        """Say it where a strength lies outside those that the adapter was trained at."""
-        if not 0 <= strength <= BEYOND * max(self.strongest, 1.0):
-            console.print(
-                f"Beware: strength {strength:g} is outside 0 to {self.strongest:.3g}, where the "
-                "adapter was trained.",
-                markup=False,
-            )
+        return self.compared.guidance if kind == "teacher" else self.findings.off
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from guidefold.denoisers import COMPONENT
 from guidefold.errors import RunError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.frozen import BITS, shrink_weights
-from guidefold.objective import GuidanceSize, squared_error, strength_of
+from guidefold.lora.dial import Dial
+from guidefold.objective import GuidanceSize, squared_error
 from guidefold.outputs import output_tensor
 from guidefold.settings import AdapterSettings, Storage
 from guidefold.shards import StateRef
@@ -35,7 +36,8 @@ class Student:
     Args:
         denoiser: The teacher's module; wrapped in place.
         findings: What the probe found.
-        asked: Targets, rank and dial.
+        dial: Which strength a guidance scale is trained at.
+        asked: Targets and rank.
         seed: The run's.
         refs: Recorded states; one of each denoiser is used to see how the layers are called, two to
             see whether states of several timesteps and strengths may share a call.
@@ -52,13 +54,14 @@ class Student:
         self,
         denoiser: nn.Module,
         findings: Findings,
+        dial: Dial,
         asked: AdapterSettings,
         seed: int,
         refs: Sequence[StateRef],
         attach: Attach = attach,
     ) -> None:
         self.denoiser, self.model = denoiser, denoiser
-        self.findings, self.asked = findings, asked
+        self.findings, self.dial = findings, dial
         self.device = next(denoiser.parameters()).device
         self.autocast: Any = nullcontext
         self.whole = True
@@ -97,9 +100,7 @@ class Student:
 
     def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
         """Each sample's strength, shape (batch,): the dial's, or 1 without one."""
-        dial, origin, g_ref = self.asked.dial, self.findings.origin, self.asked.g_ref
-        values = [strength_of(g, origin, g_ref) if dial else 1.0 for g in guidance]
-        return torch.tensor(values, device=self.device)
+        return torch.tensor([self.dial.trained_strength(g) for g in guidance], device=self.device)
 
     def errors(
         self, refs: Sequence[StateRef], batch_size: int, *, adapted: bool = True

@@ -19,7 +19,7 @@ from guidefold.capture import Step, drive, follow
 from guidefold.denoisers import denoisers
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
 from guidefold.findings import Findings
-from guidefold.objective import strength_of
+from guidefold.lora.dial import Dial
 from guidefold.pipelines import DTYPES
 from guidefold.plans import Plan, kept_indices
 from guidefold.progress import Stop, Stopped, task
@@ -95,6 +95,7 @@ class Recorder:
         pipeline: The pipeline.
         findings: What the probe found.
         settings: The run's.
+        dial: Which strength the student visits states at.
         adapter: The student's, for its own states.
     """
 
@@ -103,10 +104,11 @@ class Recorder:
         pipeline: DiffusionPipeline,
         findings: Findings,
         settings: Settings,
+        dial: Dial,
         adapter: Adapter | None = None,
     ) -> None:
         self.pipeline, self.findings, self.settings = pipeline, findings, settings
-        self.adapter = adapter
+        self.dial, self.adapter = dial, adapter
         self.adapter_hash = ""
         self.stub = RandomStub(settings.seed)
         self.listened = denoisers(pipeline, findings.denoisers)
@@ -168,9 +170,7 @@ class Recorder:
         """The student visits; the teacher is asked for its targets there."""
         assert self.adapter is not None
         guidance = float(on[self.findings.guidance_argument])
-        g_ref, dial = self.settings.adapter.g_ref, self.settings.adapter.dial
-        strength = strength_of(guidance, self.findings.origin, g_ref) if dial else 1.0
-        with self.adapter.student_mode(strength, train=False):
+        with self.adapter.student_mode(self.dial.trained_strength(guidance), train=False):
             driven = drive(self.pipeline, off, seeds, self.listened)
         with self.adapter.teacher_mode():
             return driven, follow(self.pipeline, on, seeds, self.listened, driven)

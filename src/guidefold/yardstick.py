@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from guidefold.batches import Batch, some_of
-from guidefold.objective import (
-    GuidanceSize,
-    Level,
-    loss_scale,
-    residual_by_level,
-    strength_of,
-)
+from guidefold.objective import GuidanceSize, Level, loss_scale, residual_by_level
 from guidefold.settings import Settings
 from guidefold.shards import StateRef
 from guidefold.student import Student
@@ -53,10 +47,9 @@ class Yardstick:
         asked, device = self.settings.distill, self.student.device
         if asked.loss == "plain":
             return torch.ones(len(batch.timesteps), device=device)
-        origin, size = self.student.findings.origin, self.sizes[number]
-        g_ref, floor = self.settings.adapter.g_ref, asked.strength_floor
+        dial, size = self.student.dial, self.sizes[number]
         scales = [
-            loss_scale(size.at(t), strength_of(g, origin, g_ref), floor, g_ref - origin)
+            loss_scale(size.at(t), dial.nominal_strength(g), asked.strength_floor, dial.span)
             for t, g in zip(batch.timesteps, batch.guidance, strict=True)
         ]
         return torch.tensor(scales, device=device)

@@ -177,7 +177,7 @@ def _draw(session: Session, method: Method) -> tuple[dict[Kind, Drawn], list[str
             settings.pipeline.model_copy(update={"guided_share": method.guided_share}),
             prompts,
             seeds,
-            guidance=session.guidance,
+            guidance=session.compared.guidance,
             steps=asked.steps,
             batch_size=asked.batch_size,
             on_step=progress.advance,

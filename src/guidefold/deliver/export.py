@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guidefold.about import describe_adapter, dial_of, read_dial, stands_for
+from guidefold.about import describe_adapter, read_dial
 from guidefold.adapter import (
     DIFFUSERS_FILE,
     PEFT_CONFIG,
@@ -25,7 +25,9 @@ from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import WEIGHTS, Base, Verdict, base_of_run, examine
 from guidefold.errors import InputError, VerifyError
 from guidefold.findings import Findings
+from guidefold.lora.dial import Dial
 from guidefold.pipelines import DTYPES
+from guidefold.progress import console
 from guidefold.run.folder import require_run
 from guidefold.runs import finished_folder, write_json, write_tensors, write_text
 from guidefold.session import Session, open_session
@@ -81,12 +83,13 @@ def deliver(
     run = require_run(settings.run)
     suffix = "" if strength == 1 else f"-s{strength:g}"
     if guidance is not None:
-        strength, suffix = read_dial(run.adapter).strength_for(guidance), f"-g{guidance:g}"
+        strength, suffix = read_dial(run.adapter).measured_strength(guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
         asked = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
         raise InputError(f"{asked}: nothing that a file could stand for", "Give a higher one.")
     with open_session(settings) as session:
-        session.warn_beyond(strength)
+        if warning := session.dial.warning(strength):
+            console.print(warning, markup=False)
         folder = out or run.export
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
         made = deliver_kinds(session, read_trained(session, strength), places, dtype, strength)
@@ -220,8 +223,7 @@ def _file(session: Session, kind: Format, name: str, suffix: str) -> Path:
 def _spoken(session: Session, about: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     """A run for the metadata of other programs."""
     call, findings = session.settings.pipeline.call, session.findings
-    sized = {"width", "height"} <= call.keys()
-    meant = stands_for(about["g_ref"], dial_of(about))
+    sized, meant = {"width", "height"} <= call.keys(), Dial.from_json(about).stands_for
     return {
         "json": about,
         "title": session.run.name + suffix,

@@ -9,13 +9,13 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.about import dial_of, read_adapter
+from guidefold.about import read_adapter
 from guidefold.adapter import adapted_layers, check_turned_on, load_adapter, set_strength
-from guidefold.calibration import Dial
 from guidefold.capture import GUIDER, guiders
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
+from guidefold.lora.dial import Dial
 from guidefold.pipelines import fingerprint
 from guidefold.probe import prediction_type
 
@@ -60,7 +60,7 @@ class StockStudent:
         Raises:
             InputError: The dial was not measured there, or the adapter is off or fused.
         """
-        strength = self.dial.strength_for(guidance)
+        strength = self.dial.measured_strength(guidance)
         for part in denoisers(self.pipeline, self.findings.denoisers).values():
             check_turned_on(part)
             set_strength(part, strength)
@@ -134,9 +134,9 @@ def open_student(
     about = read_adapter(folder)
     findings = Findings.from_json(about["findings"])
     _check_base(pipeline, findings, folder)
-    student = StockStudent(pipeline, findings, dial_of(about), about["negative_prompt"])
+    student = StockStudent(pipeline, findings, Dial.from_json(about), about["negative_prompt"])
     if guidance is not None:
-        student.dial.strength_for(guidance)  # before anything is loaded
+        student.dial.measured_strength(guidance)  # before anything is loaded
     load_adapter(pipeline, findings.denoisers, findings.loader, folder, 1.0)
     if findings.guidance_argument.startswith(f"{GUIDER}."):
         for name, guider in guiders(pipeline).items():

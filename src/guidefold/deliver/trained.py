@@ -24,11 +24,12 @@ from guidefold.adapter import (
 )
 from guidefold.arguments import Tree, tree_map
 from guidefold.batches import some_of
-from guidefold.calibration import Mark, calibrate
+from guidefold.calibration import calibrate
 from guidefold.checkpoints import load_checkpoint
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
+from guidefold.lora.dial import Mark
 from guidefold.outputs import output_tensor
 from guidefold.pipelines import DTYPES
 from guidefold.progress import task
@@ -119,7 +120,9 @@ def _last_student(session: Session) -> Iterator[tuple[Student, int, list[StateRe
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
     refs = recorded_states(run, 0, "training")
-    student = Student(session.denoiser, session.findings, settings.adapter, settings.seed, refs)
+    student = Student(
+        session.denoiser, session.findings, session.dial, settings.adapter, settings.seed, refs
+    )
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:
         yield student, state["step"], refs
@@ -180,8 +183,7 @@ def _calibrate(session: Session, student: Student) -> list[Mark]:
     )
     some = some_of(refs, CALIBRATED_STATES, asked.seed, "dial")
     with task("Measuring the dial, states", len(some)) as progress:
-        highest, size = asked.record.guidance[1], asked.distill.batch_size
-        return calibrate(student, some, highest, size, progress.advance)
+        return calibrate(student, some, asked.distill.batch_size, progress.advance)
 
 
 def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
