@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from guidefold.config import dump_toml
-from guidefold.dial import STRENGTHS
+from guidefold.lora.dial import STRENGTHS
 from guidefold.runs import append_line
 from guidefold.settings import KINDS, Settings
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from guidefold.easel import Drawing, Easel, Look
+from guidefold.lora.dial import Compared, Dial
 from guidefold.prompts import Prompt
 from guidefold.run.folder import RunFolder
 from guidefold.sample import Drawn
@@ -28,8 +29,8 @@ def make_session(run: str = "my run", prompt: str = "a red cat", **adapter: Any)
         settings=settings,
         findings=SimpleNamespace(off=1.0, origin=1.0, pipeline="TinyPipeline"),
         held_out=[Prompt.of(prompt)],
-        strength=1.0,
-        strongest=1.75,  # guidance 8 at a g_ref of 5
+        dial=Dial(1.0, settings.adapter.g_ref, (2.0, 8.0)),  # strongest 1.75, as g_ref is 5
+        compared=Compared(5.0, 1.0),
         denoiser=nn.Identity(),
     )
 

@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.about import dial_of, read_dial
+from guidefold.about import read_dial
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.calibration import (
-    Dial,
     Heard,
-    Mark,
     _listen,
     marks_of,
     strengths_tried,
@@ -21,7 +19,7 @@ from guidefold.deliver.export import deliver
 from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import InputError
-from guidefold.objective import strength_of
+from guidefold.lora.dial import Dial
 from guidefold.recording import recorded_states
 from guidefold.runs import read_json, read_metadata
 from guidefold.sample import sample
@@ -122,33 +120,6 @@ def test_the_dial_never_turns_back() -> None:
     assert 4 < marks[-1].guidance < 6
 
 
-def test_between_marks_the_dial_is_straight_and_beyond_them_refused() -> None:
-    dial = Dial(1.0, (Mark(2.0, 0.3, 0.1), Mark(4.0, 1.1, 0.1), Mark(8.0, 2.0, 0.2)))
-
-    assert dial.strength_for(3.0) == pytest.approx(0.7)
-    assert dial.strength_for(8.0) == 2.0
-    for guidance in (1.0, 1.4, 2.0, 3.3, 5.0, 7.9):
-        there = dial.strength_for(guidance)
-        assert dial.guidance_for(there, 0.0) == pytest.approx(guidance)
-    assert dial.guidance_for(2.5, 9.0) == 9.0
-    for outside in (8.5, 0.9):
-        with pytest.raises(InputError, match="measured from 1 to 8"):
-            dial.strength_for(outside)
-
-
-def test_strength_0_is_the_teacher_without_guidance() -> None:
-    dial = Dial(0.0, (Mark(2.0, 0.5, 0.1),))
-
-    assert dial.strength_for(0.0) == 0.0
-    assert dial.strength_for(1.0) == pytest.approx(0.25)
-
-
-def test_a_dial_that_was_not_measured_says_so() -> None:
-    assert Dial(1.0, ()).guidance_for(1.0, 9.0) == 9.0
-    with pytest.raises(InputError, match="has not been measured"):
-        Dial(1.0, ()).strength_for(3.0)
-
-
 # On a real pipeline
 
 
@@ -169,12 +140,14 @@ def run(settings_for: Any, tmp_path_factory: Any) -> Settings:
 def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> None:
     with open_session(run) as session:
         refs = recorded_states(session.run, 0, "held-out")[:5]
-        student = Student(session.denoiser, session.findings, run.adapter, run.seed, refs)
+        student = Student(
+            session.denoiser, session.findings, session.dial, run.adapter, run.seed, refs
+        )
         load_checkpoint(session.run.checkpoints()[-1], student.adapter, None)
         errors = student.errors(refs, 2)
         unguided = student.errors(refs, 2, adapted=False)
         for ref, error, size in zip(refs, errors, unguided, strict=True):
-            own = strength_of(ref.guidance, 1.0, 5.0)
+            own = session.dial.nominal_strength(ref.guidance)
             (state,) = _listen(student, [ref], [0.0, own])
             assert state.errors(1.0) == pytest.approx([size, error], rel=1e-4)
             assert state.target == pytest.approx(size, rel=1e-4)
@@ -210,7 +183,7 @@ def test_sample_sets_the_strength_that_a_guidance_scale_takes(
         run,
         ["a big red cat"],
         tmp_path / "two",
-        strength=dial.strength_for(guidance),
+        strength=dial.measured_strength(guidance),
         kinds=["student"],
     )
     at_g_ref = sample(run, ["a big red cat"], tmp_path / "three", kinds=["teacher", "student"])
@@ -246,4 +219,4 @@ def test_a_file_for_one_scale_stands_there_at_strength_1(
     assert about is not None
     assert about["g_ref"] == guidance
     assert f"strength 1 = guidance {guidance:g}" in about["usage_hint"]
-    assert dial_of(about).strength_for(guidance) == pytest.approx(1)
+    assert Dial.from_json(about).measured_strength(guidance) == pytest.approx(1)

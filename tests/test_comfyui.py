@@ -13,6 +13,7 @@ from guidefold.comfyui import comparison, unsuitable
 from guidefold.deliver.clients import Reading
 from guidefold.deliver.verify import Verdict
 from guidefold.findings import Findings
+from guidefold.lora.dial import Compared
 from guidefold.prompts import Prompt
 from guidefold.settings import Settings
 
@@ -34,8 +35,7 @@ def session(built: Build, found: Found, name: str, **values: Any) -> Any:
         prompts=prompts,
         held_out=prompts,
         denoisers={n: getattr(pipeline, n) for n in found(name).denoisers},
-        guidance=7.5,
-        strength=0.5,
+        compared=Compared(7.5, 0.5),
     )
 
 

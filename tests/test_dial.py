@@ -15,6 +15,7 @@ from guidefold import dial
 from guidefold.deliver.trained import export, open_adapter
 from guidefold.distill import distill
 from guidefold.gallery import Gallery
+from guidefold.lora.dial import STRENGTHS
 from guidefold.progress import task
 from guidefold.prompts import Prompt
 from guidefold.sample import draw_session
@@ -57,7 +58,7 @@ class Columns:
                 scale: draw_session(session, PROMPTS, SEEDS, scale, progress).pictures
                 for scale in SCALES
             }
-            open_adapter(session, session.strength)
+            open_adapter(session, session.compared.strength)
             self.main = gallery.draw("student", PROMPTS, SEEDS, progress).files
             count = session.denoiser.register_forward_pre_hook(self._count)
             self.student = dial.draw_student(gallery, PROMPTS, SEEDS, progress)
@@ -84,16 +85,6 @@ def columns(session: Session) -> Columns:
     return Columns(session)
 
 
-@pytest.mark.parametrize(
-    ("strength", "origin", "g_ref", "scale"),
-    [(0, 1, 7.5, 1), (1, 1, 7.5, 7.5), (0.5, 1, 5, 3), (1.25, 1, 5, 6), (0.5, 0, 4, 2)],
-)
-def test_a_strength_stands_for_a_point_between_origin_and_reference(
-    strength: float, origin: float, g_ref: float, scale: float
-) -> None:
-    assert dial.guidance_at(strength, origin, g_ref) == scale
-
-
 def test_at_strength_0_the_student_draws_the_unguided_pictures(columns: Columns) -> None:
     untouched = columns.pixels(columns.student[0])
     assert np.array_equal(untouched, columns.pixels(columns.unguided))
@@ -105,7 +96,7 @@ def test_at_strength_1_both_sides_are_the_measured_pictures_and_cost_nothing(
 ) -> None:
     assert columns.student[4] == columns.main
     assert columns.teacher[4] == columns.guided
-    others = len(dial.STRENGTHS) - 1
+    others = len(STRENGTHS) - 1
     steps = columns.session.settings.evaluate.steps
     assert columns.calls == others * len(PROMPTS) * steps
 
@@ -120,8 +111,8 @@ def test_the_teachers_side_is_the_teacher_at_the_guidance_of_each_strength(
 
 def test_every_strength_draws_other_pictures_kept_under_it(columns: Columns) -> None:
     drawn = [columns.pixels(files).tobytes() for files in columns.student]
-    assert len(set(drawn)) == len(dial.STRENGTHS)
-    for strength, files in zip(dial.STRENGTHS, columns.student, strict=True):
+    assert len(set(drawn)) == len(STRENGTHS)
+    for strength, files in zip(STRENGTHS, columns.student, strict=True):
         assert [columns.about(file)["strength"] for file in files] == [strength] * 2
         assert [columns.about(file)["prompt"] for file in files] == [p.key for p in PROMPTS]
 
@@ -142,7 +133,7 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
     settings = exported.model_copy(update={"run": str(run)})
     with open_session(settings) as session, task("Drawing", 1) as progress:
         gallery = Gallery(session)
-        open_adapter(session, session.strength)
+        open_adapter(session, session.compared.strength)
         first = gallery.draw("student", PROMPTS, SEEDS, progress)
         manifest = session.run.adapter / "MANIFEST.json"
         entries = json.loads(manifest.read_text())

@@ -1,6 +1,7 @@
 """Pictures on request: the ones that ``sample`` makes, one wish at a time, ended when asked."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from guidefold import api
 from guidefold.config import dump_toml
 from guidefold.easel import KEPT, LARGEST_SEED, LONGEST_PROMPT, Easel, Wish, open_easel
 from guidefold.errors import InputError, RunError
+from guidefold.lora.dial import Compared
 from guidefold.sample import Drawn, sample
 from guidefold.settings import KINDS, Settings
 
@@ -108,7 +110,7 @@ def test_the_dial_goes_from_nothing_to_beyond_what_was_trained() -> None:
 
 def test_the_strength_that_was_measured_is_on_the_dial() -> None:
     session = make_session()
-    session.strength = 0.777
+    session.compared = Compared(5.0, 0.777)
     assert (0.777, 4.11) in Painter(session).dial
 
 
@@ -120,7 +122,7 @@ def test_at_strength_0_the_teacher_is_the_unguided_one_and_drawn_once(painter: P
 
 def test_where_guidance_is_still_off_the_teacher_is_the_unguided_one() -> None:
     session = make_session()
-    session.findings.origin = 0.0  # cond + s (cond - uncond), switched at 1
+    session.dial = replace(session.dial, origin=0.0)  # cond + s (cond - uncond), switched at 1
     painter = Painter(session)
     assert painter.guidance_at(0.1) == 1.0
     assert painter.guidance_at(0.5) == 2.5

@@ -32,7 +32,6 @@ from guidefold.evaluate import (
     saturation,
 )
 from guidefold.features import VisionModel, frechet_distance
-from guidefold.objective import strength_of
 from guidefold.progress import Stopped, task
 from guidefold.prompts import load_prompts, split_prompts
 from guidefold.randomness import generator
@@ -314,7 +313,7 @@ def test_a_scale_that_is_asked_for_is_met_by_the_strength_that_sample_takes(meas
     found = evaluate(settings.model_copy(update={"evaluate": asked}))
     assert found["guidance"] == 3.0
     dial = read_dial(Path(settings.run) / "adapter")
-    assert found["strength"] == dial.strength_for(3.0) != strength_of(3.0, 1.0, 5.0)
+    assert found["strength"] == dial.measured_strength(3.0) != dial.nominal_strength(3.0)
 
 
 def test_without_a_measured_dial_a_scale_is_met_as_it_was_trained(measured: Any) -> None:

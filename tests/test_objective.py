@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from guidefold.lora.dial import Dial
 from guidefold.objective import (
     GuidanceSize,
     Level,
@@ -13,27 +14,7 @@ from guidefold.objective import (
     mean_residual,
     residual_by_level,
     squared_error,
-    strength_of,
 )
-
-
-@pytest.mark.parametrize(
-    ("guidance", "off", "g_ref", "strength"),
-    [(1, 1, 7.5, 0), (7.5, 1, 7.5, 1), (4.25, 1, 7.5, 0.5), (14, 1, 7.5, 2), (2, 0, 4, 0.5)],
-)
-def test_strength_is_linear_in_guidance(
-    guidance: float, off: float, g_ref: float, strength: float
-) -> None:
-    assert strength_of(guidance, off, g_ref) == strength
-
-
-def test_the_dial_turns_strength_into_guidance() -> None:
-    """A target linear in g is what an update linear in strength gives."""
-    uncond, cond = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
-    update = (7.5 - 1) * (cond - uncond)  # at strength 1
-    for g in (1.0, 3.0, 9.0):
-        guided = uncond + g * (cond - uncond)
-        torch.testing.assert_close(cond + strength_of(g, 1.0, 7.5) * update, guided)
 
 
 def test_squared_error_is_a_mean_per_sample_in_float32() -> None:
@@ -101,7 +82,7 @@ def test_the_loss_of_an_unguided_student_is_one_and_of_a_perfect_one_zero() -> N
     for g in (2.4, 5.0, 7.5, 12.0):
         unguided = torch.zeros(1, 4)
         target = torch.full((1, 4), (g - off) * math.sqrt(size))
-        scale = loss_scale(size, strength_of(g, off, g_ref), 0.2, g_ref - off)
+        scale = loss_scale(size, Dial(off, g_ref, (2.0, 8.0)).nominal_strength(g), 0.2, g_ref - off)
         assert float(squared_error(unguided, target)) / scale == pytest.approx(1.0)
         assert float(squared_error(target, target)) / scale == 0.0
 

@@ -539,7 +539,8 @@ def test_the_dial_is_drawn_as_it_was_measured(tmp_path: Path) -> None:
         {"guidance": 2.0, "strength": 0.3, "residual": 0.4},
         {"guidance": 5.0, "strength": 1.1, "residual": 0.5},
     ]
-    about = {"usage_hint": "", "findings": {"origin": 1.0}, "g_ref": 5.0, "dial_table": marks}
+    dial = {"g_ref": 5.0, "dial": True, "dial_table": marks, "guidance_range": [2.0, 8.0]}
+    about = {"usage_hint": "", "findings": {"origin": 1.0}, **dial}
     write(run / "adapter" / "guidefold.json", about)
     *_, dial, left = gather(RunFolder(run))["charts"]
     assert dial.title == "The dial, measured"

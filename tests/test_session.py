@@ -130,7 +130,7 @@ def test_free_settings_may_change_and_are_kept(begun: Settings) -> None:
 
 def test_measuring_and_drawing_with_other_settings_do_not_change_the_run(begun: Settings) -> None:
     with open_session(with_(begun, evaluate={"guidance": 3.0})) as session:
-        assert session.guidance == 3.0
+        assert session.compared.guidance == 3.0
     assert load_settings(begun.run) == begun
 
 
@@ -363,35 +363,7 @@ def test_strength_stands_for_the_guidance_that_is_measured_at(
     findings = SimpleNamespace(off=0.0, origin=1.0)
     asked = with_(settings, evaluate=evaluate, adapter=adapter)
     session = Session(RunFolder(""), asked, [], [], None, findings)
-    assert (session.guidance, session.strength) == (guidance, strength)
-
-
-@pytest.mark.parametrize(
-    ("strength", "dial", "said"),
-    [
-        (0.0, True, ""),
-        (
-            1.5,
-            True,
-            "",
-        ),  # trained to guidance 6, which is strength 1.25, and drawn a quarter beyond
-        (1.6, True, "strength 1.6 is outside 0 to 1.25"),
-        (-1.0, True, "strength -1 is outside 0 to 1.25"),
-        (1.6, False, "strength 1.6 is outside 0 to 1,"),
-    ],
-)
-def test_a_strength_beyond_the_training_is_told_of(
-    settings: Settings,
-    capsys: pytest.CaptureFixture[str],
-    strength: float,
-    dial: bool,
-    said: str,
-) -> None:
-    asked = with_(settings, adapter={"dial": dial})
-    session = Session(RunFolder(""), asked, [], [], None, SimpleNamespace(off=1.0, origin=1.0))
-    session.warn_beyond(strength)
-    told = " ".join(capsys.readouterr().out.split())
-    assert said in told if said else told == ""
+    assert session.compared == (guidance, strength)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from tiny import dial_of
 from torch import nn
 from toys import some_findings
 from zoo import WARNINGS
@@ -22,7 +23,8 @@ from guidefold.denoisers import as_one
 from guidefold.distill import distill
 from guidefold.errors import RunError, UnfoldableError, VerifyError
 from guidefold.findings import Findings
-from guidefold.objective import loss_scale, strength_of
+from guidefold.lora.dial import Dial
+from guidefold.objective import loss_scale
 from guidefold.pipelines import open_pipeline
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
@@ -66,7 +68,7 @@ def student(
     trained: Settings, pipeline: DiffusionPipeline, refs: list[StateRef], findings: Findings
 ) -> Student:
     """Fresh: it says what the unguided teacher says."""
-    return Student(pipeline.unet, findings, trained.adapter, 0, refs)
+    return Student(pipeline.unet, findings, dial_of(trained, findings), trained.adapter, 0, refs)
 
 
 def load(student: Student, settings: Settings) -> Student:
@@ -92,9 +94,9 @@ def test_a_denoiser_that_empties_its_lists_can_be_asked_twice(
 def residual_guidance(student: Student, refs: list[StateRef], errors: list[float]) -> float:
     """The normalised loss, averaged over states."""
     size = student.measure_guidance(refs, 8)
-    off, g_ref = student.findings.off, student.asked.g_ref
+    dial = student.dial
     scales = [
-        loss_scale(size.at(r.timestep), strength_of(r.guidance, off, g_ref), 0.01, g_ref - off)
+        loss_scale(size.at(r.timestep), dial.nominal_strength(r.guidance), 0.01, dial.span)
         for r in refs
     ]
     return sum(e / s for e, s in zip(errors, scales, strict=True)) / len(refs)
@@ -147,7 +149,7 @@ def test_guidance_recorded_off_cannot_be_measured(student: Student, refs: list[S
 def test_strengths_follow_the_dial_or_are_one(student: Student, trained: Settings) -> None:
     g_ref, off = trained.adapter.g_ref, student.findings.off
     assert student.strengths([off, g_ref, 3.0]).tolist() == [0.0, 1.0, 0.5]
-    student.asked = AdapterSettings(g_ref=g_ref, dial=False)
+    student.dial = replace(student.dial, proportional=False)
     assert student.strengths([off, g_ref, 3.0]).tolist() == [1.0, 1.0, 1.0]
 
 
@@ -201,7 +203,10 @@ def test_the_base_of_a_student_is_the_pipeline_s_own(
     trained: Settings, pipeline: DiffusionPipeline, refs: list[StateRef], findings: Findings
 ) -> None:
     before = copy.deepcopy(pipeline.unet.state_dict())
-    student = load(Student(pipeline.unet, findings, trained.adapter, 0, refs), trained)
+    student = load(
+        Student(pipeline.unet, findings, dial_of(trained, findings), trained.adapter, 0, refs),
+        trained,
+    )
     assert student.model is student.denoiser is pipeline.unet
     student.adapter.detach()
     assert all(torch.equal(t, before[n]) for n, t in pipeline.unet.state_dict().items())
@@ -239,9 +244,9 @@ def written(folder: Path, *kinds: dict[str, Any]) -> list[StateRef]:
 
 def student_of(denoiser: nn.Module, refs: list[StateRef], **findings: Any) -> Student:
     """Awake: its updates are not zero."""
-    asked = AdapterSettings(targets="linear", rank=2, g_ref=5.0)
+    asked, dial = AdapterSettings(targets="linear", rank=2), Dial(1.0, 5.0, (2.0, 8.0))
     student = Student(
-        denoiser, some_findings(**{"layout": TOKENS_LAYOUT, **findings}), asked, 0, refs
+        denoiser, some_findings(**{"layout": TOKENS_LAYOUT, **findings}), dial, asked, 0, refs
     )
     for parameter in student.adapter.named_parameters().values():
         nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 from listening import Heard, run_by_hand
 from safetensors.torch import load_file
-from tiny import PROMPTS
+from tiny import PROMPTS, dial_of
 from zoo import ZOO, build
 
 from guidefold.adapter import Adapter, attach
@@ -53,7 +53,7 @@ def ready(built: Any, found: Any, settings_for: Any, tmp_path: Path) -> Callable
     def make(name: str, **record: Any) -> Recorder:
         record = {"states_per_trajectory": STEPS} | record
         settings = settings_for(name, tmp_path, record=record)
-        return Recorder(built(name), found(name), settings)
+        return Recorder(built(name), found(name), settings, dial_of(settings, found(name)))
 
     return make
 
@@ -190,8 +190,7 @@ def test_student_states_are_those_of_the_stock_pipeline_with_the_adapter_on(
 def test_without_a_dial_the_student_visits_at_strength_one(ready: Any) -> None:
     recorder = ready("sd15")
     plan = replace(plans_of(recorder.settings)[0][0], guidance=3.0)
-    fixed = recorder.settings.adapter.model_copy(update={"dial": False})
-    recorder.settings = recorder.settings.model_copy(update={"adapter": fixed})
+    recorder.dial = replace(recorder.dial, proportional=False)
     with attached("sd15", recorder, plan) as recorder.adapter:
         ((_, states),) = recorder.record("student", [plan])
         student = run_by_hand(recorder.pipeline, call_of("sd15", plan, 1.0), plan.seed)
@@ -517,7 +516,7 @@ def recorded_as(
         prepare(pipeline)
     asked = settings.pipeline
     findings = probe(pipeline, asked.call, 5.0, asked.negative_prompt)
-    recorder = Recorder(pipeline, findings, settings)
+    recorder = Recorder(pipeline, findings, settings, dial_of(settings, findings))
     ((_, states),) = recorder.record("teacher", [plans_of(settings)[0][0]])
     return findings, states, recorder
 

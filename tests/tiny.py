@@ -6,6 +6,8 @@ from typing import Any
 
 from zoo import ZOO
 
+from guidefold.findings import Findings
+from guidefold.lora.dial import Dial
 from guidefold.settings import Settings
 
 PROMPTS = tuple(
@@ -69,3 +71,9 @@ def make_settings(
     for key, value in (overrides or {}).items():
         values[key] = values[key] | value if isinstance(value, dict) else value
     return Settings.model_validate(values)
+
+
+def dial_of(settings: Settings, findings: Findings) -> Dial:
+    """The dial that a run trains to, without a session."""
+    asked = settings.adapter
+    return Dial(findings.origin, asked.g_ref, settings.record.guidance, proportional=asked.dial)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.calibration import Dial, Mark
 from guidefold.deliver.student_pipeline import (
     IgnoredNegativePromptWarning,
     OtherBaseWarning,
@@ -21,11 +20,13 @@ from guidefold.deliver.student_pipeline import (
 from guidefold.deliver.trained import export
 from guidefold.distill import distill
 from guidefold.errors import InputError, MismatchError, RunError
+from guidefold.lora.dial import Dial, Mark
 from guidefold.pipelines import open_pipeline
 from guidefold.settings import Settings
 
 PROMPT = "a big red cat"
-DIAL = Dial(1.0, (Mark(2.0, 0.2, 0.5), Mark(5.0, 1.1, 0.5), Mark(8.0, 2.0, 0.6)))
+MARKS = (Mark(2.0, 0.2, 0.5), Mark(5.0, 1.1, 0.5), Mark(8.0, 2.0, 0.6))
+DIAL = Dial(1.0, 5.0, (2.0, 8.0), MARKS)
 
 
 @pytest.fixture(scope="module")
