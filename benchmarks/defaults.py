@@ -25,7 +25,7 @@ from guidefold.adapter import NAME, Adapter, attach
 from guidefold.bench.copy import copy_weights
 from guidefold.bench.fidelity_report import cell
 from guidefold.bench.series import Series, Trial
-from guidefold.student import Attach
+from guidefold.train.student import Attach
 
 SEEDS = (0, 1, 2)
 COMMON = (

@@ -23,7 +23,7 @@ from defaults import COLUMNS, COMMON, SEEDS
 from guidefold.bench.fidelity_report import cell
 from guidefold.bench.plan import make_plan
 from guidefold.bench.series import Series, Trial
-from guidefold.optimizers import LIBRARY
+from guidefold.train.optimizer import LIBRARY
 
 STEPS = {
     "float32": (),

@@ -22,12 +22,12 @@ from guidefold import capture
 from guidefold.bench.architectures import load_architecture
 from guidefold.bench.materials import occupy
 from guidefold.lora.dial import Dial
-from guidefold.plans import Plan
 from guidefold.probe import probe
 from guidefold.prompts import Prompt
+from guidefold.record.plans import Plan
+from guidefold.record.recorder import Recorder
+from guidefold.record.trajectory_files import write_trajectory
 from guidefold.settings import Settings
-from guidefold.shards import write_trajectory
-from guidefold.trajectories import Recorder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from zoo.text import clip_tokenizer  # no tokenizer of the real size can be had offline

@@ -13,14 +13,11 @@ from guidefold import api
 
 ROOT = Path(guidefold.__file__).parent
 ORDER = """
-    __init__ errors randomness media prompts settings config progress runs memory loading
+    __init__ errors randomness media prompts settings config progress runs loading
     pipelines distilled arguments outputs stub capture selective denoisers asking proofs
     inputs targets switches findings probe calls adapter frozen
-    objective features optimizers alignment shards plans batches student yardstick calibration
-    trajectories
-    checkpoints session recording gather about
-    weights sample previews tracking updates distill
-    gallery dial evaluate charts exhibits document report
+    features alignment session about
+    weights sample previews gallery dial evaluate charts exhibits document report
     licences workflow comfyui card pack hub easel server demo options bench api
     probe_command delivery_command hub_command compare_command cli __main__
 """.split()  # noqa: SIM905 - read as a line
@@ -191,7 +188,7 @@ def test_no_branch_for_a_family_of_pipelines(name: str) -> None:
 
 
 def test_the_mathematics_of_the_loss_knows_no_settings() -> None:
-    assert not any(module.startswith("guidefold") for module in imports(TREES["objective.py"]))
+    assert not any(module.startswith("guidefold") for module in imports(TREES["train/loss.py"]))
 
 
 @every_file

@@ -360,7 +360,9 @@ def test_a_damaged_checkpoint_is_code_1_and_named(run: Guidefold, config: Path) 
 
 SIGNALLED = """
 import os, sys
-from guidefold import cli, distill, trajectories
+from guidefold.train import distill
+from guidefold.record import recorder as trajectories
+from guidefold import cli
 place, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 
 def signalling(real, due):

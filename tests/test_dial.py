@@ -13,7 +13,6 @@ from zoo import WARNINGS
 
 from guidefold import dial
 from guidefold.deliver.trained import export, open_adapter
-from guidefold.distill import distill
 from guidefold.gallery import Gallery
 from guidefold.lora.dial import STRENGTHS
 from guidefold.progress import task
@@ -21,6 +20,7 @@ from guidefold.prompts import Prompt
 from guidefold.sample import draw_session
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

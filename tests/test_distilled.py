@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from guidefold.cli import app
 from guidefold.deliver.export import deliver
-from guidefold.distill import distill
 from guidefold.distilled import refuse_folded, signs_of_distillation
 from guidefold.errors import UnfoldableError
 from guidefold.pipelines import open_pipeline
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 
 @pytest.fixture(scope="module")

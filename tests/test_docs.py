@@ -26,10 +26,11 @@ def test_every_preset_loads_and_names_its_own_command():
 
 def test_every_function_that_the_method_names_exists():
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    named = re.findall(r"\(`(\w+)\.(\w+)(?:\.\w+)?`[,)]", text)
+    named = re.findall(r"\(`((?:[a-z]+\.)?[a-z]+)\.(\w+)(?:\.\w+)?`[,)]", text)
     assert len(named) > 8
     for module, name in named:
-        source = (ROOT / "src" / "guidefold" / f"{module}.py").read_text(encoding="utf-8")
+        path = ROOT.joinpath("src", "guidefold", *module.split(".")).with_suffix(".py")
+        source = path.read_text(encoding="utf-8")
         assert re.search(rf"^(def|class) {name}\b", source, re.M), f"{module}.{name}"
 
 

@@ -21,7 +21,6 @@ from guidefold.about import read_dial
 from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.errors import RunError
 from guidefold.evaluate import (
     _errors,
@@ -39,6 +38,7 @@ from guidefold.run.folder import RunFolder
 from guidefold.runs import append_line, read_lines
 from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings
+from guidefold.train.distill import distill
 
 KEYS = {
     *KINDS,

@@ -13,10 +13,10 @@ from zoo import ZOO
 
 from guidefold.adapter import attach
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.randomness import generator
 from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 FAMILIES = ("sd15", "sdxl", "sd3", "pixart", "qwen_image", "wan")
 OTHERS = ("sd_v", "chroma", "animatediff", "ltx", "lumina2", "flux", "sana", "cogvideox")

@@ -15,7 +15,6 @@ from PIL import Image, ImageChops
 
 from guidefold.card import Held, card
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import evaluate
 from guidefold.pack import pack, packed_as, stamp
@@ -23,6 +22,7 @@ from guidefold.run.folder import RunFolder
 from guidefold.runs import check_folder, read_json, read_metadata, write_json
 from guidefold.session import open_session
 from guidefold.settings import KINDS, Settings
+from guidefold.train.distill import distill
 
 MEASURED = "sd15"
 FAMILIES = (MEASURED, "sdxl", "sd3")

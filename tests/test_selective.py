@@ -12,12 +12,12 @@ from zoo import ZOO
 from guidefold.calls import run_inputs
 from guidefold.capture import drive, follow
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.errors import UnfoldableError
 from guidefold.evaluate import evaluate
 from guidefold.probe import probe
 from guidefold.selective import stop_guiding
 from guidefold.settings import PipelineSettings
+from guidefold.train.distill import distill
 
 PROMPTS = ["a red cat", "a big blue house near the old tree"]
 SEEDS = [3, 4]

@@ -23,10 +23,10 @@ from zoo.entry import waken
 
 from guidefold.adapter import attach
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.errors import InputError, PipelineError
 from guidefold.pipelines import open_pipeline
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 # peft says so of every second LoRA.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning:peft")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold import distill
-from guidefold.distill import Training
 from guidefold.progress import Stopped
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings
+from guidefold.train import distill
+from guidefold.train.distill import Training
 
 FOUR: dict[str, Any] = {"steps": 4, "warmup": 2, "weight_decay": 0.1, "checkpoint_every": 100}
 MEASURED = ("seconds", "training_seconds", "peak_memory")  # not the same twice

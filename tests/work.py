@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from guidefold.adapter import Adapter, attach
-from guidefold.checkpoints import load_checkpoint, optimizer_tensors, save_checkpoint
 from guidefold.run.folder import RunFolder
+from guidefold.train.checkpoints import load_checkpoint, optimizer_tensors, save_checkpoint
 
 
 class Work:

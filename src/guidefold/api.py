@@ -15,19 +15,19 @@ from guidefold.deliver.export import deliver
 from guidefold.deliver.student_pipeline import StockStudent, open_student
 from guidefold.deliver.trained import export
 from guidefold.deliver.verify import verify
-from guidefold.distill import distill
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate
-from guidefold.gather import gather
 from guidefold.hub import push
 from guidefold.pack import pack
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
 from guidefold.prompts import load_prompts
-from guidefold.recording import record
+from guidefold.record.gather import gather
+from guidefold.record.rounds import record
 from guidefold.report import report
 from guidefold.sample import sample
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 __all__ = [
     "GuidefoldError",

@@ -19,7 +19,6 @@ from guidefold.capture import Step, drive, follow
 from guidefold.features import Features, VisionModel, compare
 from guidefold.gallery import Gallery
 from guidefold.lora.dial import STRENGTHS
-from guidefold.objective import mean_residual, residual_by_level, squared_error
 from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, in_all, plural, task
 from guidefold.prompts import Prompt
@@ -36,6 +35,7 @@ from guidefold.sample import (
 )
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings
+from guidefold.train.loss import mean_residual, residual_by_level, squared_error
 from guidefold.weights import Lora, StudentWeights
 
 Errors = tuple[float, float, float]

@@ -18,10 +18,10 @@ from guidefold.exhibits import (
 )
 from guidefold.lora.dial import Dial
 from guidefold.progress import plural
+from guidefold.record.trajectory_files import read_round
 from guidefold.run.folder import RunFolder, require_run
 from guidefold.runs import read_lines, readable_size, write_text
 from guidefold.settings import KINDS, Settings
-from guidefold.shards import read_round
 
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
 EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."

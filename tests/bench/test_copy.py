@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from guidefold.bench.copy import CopiedWeights, WholeCopy, copy_weights, write_copy
-from guidefold.distill import distill
 from guidefold.evaluate import evaluate
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_tensors
 from guidefold.session import open_session
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 
 def layer() -> nn.Linear:

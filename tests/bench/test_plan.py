@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from zoo import WARNINGS
 
-from guidefold import distill
 from guidefold.bench import plan as planning
 from guidefold.bench.hollow import find_folder
 from guidefold.bench.plan import GIB, describe, make_plan
 from guidefold.bench.watch import Watch
 from guidefold.errors import PipelineError, UnfoldableError
 from guidefold.settings import Settings
+from guidefold.train import distill
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 Make = Callable[..., Settings]

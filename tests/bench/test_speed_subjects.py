@@ -37,11 +37,11 @@ from guidefold.bench.speed_ways import (
 )
 from guidefold.capture import run
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.errors import ConfigError, MismatchError, RunError, UnfoldableError
 from guidefold.inputs import call_inputs
 from guidefold.proofs import PROMPT
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 STEPS = 4
 PASSES = {CFG: 2 * STEPS, UNGUIDED: STEPS, LOADED: STEPS, FUSED: STEPS, SELECTIVE: 3 * STEPS // 2}

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from guidefold.adapter import DIFFUSERS_FILE, PEFT_FILE, adapter_off
 from guidefold.deliver import trained as exporting
 from guidefold.deliver.trained import export, open_adapter
-from guidefold.distill import distill
 from guidefold.errors import (
     CorruptFileError,
     GuidefoldError,
@@ -22,10 +21,11 @@ from guidefold.errors import (
     RunError,
     VerifyError,
 )
+from guidefold.record.trajectory_files import read_round, state_refs
 from guidefold.runs import check_folder, read_json, read_metadata, read_tensors
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.shards import read_round, state_refs
+from guidefold.train.distill import distill
 
 LOADERS = {"sd15": DIFFUSERS_FILE, "pixart": PEFT_FILE}
 both = pytest.mark.parametrize("trained", LOADERS, indirect=True)

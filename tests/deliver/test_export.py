@@ -21,10 +21,10 @@ from guidefold.deliver.export import Delivery, deliver
 from guidefold.deliver.metadata import content_hash
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.verify import verify
-from guidefold.distill import distill
 from guidefold.errors import InputError, NonFiniteError, VerifyError
 from guidefold.runs import read_labels, read_metadata, read_tensors
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 FAMILIES = ("sd15", "sdxl", "sd3", "flux")
 UNETS = ("sd15", "sdxl")

@@ -18,11 +18,11 @@ from guidefold.deliver.student_pipeline import (
     open_student,
 )
 from guidefold.deliver.trained import export
-from guidefold.distill import distill
 from guidefold.errors import InputError, MismatchError, RunError
 from guidefold.lora.dial import Dial, Mark
 from guidefold.pipelines import open_pipeline
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 PROMPT = "a big red cat"
 MARKS = (Mark(2.0, 0.2, 0.5), Mark(5.0, 1.1, 0.5), Mark(8.0, 2.0, 0.6))

@@ -18,11 +18,11 @@ from guidefold.deliver.export import deliver
 from guidefold.deliver.integrity import Offered, denoiser_of, other_base
 from guidefold.deliver.tensor_checks import off_student
 from guidefold.deliver.verify import Verdict, verify
-from guidefold.distill import distill
 from guidefold.errors import InputError
 from guidefold.pipelines import DTYPES, fingerprint, open_pipeline
 from guidefold.runs import read_labels, read_tensors
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 KINDS = ("diffusers", "kohya", "peft", "fused")
 LAYER = "mid_block.resnets.0.conv1"

@@ -13,7 +13,6 @@ from guidefold.adapter import attach
 from guidefold.capture import drive
 from guidefold.deliver.trained import export
 from guidefold.denoisers import as_one, denoisers
-from guidefold.distill import distill
 from guidefold.errors import UnfoldableError
 from guidefold.findings import Findings
 from guidefold.inputs import call_inputs
@@ -22,6 +21,7 @@ from guidefold.probe import probe
 from guidefold.prompts import load_prompts
 from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings
+from guidefold.train.distill import distill
 
 from . import REST
 from .entry import Entry

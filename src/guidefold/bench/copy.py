@@ -11,10 +11,10 @@ from torch import nn
 
 from guidefold.about import describe_adapter
 from guidefold.adapter import Adapter
-from guidefold.checkpoints import load_checkpoint
 from guidefold.run.folder import METADATA
 from guidefold.runs import check_folder, finished_folder, read_tensors, write_json, write_tensors
 from guidefold.session import Session
+from guidefold.train.checkpoints import load_checkpoint
 
 FILE = "diffusion_pytorch_model.safetensors"
 

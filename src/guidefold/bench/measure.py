@@ -17,7 +17,7 @@ from guidefold.bench.cases import Case, Load
 from guidefold.bench.estimate import Peak
 from guidefold.bench.training import Training
 from guidefold.errors import FailedError
-from guidefold.memory import peak_memory
+from guidefold.train.memory import peak_memory
 
 # glibc keeps freed blocks for itself unless they were mapped alone: then the high-water mark of the
 # process is not that of its tensors.

@@ -14,7 +14,7 @@ from guidefold.bench.copy import copy_weights
 from guidefold.bench.series import Trial
 from guidefold.errors import ConfigError
 from guidefold.settings import Settings
-from guidefold.student import Attach
+from guidefold.train.student import Attach
 
 
 def _as_recorded(_settings: Settings) -> tuple[str, ...]:

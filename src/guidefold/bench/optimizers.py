@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.optimizers import make_optimizer
+from guidefold.train.optimizer import make_optimizer
 
 BLOCK = 256  # values that share a scale
 SMALLEST = 4096  # smaller tensors keep whole moments

@@ -17,8 +17,8 @@ from guidefold.bench.cases import REFERENCE, Case, Load
 from guidefold.bench.estimate import Peak, estimate
 from guidefold.bench.measure import measure
 from guidefold.errors import ConfigError
-from guidefold.optimizers import LIBRARY
 from guidefold.progress import task
+from guidefold.train.optimizer import LIBRARY
 
 How = Literal["estimate", "cpu", "cuda"]
 ASSUMED = "fused attention; no workspaces; docs/bench.md"

@@ -30,18 +30,18 @@ from guidefold.bench.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.config import load_settings
 from guidefold.deliver.trained import export
 from guidefold.demo.judge import judge_of
-from guidefold.distill import distill
 from guidefold.evaluate import evaluate
 from guidefold.findings import Findings
 from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
-from guidefold.recording import record
+from guidefold.record.rounds import record
 from guidefold.run.folder import RunFolder
 from guidefold.runs import finished_folder, read_json, read_lines, write_json, write_text
 from guidefold.session import open_session
 from guidefold.settings import Settings
-from guidefold.student import Attach
+from guidefold.train.distill import distill
+from guidefold.train.student import Attach
 
 DRAWN_FOR_ALL = ("teacher", "unguided")
 

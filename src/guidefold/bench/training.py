@@ -22,11 +22,11 @@ from guidefold.bench.materials import occupy
 from guidefold.bench.optimizers import eight_bit_adamw
 from guidefold.bench.watch import TEMPORARY
 from guidefold.frozen import shrink_weights
-from guidefold.objective import squared_error
 from guidefold.outputs import output_tensor
 from guidefold.pipelines import DTYPES
 from guidefold.settings import DistillSettings
-from guidefold.updates import Updates
+from guidefold.train.loss import squared_error
+from guidefold.train.optimizer import Updates
 
 GUIDANCE = 7.5
 STEPS = 2  # the second is the first with an optimizer's state

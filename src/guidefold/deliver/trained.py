@@ -23,9 +23,6 @@ from guidefold.adapter import (
     unload_adapter,
 )
 from guidefold.arguments import Tree, tree_map
-from guidefold.batches import some_of
-from guidefold.calibration import calibrate
-from guidefold.checkpoints import load_checkpoint
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import MismatchError, RunError, VerifyError
 from guidefold.findings import Findings
@@ -33,7 +30,8 @@ from guidefold.lora.dial import Mark
 from guidefold.outputs import output_tensor
 from guidefold.pipelines import DTYPES
 from guidefold.progress import task
-from guidefold.recording import recorded_states
+from guidefold.record.rounds import recorded_states
+from guidefold.record.trajectory_files import StateRef
 from guidefold.run.folder import METADATA, RunFolder, require_run
 from guidefold.runs import (
     finished_folder,
@@ -43,8 +41,10 @@ from guidefold.runs import (
 )
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.shards import StateRef
-from guidefold.student import Student
+from guidefold.train.batches import some_of
+from guidefold.train.calibrate import calibrate
+from guidefold.train.checkpoints import load_checkpoint
+from guidefold.train.student import Student
 
 COMPARED_STATES = 4
 CALIBRATED_STATES = 96

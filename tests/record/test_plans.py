@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tiny import PROMPTS
 
-from guidefold.plans import Plan, kept_indices, plan_round
 from guidefold.prompts import Prompt, split_prompts
+from guidefold.record.plans import Plan, kept_indices, plan_round
 from guidefold.settings import Settings
 
 EVERY = [Prompt(text, f"prompts.txt:{k}") for k, text in enumerate(PROMPTS, 1)]

@@ -12,12 +12,12 @@ import torch
 from work import Work
 
 from guidefold import runs
-from guidefold.checkpoints import (
+from guidefold.errors import CorruptFileError, MismatchError, NonFiniteError
+from guidefold.run.folder import RunFolder
+from guidefold.train.checkpoints import (
     optimizer_tensors,
     restore_optimizer,
 )
-from guidefold.errors import CorruptFileError, MismatchError, NonFiniteError
-from guidefold.run.folder import RunFolder
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", runs.MANIFEST)
 

@@ -11,10 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import FOUR, finish, interrupted
 from zoo import WARNINGS
 
-from guidefold import distill, tracking
 from guidefold.errors import ConfigError, NonFiniteError
 from guidefold.runs import read_lines
 from guidefold.settings import Settings
+from guidefold.train import distill
+from guidefold.train import trackers as tracking
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

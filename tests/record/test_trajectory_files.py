@@ -10,9 +10,7 @@ import torch
 from safetensors import safe_open
 
 from guidefold.errors import CorruptFileError, NonFiniteError
-from guidefold.runs import append_line
-from guidefold.settings import RecordSettings
-from guidefold.shards import (
+from guidefold.record.trajectory_files import (
     LINES,
     KeptState,
     StateRef,
@@ -21,6 +19,8 @@ from guidefold.shards import (
     state_refs,
     write_trajectory,
 )
+from guidefold.runs import append_line
+from guidefold.settings import RecordSettings
 
 TIMESTEPS = (901.0, 601.5, 1.0)
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from guidefold.errors import CorruptFileError, MismatchError
-from guidefold.gather import gather
-from guidefold.recording import record
+from guidefold.record.gather import gather
+from guidefold.record.rounds import record
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_lines
 from guidefold.settings import Settings

@@ -19,15 +19,15 @@ from guidefold.adapter import Adapter, attach
 from guidefold.errors import CaptureError, CorruptFileError, MismatchError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.outputs import OutputMap, output_tensor
-from guidefold.plans import Plan, plan_round
 from guidefold.probe import probe
 from guidefold.progress import Stop, Stopped
 from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.randomness import generator
+from guidefold.record.plans import Plan, plan_round
+from guidefold.record.recorder import Recorder, add_noise, record_round
+from guidefold.record.trajectory_files import LINES, KeptState
 from guidefold.runs import read_lines
 from guidefold.settings import Settings
-from guidefold.shards import LINES, KeptState
-from guidefold.trajectories import Recorder, add_noise, record_round
 
 FAMILIES = (
     "sd15",

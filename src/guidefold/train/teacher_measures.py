@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from guidefold.batches import Batch, some_of
-from guidefold.objective import GuidanceSize, Level, loss_scale, residual_by_level
+from guidefold.record.trajectory_files import StateRef
 from guidefold.settings import Settings
-from guidefold.shards import StateRef
-from guidefold.student import Student
+from guidefold.train.batches import Batch, some_of
+from guidefold.train.loss import GuidanceSize, Level, loss_scale, residual_by_level
+from guidefold.train.student import Student
 
 
 class Yardstick:

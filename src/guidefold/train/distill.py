@@ -14,23 +14,22 @@ import torch
 from accelerate import Accelerator
 
 from guidefold.adapter import attach
-from guidefold.batches import Batch, chosen_indices
-from guidefold.checkpoints import load_checkpoint, save_checkpoint
 from guidefold.errors import MismatchError, NonFiniteError, RunError
-from guidefold.memory import peak_memory
-from guidefold.objective import mean_residual
-from guidefold.optimizers import check_optimizer
 from guidefold.previews import Previews
 from guidefold.progress import Stop, Stopped, Task, console, stop_on_signals, task
-from guidefold.recording import fill_round, recorded_states, something_missing
+from guidefold.record.rounds import fill_round, recorded_states, something_missing
+from guidefold.record.trajectory_files import Split, StateRef
 from guidefold.runs import append_line, read_lines, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings, StateSource
-from guidefold.shards import Split, StateRef
-from guidefold.student import Attach, Student, sample_errors
-from guidefold.tracking import open_accelerator, track, track_picture, tracking
-from guidefold.updates import Updates
-from guidefold.yardstick import Yardstick
+from guidefold.train.batches import Batch, chosen_indices
+from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
+from guidefold.train.loss import mean_residual
+from guidefold.train.memory import peak_memory
+from guidefold.train.optimizer import Updates, check_optimizer
+from guidefold.train.student import Attach, Student, sample_errors
+from guidefold.train.teacher_measures import Yardstick
+from guidefold.train.trackers import open_accelerator, track, track_picture, tracking
 
 
 def distill(settings: Settings, attach: Attach = attach) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
+from guidefold.record.trajectory_files import LINES, read_round
 from guidefold.run.folder import RunFolder, locked, require_run
 from guidefold.runs import (
     append_line,
@@ -17,7 +18,6 @@ from guidefold.runs import (
     write_json,
     write_text,
 )
-from guidefold.shards import LINES, read_round
 
 
 def gather(run: Path, parts: Sequence[Path]) -> int:

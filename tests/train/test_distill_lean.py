@@ -11,19 +11,20 @@ import torch
 from training import FOUR, Outcome, finish, interrupted
 from zoo import WARNINGS
 
-from guidefold import distill, optimizers, student
 from guidefold import session as sessions
 from guidefold.deliver.trained import export
-from guidefold.distill import Training
 from guidefold.errors import ConfigError, UnfoldableError
 from guidefold.frozen import Frozen
 from guidefold.pipelines import fingerprint, open_pipeline
-from guidefold.recording import record
+from guidefold.record.rounds import record
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json, read_lines
 from guidefold.session import open_session
 from guidefold.settings import Settings
-from guidefold.yardstick import Yardstick
+from guidefold.train import distill, student
+from guidefold.train import optimizer as optimizers
+from guidefold.train.distill import Training
+from guidefold.train.teacher_measures import Yardstick
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

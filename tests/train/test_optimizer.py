@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold import optimizers
 from guidefold.errors import ConfigError, MismatchError
-from guidefold.optimizers import (
+from guidefold.runs import read_tensors, write_tensors
+from guidefold.train import optimizer as optimizers
+from guidefold.train.optimizer import (
     check_optimizer,
     make_optimizer,
     optimizer_tensors,
     restore_optimizer,
 )
-from guidefold.runs import read_tensors, write_tensors
 
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec(optimizers.LIBRARY) is None, reason="bitsandbytes is not installed"

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from guidefold.prompts import Prompt
 from guidefold.randomness import derive_seed, permutation, unit
+from guidefold.record.trajectory_files import Split
 from guidefold.settings import RecordSettings, Settings
-from guidefold.shards import Split
 
 
 @dataclass(frozen=True)

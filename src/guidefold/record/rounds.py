@@ -7,15 +7,22 @@ from pathlib import Path
 
 from guidefold.adapter import Adapter
 from guidefold.distilled import signs_of_distillation
-from guidefold.plans import plan_round
 from guidefold.progress import Stop, console, plural, stop_on_signals
 from guidefold.prompts import Prompt, count_duplicates
+from guidefold.record.plans import plan_round
+from guidefold.record.recorder import Recorder, record_round
+from guidefold.record.trajectory_files import (
+    LINES,
+    Split,
+    StateRef,
+    drop_damaged,
+    read_round,
+    state_refs,
+)
 from guidefold.run.folder import RunFolder
 from guidefold.runs import sha256
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
-from guidefold.shards import LINES, Split, StateRef, drop_damaged, read_round, state_refs
-from guidefold.trajectories import Recorder, record_round
 
 ALL = (1, 1)
 """The shard that is the whole."""
@@ -27,7 +34,7 @@ def record(settings: Settings, shard: tuple[int, int] = ALL) -> Path:
     Args:
         settings: The run's.
         shard: ``(i, n)``: only every n-th batch, from the i-th; the others are recorded elsewhere,
-            and :func:`~guidefold.gather.gather` brings them together.
+            and :func:`~guidefold.record.gather.gather` brings them together.
 
     Returns:
         The run's folder.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny import PROMPTS, write_prompts
 
-from guidefold.recording import record
+from guidefold.record.rounds import record
 from guidefold.run.folder import RunFolder
 from guidefold.runs import sha256
 from guidefold.settings import Settings
@@ -22,7 +22,7 @@ def recorded(
     write_prompts(folder / "prompts.txt", (*PROMPTS, *PROMPTS[:2]))
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
-        patch.setattr("guidefold.recording.console.print", lambda text, **_: lines.append(text))
+        patch.setattr("guidefold.record.rounds.console.print", lambda text, **_: lines.append(text))
         record(settings)
         record(settings)
     return settings, RunFolder(settings.run).round(0), lines

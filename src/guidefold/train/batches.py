@@ -12,7 +12,7 @@ import torch
 
 from guidefold.arguments import Layout, NotBatchableError, Tree, flatten, join, tree_map
 from guidefold.randomness import permutation
-from guidefold.shards import KeptState, StateRef
+from guidefold.record.trajectory_files import KeptState, StateRef
 
 State = TypeVar("State")
 

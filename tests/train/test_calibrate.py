@@ -8,24 +8,24 @@ import torch
 
 from guidefold.about import read_dial
 from guidefold.adapter import DIFFUSERS_FILE
-from guidefold.calibration import (
+from guidefold.deliver.export import deliver
+from guidefold.deliver.trained import export
+from guidefold.errors import InputError
+from guidefold.lora.dial import Dial
+from guidefold.record.rounds import recorded_states
+from guidefold.runs import read_json, read_metadata
+from guidefold.sample import sample
+from guidefold.session import open_session
+from guidefold.settings import Settings
+from guidefold.train.calibrate import (
     Heard,
     _listen,
     marks_of,
     strengths_tried,
 )
-from guidefold.checkpoints import load_checkpoint
-from guidefold.deliver.export import deliver
-from guidefold.deliver.trained import export
-from guidefold.distill import distill
-from guidefold.errors import InputError
-from guidefold.lora.dial import Dial
-from guidefold.recording import recorded_states
-from guidefold.runs import read_json, read_metadata
-from guidefold.sample import sample
-from guidefold.session import open_session
-from guidefold.settings import Settings
-from guidefold.student import Student
+from guidefold.train.checkpoints import load_checkpoint
+from guidefold.train.distill import distill
+from guidefold.train.student import Student
 
 STRENGTHS = strengths_tried(2.0)
 SCALES = [1 + 4 * s for s in STRENGTHS[1:]]  # what they stand for: origin 1, g_ref 5

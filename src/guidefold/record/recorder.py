@@ -21,12 +21,12 @@ from guidefold.errors import CaptureError, MismatchError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.lora.dial import Dial
 from guidefold.pipelines import DTYPES
-from guidefold.plans import Plan, kept_indices
 from guidefold.progress import Stop, Stopped, task
 from guidefold.randomness import generator
+from guidefold.record.plans import Plan, kept_indices
+from guidefold.record.trajectory_files import LINES, KeptState, read_round, write_trajectory
 from guidefold.runs import append_line, readable_size
 from guidefold.settings import Settings, StateSource
-from guidefold.shards import LINES, KeptState, read_round, write_trajectory
 from guidefold.stub import RandomStub
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guidefold.lora.dial import Dial
-from guidefold.objective import (
+from guidefold.train.loss import (
     GuidanceSize,
     Level,
     learning_rate,

@@ -11,16 +11,16 @@ from torch import nn
 
 from guidefold.adapter import Adapter, attach
 from guidefold.arguments import tree_map
-from guidefold.batches import Batch, collate, kind_of, mixes
 from guidefold.denoisers import COMPONENT
 from guidefold.errors import RunError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.frozen import BITS, shrink_weights
 from guidefold.lora.dial import Dial
-from guidefold.objective import GuidanceSize, squared_error
 from guidefold.outputs import output_tensor
+from guidefold.record.trajectory_files import StateRef
 from guidefold.settings import AdapterSettings, Storage
-from guidefold.shards import StateRef
+from guidefold.train.batches import Batch, collate, kind_of, mixes
+from guidefold.train.loss import GuidanceSize, squared_error
 
 FARTHEST = 0.5  # part of what it says that a denoiser may lose with its weights' precision
 

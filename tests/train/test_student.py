@@ -16,21 +16,27 @@ from toys import some_findings
 from zoo import WARNINGS
 
 from guidefold.adapter import DIFFUSERS_FILE, adapted_layers
-from guidefold.checkpoints import load_checkpoint
 from guidefold.deliver import trained as exporting
 from guidefold.deliver.trained import export
 from guidefold.denoisers import as_one
-from guidefold.distill import distill
 from guidefold.errors import RunError, UnfoldableError, VerifyError
 from guidefold.findings import Findings
 from guidefold.lora.dial import Dial
-from guidefold.objective import loss_scale
 from guidefold.pipelines import open_pipeline
+from guidefold.record.trajectory_files import (
+    KeptState,
+    StateRef,
+    read_round,
+    state_refs,
+    write_trajectory,
+)
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_json
 from guidefold.settings import AdapterSettings, Settings
-from guidefold.shards import KeptState, StateRef, read_round, state_refs, write_trajectory
-from guidefold.student import Student
+from guidefold.train.checkpoints import load_checkpoint
+from guidefold.train.distill import distill
+from guidefold.train.loss import loss_scale
+from guidefold.train.student import Student
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

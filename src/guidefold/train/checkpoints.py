@@ -11,7 +11,6 @@ import torch
 
 from guidefold.adapter import Adapter
 from guidefold.errors import MismatchError
-from guidefold.optimizers import optimizer_tensors, restore_optimizer
 from guidefold.run.folder import RunFolder
 from guidefold.runs import (
     check_folder,
@@ -21,6 +20,7 @@ from guidefold.runs import (
     write_json,
     write_tensors,
 )
+from guidefold.train.optimizer import optimizer_tensors, restore_optimizer
 
 
 def save_checkpoint(

@@ -9,9 +9,9 @@ from itertools import pairwise, takewhile
 import torch
 
 from guidefold.lora.dial import BEYOND, Mark
-from guidefold.objective import GuidanceSize
-from guidefold.shards import StateRef
-from guidefold.student import Student
+from guidefold.record.trajectory_files import StateRef
+from guidefold.train.loss import GuidanceSize
+from guidefold.train.student import Student
 
 STEPS = 16  # strengths tried, evenly from 0
 NEAREST = 3  # of guidance that is not linear, every third state stands near enough to a scale

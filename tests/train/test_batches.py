@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidefold.batches import Batch, chosen_indices, collate, kind_of, mixes, some_of
-from guidefold.shards import KeptState, StateRef, write_trajectory
+from guidefold.record.trajectory_files import KeptState, StateRef, write_trajectory
+from guidefold.train.batches import Batch, chosen_indices, collate, kind_of, mixes, some_of
 
 LAYOUT = {
     "items": [

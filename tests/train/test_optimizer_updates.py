@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.objective import learning_rate
 from guidefold.settings import DistillSettings
-from guidefold.updates import Updates
+from guidefold.train.loss import learning_rate
+from guidefold.train.optimizer import Updates
 
 ASKED = DistillSettings(steps=10, learning_rate=0.1, warmup=4, max_grad_norm=1.0)
 

@@ -11,15 +11,16 @@ import torch
 from training import FOUR, Outcome, finish, interrupted, outcome
 from zoo import WARNINGS
 
-from guidefold import checkpoints, distill, trajectories
-from guidefold.batches import Batch
 from guidefold.deliver.trained import export
-from guidefold.distill import Training
 from guidefold.errors import NonFiniteError, UnfoldableError
 from guidefold.progress import Stopped
-from guidefold.recording import record
+from guidefold.record import recorder as trajectories
+from guidefold.record.rounds import record
 from guidefold.runs import read_lines
 from guidefold.settings import Settings
+from guidefold.train import checkpoints, distill
+from guidefold.train.batches import Batch
+from guidefold.train.distill import Training
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
