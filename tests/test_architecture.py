@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import diffusers.pipelines
@@ -31,7 +31,28 @@ FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 OWN = [name for name in FILES if not name.startswith("demo/")]  # the demo trains its own teacher
 
-every_file = pytest.mark.parametrize("name", FILES)
+
+def each(names: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
+    """Make a check of one file a test of several, which names every file that fails."""
+
+    def over(check: Callable[[str], None]) -> Callable[[], None]:
+        def test() -> None:
+            offenders = []
+            for name in names:
+                try:
+                    check(name)
+                except AssertionError as error:
+                    offenders.append(f"{name}: {error}")
+            if offenders:
+                pytest.fail("\n".join(offenders), pytrace=False)
+
+        test.__name__ = check.__name__
+        return test
+
+    return over
+
+
+every_file = each(FILES)
 
 
 def place(file: str) -> int:
@@ -146,7 +167,7 @@ def modes(call: ast.Call) -> list[str]:
     return [text for text in texts(call) if set(text) <= set("rwaxbt+") and len(text) <= 3]
 
 
-@pytest.mark.parametrize("name", OWN)
+@each(OWN)
 def test_only_runs_writes_files(name: str) -> None:
     found = set(writes(TREES[name]))
     assert bool(found) == (name in ("runs.py", "run/folder.py")), found
@@ -181,7 +202,7 @@ def named_families(tree: ast.AST) -> Iterator[str]:
                 yield family
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(KNOWING)])
+@each([name for name in FILES if not name.startswith(KNOWING)])
 def test_no_branch_for_a_family_of_pipelines(name: str) -> None:
     presets = {"sd15", "sdxl", "sd3"} if name in ("cli.py", "config.py") else set()  # in help texts
     assert set(named_families(TREES[name])) <= presets
@@ -216,6 +237,17 @@ def test_the_api_exports_what_it_imports() -> None:
     imported = {module.rsplit(".", 1)[1] for module in imports(TREES["api.py"])}
     assert sorted(imported) == sorted(api.__all__)
     assert all(hasattr(api, name) for name in api.__all__)
+
+
+def test_a_check_of_each_file_names_all_that_fail() -> None:
+    """The control."""
+
+    @each(["one", "two", "three"])
+    def check(name: str) -> None:
+        assert name == "two"
+
+    with pytest.raises(pytest.fail.Exception, match=r"one: .*\n(.*\n)*three: "):
+        check()
 
 
 def test_the_checks_see_what_they_look_for() -> None:
