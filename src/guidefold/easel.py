@@ -142,8 +142,7 @@ class Easel:
         self._wishes: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
         self._finished: dict[Look, Finished] = {}
-        marks = read_dial(session.run.adapter).marks
-        self._measured = replace(session.dial, marks=marks)
+        self._measured = replace(session.dial, marks=read_dial(session.run.adapter).marks)
 
     @property
     def dial(self) -> list[tuple[float, float]]:

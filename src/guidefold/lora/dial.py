@@ -74,8 +74,7 @@ class Dial:
         """
         low, high = about["guidance_range"]
         marks = tuple(Mark(**mark) for mark in about.get("dial_table", []))
-        origin = about["findings"]["origin"]
-        return Dial(origin, about["g_ref"], (low, high), marks, proportional=about["dial"])
+        return Dial(about["findings"]["origin"], about["g_ref"], (low, high), marks, about["dial"])
 
     def to_json(self) -> dict[str, Any]:
         """The dial's fields of ``guidefold.json``; the origin stands among the findings."""
@@ -144,7 +143,7 @@ class Dial:
 
     def measured_guidance(self, strength: float) -> float:
         """The guidance scale that a strength serves best; outside the marks, the nominal one."""
-        found = self._guidance_between_marks(strength)
+        found = _between([(s, g) for g, s in self._points()], strength)
         return self.nominal_guidance(strength) if found is None else found
 
     @property
@@ -155,8 +154,8 @@ class Dial:
         """
         if not self.marks:
             return None
-        found = self._guidance_between_marks(1.0)
-        measured = math.inf if found is None else found
+        reached = self.marks[-1].strength >= 1
+        measured = self.measured_guidance(1.0) if reached else math.inf
         return None if abs(measured - self.g_ref) <= APART * self.span else measured
 
     @property
@@ -202,9 +201,6 @@ class Dial:
         """Measured ``(guidance, strength)``, from the origin on."""
         # The origin needs no mark: at strength 0 the student is the unguided teacher, exactly.
         return [(self.origin, 0.0), *((mark.guidance, mark.strength) for mark in self.marks)]
-
-    def _guidance_between_marks(self, strength: float) -> float | None:
-        return _between([(s, g) for g, s in self._points()], strength)
 
 
 UNKNOWN = Dial(0.0, 1.0, (0.0, 1.0))  # of an adapter that comes without guidefold.json

@@ -120,12 +120,13 @@ def marks_of(
     marks = []
     for g in scales:
         some = heard if linear else _near(heard, g)
-        if not some:
-            continue
         total = [0.0] * len(strengths)
         for state in some:
+            # Linear guidance: what the teacher adds at g is `ratio` times what it added at the
+            # recorded scale. Otherwise only states near g serve, as they were recorded.
             span = state.guidance - origin
             ratio = (g - origin) / span if linear else 1.0
+            # The size of guidance at this noise level and at g, so that all levels count alike.
             scale = size.at(state.timestep) * (span * ratio) ** 2 * len(some)
             total = [t + e / scale for t, e in zip(total, state.errors(ratio), strict=True)]
         found = _lowest(strengths, total)
@@ -176,14 +177,17 @@ def _lowest(strengths: Sequence[float], errors: Sequence[float]) -> tuple[float,
     k = min(range(len(errors)), key=errors.__getitem__)
     if k in (0, len(errors) - 1):
         return None
+    # The vertex of the parabola through three neighbours lies `part` of a step from the middle one:
+    # half the first difference divided by the second one, which is 0 where the error is flat.
     before, here, after = errors[k - 1 : k + 2]
-    part = 0.5 * (before - after) / max(before - 2 * here + after, 1e-12)
-    return strengths[k] + part * (strengths[1] - strengths[0]), here - 0.25 * (
-        before - after
-    ) * part
+    fall = before - after
+    part = 0.5 * fall / max(before - 2 * here + after, 1e-12)
+    step = strengths[1] - strengths[0]
+    return strengths[k] + part * step, here - 0.25 * fall * part
 
 
 def _rising(marks: Sequence[Mark]) -> list[Mark]:
     """Marks up to where strength no longer rises with guidance."""
+    # A student that collapses at high strength needs less of it for more guidance: no dial there.
     rising = takewhile(lambda pair: pair[0].strength < pair[1].strength, pairwise(marks))
     return [*marks[:1], *(mark for _, mark in rising)]
