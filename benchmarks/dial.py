@@ -28,7 +28,7 @@ from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
 from guidefold.lora.dial import Dial
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_json
+from guidefold.run.records import PictureIndex, Results
 from guidefold.sample import grid, png
 from guidefold.settings import Settings
 
@@ -95,17 +95,16 @@ def measure(asked: argparse.Namespace) -> None:
 
 def _strip(run: RunFolder) -> Image.Image:
     """The first prompts at every strength: the student above, the teacher at that scale below."""
-    index = read_json(run.index)
-    steps, prompts = index["dial"], [entry["prompt"] for entry in index["pictures"][:STRIP]]
+    index = PictureIndex.read(run.index)
+    assert index is not None, f"{run}: not measured yet"
+    prompts = [entry.prompt for entry in index.pictures[:STRIP]]
     rows, captions = [], []
     for k, prompt in enumerate(prompts):
-        for kind, caption in (
-            ("student", f"{prompt} (student)"),
-            ("teacher", "CFG teacher"),
-        ):
-            rows.append([Image.open(run.evaluation / step[kind][k]) for step in steps])
-            captions.append(caption)
-    return grid(rows, [f"{s['strength']:g}\n= guidance {s['guidance']:g}" for s in steps], captions)
+        rows.append([Image.open(run.evaluation / step.student[k]) for step in index.dial])
+        rows.append([Image.open(run.evaluation / step.teacher[k]) for step in index.dial])
+        captions += [f"{prompt} (student)", "CFG teacher"]
+    headings = [f"{step.strength:g}\n= guidance {step.guidance:g}" for step in index.dial]
+    return grid(rows, headings, captions)
 
 
 def _place(run: Path, work: Path, prompts: int, states: int) -> Settings:
@@ -133,19 +132,18 @@ def _strengths(dial: Dial, guidance: float) -> dict[str, float]:
 def _measure(settings: Settings, guidance: float, strength: float, by: str) -> dict[str, Any]:
     chosen = settings.evaluate.model_copy(update={"guidance": guidance, "strength": strength})
     now = settings.model_copy(update={"evaluate": chosen})
-    found = evaluate(now, judge_of(settings.pipeline.source))
-    residual = found["residual_guidance"]
+    found = Results.model_validate(evaluate(now, judge_of(settings.pipeline.source)))
     return {
         "guidance": guidance,
         "strength": strength,
         "by": by,
-        "residual_teacher_states": residual["teacher_states"]["mean"],
-        "residual_student_states": residual["student_states"]["mean"],
-        "alignment_teacher": found["teacher"]["alignment"],
-        "alignment_student": found["student"]["alignment"],
-        "saturation_teacher": found["teacher"]["saturation"],
-        "saturation_student": found["student"]["saturation"],
-        "relative_distance": found["relative_distance"],
+        "residual_teacher_states": found.residual_guidance.teacher_states.mean,
+        "residual_student_states": found.residual_guidance.student_states.mean,
+        "alignment_teacher": found.teacher.alignment,
+        "alignment_student": found.student.alignment,
+        "saturation_teacher": found.teacher.saturation,
+        "saturation_student": found.student.saturation,
+        "relative_distance": found.relative_distance,
     }
 
 

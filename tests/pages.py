@@ -45,9 +45,10 @@ def recorded(run: Path, count: int = 3) -> Path:
     folder = run / "trajectories" / "round-0"
     folder.mkdir(parents=True)
     for index in range(count):
-        append_line(
-            folder / "manifest.jsonl", {"index": index, "size": 1024 * 1024, "seconds": 30.0}
-        )
+        line: dict[str, Any] = {"index": index, "split": "training", "prompt_sha256": "", "seed": 0}
+        line |= {"guidance": 5.0, "file": f"{index}.safetensors", "sha256": "", "timesteps": []}
+        line |= {"size": 1024 * 1024, "seconds": 30.0}
+        append_line(folder / "manifest.jsonl", line)
     return run
 
 

@@ -19,6 +19,7 @@ from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import evaluate
 from guidefold.pack import pack, packed_as, stamp
 from guidefold.run.folder import RunFolder
+from guidefold.run.records import Results
 from guidefold.runs import check_folder, read_json, read_metadata, write_json
 from guidefold.session import open_session
 from guidefold.settings import KINDS, Settings
@@ -199,11 +200,11 @@ def test_no_text_of_a_user_s_becomes_markup(packed: Callable[[str], Run], text: 
     settings = packed(MEASURED)[0]
     about = read_json(Path(settings.run) / "adapter" / "guidefold.json")
     row = {"prompt": text, "seed": 1, **{kind: f"images/0-{kind}.png" for kind in KINDS}}
-    results = read_json(Path(settings.run) / "results.json") | {"shown": 1}
+    results = Results.read(RunFolder(settings.run).results)
 
     def made(said: str) -> ModelCard:
         held = Held(
-            {**about, "negative_prompt": said}, {"license": "mit"}, results,
+            {**about, "negative_prompt": said}, {"license": "mit"}, results, 1,
             [{**row, "prompt": said}], (), f"no {said}", f"no {said}",
         )  # fmt: skip
         with open_session(settings) as session:

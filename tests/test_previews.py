@@ -20,6 +20,7 @@ from guidefold.deliver.trained import export, open_adapter
 from guidefold.previews import Previews
 from guidefold.progress import task
 from guidefold.prompts import Prompt
+from guidefold.run.records import PreviewIndex
 from guidefold.sample import draw_session
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Settings
@@ -264,7 +265,7 @@ def test_a_damaged_index_counts_as_none_so_that_previews_are_drawn_again(
     try:
         index.write_text(content)
         with open_session(settings) as session:
-            assert previews._indexed(index, json.loads(whole)) == []
+            assert previews._indexed(index, PreviewIndex.model_validate_json(whole)) == []
             assert Previews(session, None).missing(4)
     finally:
         index.write_text(whole)

@@ -10,6 +10,7 @@ import torch
 
 from guidefold.progress import Stopped
 from guidefold.run.folder import RunFolder
+from guidefold.run.records import TrainingLine
 from guidefold.runs import read_lines, read_tensors
 from guidefold.settings import Settings
 from guidefold.train import distill
@@ -60,9 +61,9 @@ def stop_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
     """Send this process a real SIGTERM as a step ends."""
     real = Training.train_step
 
-    def train_step(self: Training) -> dict[str, Any]:
+    def train_step(self: Training) -> TrainingLine:
         line = real(self)
-        if line["step"] == step:
+        if line.step == step:
             signal.raise_signal(signal.SIGTERM)
         return line
 

@@ -24,6 +24,7 @@ from guidefold.exhibits import NAMES
 from guidefold.findings import Findings
 from guidefold.lora.dial import STRENGTHS, Dial
 from guidefold.pipelines import DTYPES
+from guidefold.run.records import Results
 from guidefold.sample import picture_seeds
 from guidefold.session import Session
 from guidefold.settings import KINDS, Settings
@@ -55,8 +56,8 @@ class Held:
     Attributes:
         about: What the adapter says of itself.
         licence: As the hub writes it; empty where it is not known.
-        results: What was measured of this very adapter, and how many prompts were ``shown``; None
-            where nothing was.
+        results: What was measured of this very adapter; None where nothing was.
+        shown: How many prompts were drawn.
         pictures: For each prompt ``prompt``, ``seed``, and a file for each kind.
         verdicts: On the files for other clients.
         unfit: Why there are none.
@@ -65,7 +66,8 @@ class Held:
 
     about: Mapping[str, Any]
     licence: Mapping[str, str]
-    results: Mapping[str, Any] | None
+    results: Results | None
+    shown: int
     pictures: Sequence[Mapping[str, Any]]
     verdicts: Sequence[Verdict]
     unfit: str
@@ -92,6 +94,7 @@ def card(session: Session, held: Held) -> str:
         "meant": dial.stands_for,
         "pictures": held.pictures,
         "results": held.results,
+        "shown": held.shown,
         "table": table(held.results) if held.results else [],
         "marks": _marks(dial),
         "code": code(session, images=tag in ("text-to-image", "image-to-image")),
@@ -178,19 +181,19 @@ def front_matter(
     }
 
 
-def table(results: Mapping[str, Any]) -> list[list[str]]:
+def table(results: Results) -> list[list[str]]:
     """Headings and rows of what was measured; seconds as shares of the teacher's."""
-    judged = results["teacher"].get("alignment") is not None
-    whole = results["teacher"]["denoiser_seconds_per_image"]
+    judged = results.teacher.alignment is not None
+    whole = results.teacher.denoiser_seconds_per_image
     rows = [["", *(["alignment"] if judged else []), "passes a picture", "seconds, teacher = 1"]]
     for kind in KINDS:
-        its = results[kind]
-        aligned = [f"{its['alignment']:.3f}"] if judged else []
-        share = _share(its["denoiser_seconds_per_image"], whole)
-        rows.append([NAMES[kind], *aligned, f"{its['passes_per_image']:g}", share])
-    student = results["student"]
-    fused = _share(student["denoiser_seconds_per_image_fused"], whole)
-    passes = f"{student['passes_per_image']:g}"
+        its = results.of(kind)
+        aligned = [f"{its.alignment:.3f}"] if judged else []
+        share = _share(its.denoiser_seconds_per_image, whole)
+        rows.append([NAMES[kind], *aligned, f"{its.passes_per_image:g}", share])
+    student = results.student
+    fused = _share(student.denoiser_seconds_per_image_fused, whole)
+    passes = f"{student.passes_per_image:g}"
     return [*rows, ["student, fused", *([""] if judged else []), passes, fused]]
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ from guidefold.run.folder import RunFolder
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
+    from guidefold.run.records import Results
     from guidefold.settings import Settings
 
 app = typer.Typer(
@@ -310,32 +311,33 @@ def _measure(settings: Settings) -> None:
     """Measure, write the page, print the table."""
     from guidefold import api
     from guidefold.demo.judge import judge_of
+    from guidefold.run.records import Results
 
-    results = api.evaluate(settings, judge_of(settings.pipeline.source))
+    results = Results.model_validate(api.evaluate(settings, judge_of(settings.pipeline.source)))
     _print_results(results, RunFolder(settings.run), api.report(settings))
 
 
-def _print_results(results: dict[str, Any], run: RunFolder, page: Path) -> None:
+def _print_results(results: Results, run: RunFolder, page: Path) -> None:
     """The table that a measurement ends with."""
     table = Table(box=None, pad_edge=False)
     for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for kind in ("teacher", "unguided", "student"):
-        row = results[kind]
-        alignment = "-" if row["alignment"] is None else f"{row['alignment']:.3f}"
-        seconds = f"{row['denoiser_seconds_per_image']:.3f}"
-        table.add_row(kind, alignment, f"{row['passes_per_image']:g}", seconds)
-    fused = f"{results['student']['denoiser_seconds_per_image_fused']:.3f}"
+    for kind in KINDS:
+        row = results.of(kind)
+        alignment = "-" if row.alignment is None else f"{row.alignment:.3f}"
+        seconds = f"{row.denoiser_seconds_per_image:.3f}"
+        table.add_row(kind, alignment, f"{row.passes_per_image:g}", seconds)
+    fused = f"{results.student.denoiser_seconds_per_image_fused:.3f}"
     table.add_row("student, fused", "", "", fused)
     console.print()
     console.print(table)
-    residual = results["residual_guidance"]
+    residual = results.residual_guidance
     console.print(
-        f"\n{plural(results['prompts'], 'held-out prompt')}, guidance {results['guidance']:g} "
-        f"against strength {results['strength']:g}, {results['steps']} steps\n"
-        f"residual guidance: {residual['teacher_states']['mean']:.3f} at the teacher's states, "
-        f"{residual['student_states']['mean']:.3f} at the student's (1 nothing folded, 0 all)\n"
-        f"distance to the CFG picture: {results['relative_distance']:.3f} of the unguided one's\n"
+        f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "
+        f"against strength {results.strength:g}, {results.steps} steps\n"
+        f"residual guidance: {residual.teacher_states.mean:.3f} at the teacher's states, "
+        f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
+        f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"
         f"\nThe page: {page}\n{run.grid}  {run.results}",
         markup=False,
     )

@@ -23,6 +23,15 @@ from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, in_all, plural, task
 from guidefold.prompts import Prompt
 from guidefold.run.folder import RunFolder, require_run
+from guidefold.run.records import (
+    NoiseLevel,
+    PictureIndex,
+    PromptPictures,
+    Residual,
+    ResidualGuidance,
+    Results,
+    StrengthPictures,
+)
 from guidefold.runs import read_json, read_lines, write_bytes, write_json
 from guidefold.sample import (
     Drawn,
@@ -65,7 +74,7 @@ class Measured:
     seeds: list[int]
     drawn: dict[Kind, Drawn]
     dial: dict[Kind, list[list[str]]]
-    residual: dict[str, Any]
+    residual: ResidualGuidance
     fused_seconds: float
     verdicts: dict[Kind, list[bool]]
     categories: list[str | None]
@@ -97,7 +106,7 @@ def evaluate(
     """
     require_run(settings.run)
     with open_session(settings if weights else _served(settings)) as session:
-        return measure(session, judge, weights)
+        return measure(session, judge, weights).to_json()
 
 
 def _served(settings: Settings) -> Settings:
@@ -112,7 +121,7 @@ def _served(settings: Settings) -> Settings:
 
 def measure(
     session: Session, judge: Judge | None = None, weights: StudentWeights | None = None
-) -> dict[str, Any]:
+) -> Results:
     """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
     run = session.run
     try:
@@ -123,8 +132,8 @@ def measure(
             signal.SIGINT, f"Stopped: {count} drawn so far in {run.evaluation}."
         ) from None
     results = _results(session, measured)
-    write_json(run.index, _index(session, measured))
-    write_json(run.results, results)
+    write_json(run.index, _index(session, measured).to_json())
+    write_json(run.results, results.to_json())
     write_bytes(run.grid, png(_sheet(session, measured)))
     return results
 
@@ -219,19 +228,24 @@ def _residual(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     progress: Task,
-) -> dict[str, Any]:
+) -> ResidualGuidance:
     """Residual guidance at the teacher's states and at the student's, adapter loaded."""
-    rows: dict[str, list[Errors]] = {"teacher_states": [], "student_states": []}
+    at_teachers: list[Errors] = []
+    at_students: list[Errors] = []
     for prompt, seed in zip(prompts, seeds, strict=False):
-        at_teachers, at_students = _along(session, weights, prompt, seed, progress)
-        rows["teacher_states"] += at_teachers
-        rows["student_states"] += at_students
-    found = {}
-    for name, errors in rows.items():
-        timesteps, student_errors, unguided_errors = zip(*errors, strict=True)
-        levels = residual_by_level(timesteps, student_errors, unguided_errors)
-        found[name] = {"mean": mean_residual(levels), "levels": [asdict(x) for x in levels]}
-    return found
+        of_teacher, of_student = _along(session, weights, prompt, seed, progress)
+        at_teachers += of_teacher
+        at_students += of_student
+    return ResidualGuidance(
+        teacher_states=_by_level(at_teachers), student_states=_by_level(at_students)
+    )
+
+
+def _by_level(errors: Sequence[Errors]) -> Residual:
+    timesteps, student_errors, unguided_errors = zip(*errors, strict=True)
+    levels = residual_by_level(timesteps, student_errors, unguided_errors)
+    named = [NoiseLevel(**asdict(level)) for level in levels]
+    return Residual(mean=mean_residual(levels), levels=named)
 
 
 def _along(
@@ -282,15 +296,15 @@ def _error(one: Step, target: Step) -> float:
     return float(squared_error(one.model_output, fit_rows(target.model_output, rows)).mean())
 
 
-def _results(session: Session, measured: Measured) -> dict[str, Any]:
-    """What ``results.json`` holds."""
+def _results(session: Session, measured: Measured) -> Results:
     drawn, verdicts = measured.drawn, measured.verdicts
-    kinds: dict[str, dict[str, Any]] = {
+    kinds: dict[Kind, dict[str, Any]] = {
         kind: {
             "alignment": share(verdicts[kind]) if verdicts else None,
             "saturation": saturation(drawn[kind].pictures),
             "passes_per_image": drawn[kind].passes_per_image,
             "denoiser_seconds_per_image": drawn[kind].denoiser_seconds_per_image,
+            **measured.distribution.get(kind, {}),
         }
         for kind in KINDS
     }
@@ -298,48 +312,50 @@ def _results(session: Session, measured: Measured) -> dict[str, Any]:
     judged: dict[str, Any] = {}
     if verdicts:
         bounds = ratio_interval(verdicts["student"], verdicts["teacher"])
-        kinds["student"]["alignment_over_teacher_95"] = bounds and list(bounds)
+        kinds["student"]["alignment_over_teacher_95"] = bounds
         judged["categories"] = by_category(verdicts, [str(name) for name in measured.categories])
     for kind, score in measured.clip_scores.items():
         kinds[kind]["clip_score"] = score
-    for kind, distances in measured.distribution.items():
-        kinds[kind] |= distances
     weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
     adapter = session.run.adapter.glob("*.safetensors")
-    return {
-        **kinds,
-        **judged,
-        "residual_guidance": measured.residual,
-        "relative_distance": relative_distance(drawn),
-        **session.compared._asdict(),
-        "prompts": len(measured.prompts),
-        "steps": session.settings.evaluate.steps,
-        "trained_steps": read_json(session.run.metadata)["step"],
-        "adapter_bytes": sum(path.stat().st_size for path in adapter),
-        "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "machine": f"{platform.machine()}, device {session.pipeline.device}",
-    }
+    return Results.model_validate(
+        {
+            **kinds,
+            **judged,
+            "residual_guidance": measured.residual,
+            "relative_distance": relative_distance(drawn),
+            **session.compared._asdict(),
+            "prompts": len(measured.prompts),
+            "steps": session.settings.evaluate.steps,
+            "trained_steps": read_json(session.run.metadata)["step"],
+            "adapter_bytes": sum(path.stat().st_size for path in adapter),
+            "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
+            "versions": {name: version(name) for name in LIBRARIES},
+            "machine": f"{platform.machine()}, device {session.pipeline.device}",
+        }
+    )
 
 
-def _index(session: Session, measured: Measured) -> dict[str, Any]:
+def _index(session: Session, measured: Measured) -> PictureIndex:
     """Which kept picture shows what: prompt by prompt, and strength by strength."""
     pictures = [
-        {
-            "prompt": prompt.label,
-            "seed": measured.seeds[k],
-            "category": measured.categories[k],
-            "files": {kind: measured.drawn[kind].files[k] for kind in KINDS},
-            "aligned": {kind: given[k] for kind, given in measured.verdicts.items()},
-        }
+        PromptPictures(
+            prompt=prompt.label,
+            seed=measured.seeds[k],
+            category=measured.categories[k],
+            files={kind: measured.drawn[kind].files[k] for kind in KINDS},
+            aligned={kind: given[k] for kind, given in measured.verdicts.items()},
+        )
         for k, prompt in enumerate(measured.prompts)
     ]
     teacher, student = measured.dial["teacher"], measured.dial["student"]
     steps = [
-        {"strength": s, "guidance": session.dial.nominal_guidance(s), "teacher": t, "student": own}
+        StrengthPictures(
+            strength=s, guidance=session.dial.nominal_guidance(s), teacher=t, student=own
+        )
         for s, t, own in zip(STRENGTHS, teacher, student, strict=False)
     ]
-    return {"pictures": pictures, "dial": steps}
+    return PictureIndex(pictures=pictures, dial=steps)
 
 
 def _sheet(session: Session, measured: Measured) -> Picture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from PIL import Image
 
 from guidefold.errors import CorruptFileError
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_json
+from guidefold.run.records import AGAIN, PictureIndex, PreviewIndex
 from guidefold.settings import KINDS
 
-AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
 NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
 SMALL, LARGEST = 128, 512
 """Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
@@ -23,7 +22,7 @@ FEW, MANY = 12, 30
 """How many prompts are shown: of large pictures, of small ones."""
 
 
-def pictures_by_prompt(run: RunFolder, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pictures_by_prompt(run: RunFolder, index: PictureIndex) -> list[dict[str, Any]]:
     """The first prompts, in the order in which they were measured: nobody chose them.
 
     Args:
@@ -37,15 +36,16 @@ def pictures_by_prompt(run: RunFolder, index: Mapping[str, Any]) -> list[dict[st
         CorruptFileError: A picture is missing or damaged.
     """
     shown: list[dict[str, Any]] = []
-    for entry in index["pictures"][:MANY]:
+    for entry in index.pictures[:MANY]:
         if len(shown) == FEW and not shown[0]["small"]:
             break
-        pictures = {kind: _picture(run.evaluation / entry["files"][kind]) for kind in KINDS}
-        shown.append({**entry, "pictures": pictures, "small": pictures["teacher"]["small"]})
+        pictures = {kind: _picture(run.evaluation / entry.files[kind]) for kind in KINDS}
+        small = pictures["teacher"]["small"]
+        shown.append({**entry.model_dump(), "pictures": pictures, "small": small})
     return shown
 
 
-def pictures_by_strength(run: RunFolder, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, Any]]:
     """Every strength with its pictures.
 
     Args:
@@ -59,22 +59,22 @@ def pictures_by_strength(run: RunFolder, index: Mapping[str, Any]) -> list[dict[
         CorruptFileError: A picture is missing or damaged.
     """
     folder = run.evaluation
-    prompts = [entry["prompt"] for entry in index["pictures"][:FEW]]
+    prompts = [entry.prompt for entry in index.pictures[:FEW]]
     return [
         {
-            "strength": step["strength"],
-            "guidance": step["guidance"],
-            "teacher": NAMES["teacher" if step["strength"] else "unguided"],
+            "strength": step.strength,
+            "guidance": step.guidance,
+            "teacher": NAMES["teacher" if step.strength else "unguided"],
             "rows": [
                 {
                     "prompt": prompt,
                     "student": _picture(folder / own),
                     "teacher": _picture(folder / its),
                 }
-                for prompt, own, its in zip(prompts, step["student"], step["teacher"], strict=False)
+                for prompt, own, its in zip(prompts, step.student, step.teacher, strict=False)
             ],
         }
-        for step in index["dial"]
+        for step in index.dial
     ]
 
 
@@ -91,10 +91,10 @@ def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
         CorruptFileError: A file is missing or damaged.
     """
     folder = run.previews
-    about = optional_json(run.preview_index, ("prompts", "steps"))
-    if about is None or not about["steps"]:
+    index = PreviewIndex.read(run.preview_index)
+    if index is None or not index.steps:
         return None
-    numbers, steps = range(len(about["prompts"])), _some(about["steps"])
+    numbers, steps = range(len(index.prompts)), _some(index.steps)
     fixed = {
         kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
         for kind in ("teacher", "unguided")
@@ -102,32 +102,7 @@ def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
     student = [
         [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps
     ]
-    return {"prompts": about["prompts"], "steps": steps, **fixed, "student": student}
-
-
-def optional_json(path: Path, keys: Sequence[str] = (), remedy: str = AGAIN) -> Any:
-    """A file of a run that may not be there yet.
-
-    Args:
-        path: The file.
-        keys: What it must hold.
-        remedy: What to do where it is damaged.
-
-    Returns:
-        Its JSON, a table; None where there is no file.
-
-    Raises:
-        CorruptFileError: It is no JSON or no table, or lacks a key.
-    """
-    if not path.exists():
-        return None
-    value = read_json(path, remedy)
-    if not isinstance(value, dict):
-        raise CorruptFileError(f"{path}: holds no table", remedy)
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise CorruptFileError(f"{path}: '{missing[0]}' is not in it", remedy)
-    return value
+    return {"prompts": index.prompts, "steps": steps, **fixed, "student": student}
 
 
 def _some(steps: Sequence[int], most: int = 12) -> list[int]:

@@ -13,7 +13,8 @@ from PIL import Image
 from guidefold.pipelines import fingerprint, modules
 from guidefold.progress import Task
 from guidefold.prompts import Prompt
-from guidefold.runs import MANIFEST, append_line, read_json, read_lines, sha256, write_bytes
+from guidefold.run.records import PictureLine
+from guidefold.runs import MANIFEST, append_line, read_json, sha256, write_bytes
 from guidefold.sample import Drawn, draw_session, png
 from guidefold.session import Session
 from guidefold.settings import Kind
@@ -32,9 +33,9 @@ class Gallery:
         self.folder.mkdir(exist_ok=True)
         self._pipeline = _describe(session.pipeline)
         self.lines = {
-            _name(line["of"]): line
-            for line in read_lines(self.file)
-            if _stands(self.folder / line["file"], line["sha256"])
+            _name(line.of): line
+            for line in PictureLine.read_lines(self.file)
+            if _stands(self.folder / line.file, line.sha256)
         }
 
     def draw(
@@ -96,22 +97,22 @@ class Gallery:
 
     def _keep(self, file: str, key: dict[str, Any], drawn: Drawn, index: int) -> None:
         write_bytes(self.folder / file, png(drawn.pictures[index]))
-        line = {
-            "file": file,
-            "sha256": sha256(self.folder / file),
-            "passes": drawn.passes_per_image,
-            "seconds": drawn.denoiser_seconds_per_image,
-            "of": key,
-        }
-        append_line(self.file, line)
+        line = PictureLine(
+            file=file,
+            sha256=sha256(self.folder / file),
+            passes=drawn.passes_per_image,
+            seconds=drawn.denoiser_seconds_per_image,
+            of=key,
+        )
+        append_line(self.file, line.to_json())
         self.lines[_name(key)] = line
 
-    def _gather(self, lines: Sequence[dict[str, Any]]) -> Drawn:
+    def _gather(self, lines: Sequence[PictureLine]) -> Drawn:
         return Drawn(
-            pictures=[_read(self.folder / line["file"]) for line in lines],
-            files=[line["file"] for line in lines],
-            passes_per_image=sum(line["passes"] for line in lines) / len(lines),
-            denoiser_seconds_per_image=sum(line["seconds"] for line in lines) / len(lines),
+            pictures=[_read(self.folder / line.file) for line in lines],
+            files=[line.file for line in lines],
+            passes_per_image=sum(line.passes for line in lines) / len(lines),
+            denoiser_seconds_per_image=sum(line.seconds for line in lines) / len(lines),
         )
 
 

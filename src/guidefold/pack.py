@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from guidefold.deliver.export import deliver_kinds
 from guidefold.deliver.trained import read_trained
 from guidefold.deliver.verify import Verdict
 from guidefold.errors import CorruptFileError, InputError, RunError
-from guidefold.exhibits import optional_json
 from guidefold.licences import licence_for
 from guidefold.run.folder import METADATA, RunFolder, require_run
+from guidefold.run.records import PictureIndex, PromptPictures, Record, Results
 from guidefold.runs import (
     MANIFEST,
     check_folder,
@@ -41,6 +41,7 @@ CARD = "README.md"
 WORKFLOW_API = "comfyui-workflow-api.json"
 PICTURES = 4
 AGAIN = "Write it again with 'guidefold export RUN'."
+MEASURE_AGAIN = "Write it anew with 'guidefold evaluate RUN'."
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,16 @@ def pack(settings: Settings, out: Path | None = None, licence: str | None = None
     with open_session(settings) as session, finished_folder(folder) as temporary:
         _copy_adapter(run, temporary, about, {"from": stamp(run), "license": licence})
         verdicts, unfit = _for_clients(session, temporary)
-        results, pictures = _measured(run, about)
+        results, index = _measured(run, about)
+        shown = index.pictures if index else []
+        pictures = list(_pictures(run, shown[:PICTURES]))
         for row in pictures:
             for kind in KINDS:
                 write_bytes(temporary / row[kind], row[f"{kind} file"].read_bytes())
         reason = "there is no file for it" if unfit else unsuitable(session, verdicts)
         if not reason:
             _write_workflow(session, temporary, verdicts[0], pictures)
-        held = Held(about, allowed, results, pictures, verdicts, unfit, reason)
+        held = Held(about, allowed, results, len(shown), pictures, verdicts, unfit, reason)
         write_text(temporary / CARD, card(session, held))
     return Packed(folder, tuple(_remarks(settings, held, run)))
 
@@ -95,8 +98,8 @@ def pack(settings: Settings, out: Path | None = None, licence: str | None = None
 def packed_as(folder: Path) -> Mapping[str, Any]:
     """What a packed folder was made from; empty where there is none."""
     restore_folder(folder)
-    about = optional_json(folder / METADATA, remedy="Remove the folder.") or {}
-    found: Mapping[str, Any] = about.get("packed", {})
+    about = Record.read(folder / METADATA, "Remove the folder.")
+    found: Mapping[str, Any] = about.to_json().get("packed", {}) if about else {}
     return found
 
 
@@ -167,31 +170,35 @@ def _copy_adapter(
 
 def _measured(
     run: RunFolder, about: Mapping[str, Any]
-) -> tuple[Mapping[str, Any] | None, list[dict[str, Any]]]:
+) -> tuple[Results | None, PictureIndex | None]:
     """What was measured of this very adapter at strength 1, as the card calls it, and pictures."""
-    again = "Write it anew with 'guidefold evaluate RUN'."
-    results = optional_json(run.results, ("trained_steps",), again)
-    index = optional_json(run.index, ("pictures",), again)
+    results, index = (
+        Results.read(run.results, MEASURE_AGAIN),
+        PictureIndex.read(run.index, MEASURE_AGAIN),
+    )
     if results is None or index is None or _unlike(results, about):
-        return None, []
-    rows = []
-    for k, entry in enumerate(index["pictures"][:PICTURES]):
-        row: dict[str, Any] = {"prompt": entry["prompt"], "seed": entry["seed"]}
+        return None, None
+    return results, index
+
+
+def _pictures(run: RunFolder, entries: Sequence[PromptPictures]) -> Iterator[dict[str, Any]]:
+    """For each prompt the pictures' places in the packed folder, and their files."""
+    for k, entry in enumerate(entries):
+        row: dict[str, Any] = {"prompt": entry.prompt, "seed": entry.seed}
         for kind in KINDS:
-            path = run.evaluation / entry["files"][kind]
+            path = run.evaluation / entry.files[kind]
             if not path.is_file():
-                raise CorruptFileError(f"{path}: the picture is missing", again)
+                raise CorruptFileError(f"{path}: the picture is missing", MEASURE_AGAIN)
             row |= {kind: f"images/{k}-{kind}.png", f"{kind} file": path}
-        rows.append(row)
-    return {**results, "shown": len(index["pictures"])}, rows
+        yield row
 
 
-def _unlike(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def _unlike(results: Results, about: Mapping[str, Any]) -> str:
     """Why a measurement is not of what a card shows; empty where it is."""
-    if results["trained_steps"] != about["step"]:
+    if results.trained_steps != about["step"]:
         return "was measured before it was trained further"
-    if results["strength"] != 1:
-        return f"was measured at strength {results['strength']:.3g}, and the card is for strength 1"
+    if results.strength != 1:
+        return f"was measured at strength {results.strength:.3g}, and the card is for strength 1"
     return ""
 
 
@@ -221,7 +228,7 @@ def _remarks(settings: Settings, held: Held, run: RunFolder) -> Iterator[str]:
             f"If it is one, write base_model: OWNER/NAME into {CARD}."
         )
     if held.results is None:
-        older = optional_json(run.results, ("trained_steps", "strength"), AGAIN)
+        older = Results.read(run.results, AGAIN)
         what = _unlike(older, held.about) if older else "is not measured yet"
         yield f"No table and no pictures: the adapter {what}. 'guidefold evaluate {run}' measures."
     if held.unfit:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from guidefold.adapter import Adapter
 from guidefold.errors import CorruptFileError, InputError
 from guidefold.progress import Task, console
-from guidefold.runs import read_json, write_bytes, write_json
+from guidefold.run.records import PreviewIndex
+from guidefold.runs import write_bytes, write_json
 from guidefold.sample import Picture, draw_session, grid, picture_seeds, png
 from guidefold.session import Session
 from guidefold.settings import KINDS, Kind
@@ -37,12 +37,13 @@ class Previews:
         asked = session.settings
         self.prompts = session.held_out[: asked.distill.preview_prompts]
         self.seeds = picture_seeds(asked.seed, len(self.prompts))
-        self.about = {
-            "prompts": [prompt.key for prompt in self.prompts],
-            "seeds": self.seeds,
+        self.about = PreviewIndex(
+            prompts=[prompt.key for prompt in self.prompts],
+            seeds=self.seeds,
             **session.compared._asdict(),
-            "denoising_steps": asked.evaluate.steps,
-        }
+            denoising_steps=asked.evaluate.steps,
+            steps=[],
+        )
         self.teacher_drawn = False
         self.steps = _indexed(self.index, self.about)
 
@@ -87,7 +88,7 @@ class Previews:
         sheet = grid(list(zip(*columns, strict=True)), headings, [p.label for p in self.prompts])
         write_bytes(self.folder / f"step-{step:06d}.png", png(sheet))
         self.steps = [*(s for s in self.steps if s < step), step]  # later ones are drawn again
-        write_json(self.index, {**self.about, "steps": self.steps})
+        write_json(self.index, {**self.about.to_json(), "steps": self.steps})
         return sheet
 
     def draw_teacher(self, progress: Task) -> None:
@@ -137,20 +138,18 @@ class Previews:
         return named and all(file.exists() for file in files)
 
 
-def _indexed(index: Path, about: Mapping[str, Any]) -> list[int]:
+def _indexed(index: Path, about: PreviewIndex) -> list[int]:
     """The steps that an index names.
 
     None where it is damaged, for then its pictures are drawn again; nor where it is of other
     prompts or of another guidance scale, for pictures of those do not belong beside these.
     """
     try:
-        stored = read_json(index) if index.exists() else None
+        stored = PreviewIndex.read(index)
     except CorruptFileError:
         return []
-    if not isinstance(stored, dict) or {name: stored.get(name) for name in about} != about:
-        return []
-    steps = stored.get("steps")
-    return steps if isinstance(steps, list) and all(isinstance(s, int) for s in steps) else []
+    same = stored is not None and stored.model_copy(update={"steps": about.steps}) == about
+    return stored.steps if stored is not None and same else []
 
 
 def _read(path: Path) -> Picture:

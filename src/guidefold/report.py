@@ -11,20 +11,28 @@ from guidefold.config import dump_toml, load_settings, without_paths
 from guidefold.document import content_policy, fill, read_parts
 from guidefold.exhibits import (
     NAMES,
-    optional_json,
     pictures_by_prompt,
     pictures_by_step,
     pictures_by_strength,
 )
 from guidefold.lora.dial import Dial
 from guidefold.progress import plural
-from guidefold.record.trajectory_files import read_round
 from guidefold.run.folder import RunFolder, require_run
-from guidefold.runs import read_lines, readable_size, write_text
+from guidefold.run.records import (
+    Log,
+    PictureIndex,
+    Record,
+    Results,
+    TrajectoryLine,
+    read_log,
+    read_trajectories,
+)
+from guidefold.runs import readable_size, write_text
 from guidefold.settings import KINDS, Settings
 
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
 EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
+MEMORY = {"resident": "resident, the whole process", "allocated": "allocated on the device"}
 MEASURES = {
     "alignment": "alignment",
     "clip_score": "CLIP score",
@@ -32,11 +40,6 @@ MEASURES = {
     "recall": "recall",
     "saturation": "saturation",
 }
-RESULTS = (
-    *KINDS,
-    *("residual_guidance", "relative_distance", "guidance", "strength", "prompts", "steps"),
-    *("trained_steps", "adapter_bytes", "denoiser_bytes", "versions", "machine"),
-)
 
 
 def report(settings: Settings) -> Path:
@@ -67,29 +70,29 @@ def gather(run: RunFolder) -> dict[str, Any]:
         The template's variables; what is not there yet is None or empty.
     """
     settings = load_settings(run.config)
-    results = optional_json(run.results, RESULTS)
-    index = optional_json(run.index, ("pictures", "dial"))
-    findings = optional_json(run.probe, remedy=PROBE_AGAIN)
-    log = read_lines(run.log)
-    adapter = optional_json(run.metadata, remedy=EXPORT_AGAIN)
+    results, index = Results.read(run.results), PictureIndex.read(run.index)
+    findings = Record.read(run.probe, PROBE_AGAIN)
+    adapter = Record.read(run.metadata, EXPORT_AGAIN)
+    about = adapter.to_json() if adapter else {}
+    log, trajectories = read_log(run.log), read_trajectories(run)
     dial = pictures_by_strength(run, index) if index else []
     return {
         "name": run.name,
-        "state": _state(run, settings, log, results),
+        "state": _state(settings, trajectories, log, results),
         "headline": _headline(results) if results else [],
         "table": _table(results) if results else None,
         "results": results,
         "pictures": pictures_by_prompt(run, index) if index else [],
-        "categories": list((results or {}).get("categories", {})),
-        "prompts": len(index["pictures"]) if index else 0,
+        "categories": list(results.categories) if results else [],
+        "prompts": len(index.pictures) if index else 0,
         "dial": dial,
         "dial_start": max((k for k, step in enumerate(dial) if step["strength"] <= 1), default=0),
         "dial_trained": settings.adapter.dial,
         "previews": pictures_by_step(run),
-        "charts": _charts(log, results, adapter),
-        "costs": _costs(run, settings, log, results),
-        "adapter": adapter,
-        "findings": findings,
+        "charts": _charts(log, results, about),
+        "costs": _costs(settings, trajectories, log, results),
+        "adapter": about,
+        "findings": findings and findings.to_json(),
         "settings": dump_toml(without_paths(settings)),
         "names": NAMES,
         "kinds": KINDS,
@@ -111,56 +114,54 @@ def render(page: Mapping[str, Any]) -> str:
 
 
 def _state(
-    run: RunFolder, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any
+    settings: Settings, recorded: Sequence[TrajectoryLine], log: Log, results: Results | None
 ) -> str:
     """How far the run has come, in words."""
-    step = max((line["step"] for line in log), default=0)
     if results:
-        measured = results["trained_steps"]
-        since = f" at step {measured}, trained to step {step} since" if step > measured else ""
-        return f"measured{since}"
-    if step >= settings.distill.steps:
+        measured = results.trained_steps
+        since = f" at step {measured}, trained to step {log.step} since"
+        return f"measured{since if log.step > measured else ''}"
+    if log.step >= settings.distill.steps:
         return "trained; 'guidefold evaluate' measures it"
-    if step:
-        return f"training: step {step} of {settings.distill.steps}"
-    recorded = len(_trajectories(run))
-    return f"recording: {recorded} trajectories so far" if recorded else "begun"
+    if log.step:
+        return f"training: step {log.step} of {settings.distill.steps}"
+    return f"recording: {len(recorded)} trajectories so far" if recorded else "begun"
 
 
-def _headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _headline(results: Results) -> list[tuple[str, str]]:
     """Two or three figures that say what came out, each with its meaning."""
-    student, teacher = results["student"], results["teacher"]
+    student, teacher = results.student, results.teacher
     figures = [
         (
-            f"{student['passes_per_image']:g} passes",
-            f"a picture, where the guided teacher makes {teacher['passes_per_image']:g}",
+            f"{student.passes_per_image:g} passes",
+            f"a picture, where the guided teacher makes {teacher.passes_per_image:g}",
         )
     ]
-    if teacher["alignment"]:
-        ratio = student["alignment"] / teacher["alignment"]
-        meaning = f"of the teacher's alignment, over {plural(results['prompts'], 'paired prompt')}"
-        bounds = student.get("alignment_over_teacher_95")
-        if bounds:
-            meaning += f" (95% interval {bounds[0]:.0%} to {bounds[1]:.0%})"
+    if teacher.alignment and student.alignment is not None:
+        ratio = student.alignment / teacher.alignment
+        meaning = f"of the teacher's alignment, over {plural(results.prompts, 'paired prompt')}"
+        if student.alignment_over_teacher_95:
+            low, high = student.alignment_over_teacher_95
+            meaning += f" (95% interval {low:.0%} to {high:.0%})"
         figures.append((f"{ratio:.1%}", meaning))
-    folded = 1 - results["residual_guidance"]["teacher_states"]["mean"]
+    folded = 1 - results.residual_guidance.teacher_states.mean
     figures.append((f"{folded:.0%}", "of the guidance signal folded, at the teacher's states"))
     return figures
 
 
-def _table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: a row a kind; what nobody measured has no column."""
-    student = results["student"]
-    names = {n: title for n, title in MEASURES.items() if student.get(n) is not None}
+    student = results.student
+    names = {n: title for n, title in MEASURES.items() if getattr(student, n) is not None}
     rows = []
     for kind in KINDS:
-        its = results[kind]
-        passes, seconds = its["passes_per_image"], its["denoiser_seconds_per_image"]
-        measures = [_number(its.get(name)) for name in names]
+        its = results.of(kind)
+        passes, seconds = its.passes_per_image, its.denoiser_seconds_per_image
+        measures = [_number(getattr(its, name)) for name in names]
         rows.append([NAMES[kind], f"{passes:g}", f"{seconds:.3f}", *measures])
-    fused = f"{student['denoiser_seconds_per_image_fused']:.3f}"
+    fused = f"{student.denoiser_seconds_per_image_fused:.3f}"
     blank = [""] * len(names)
-    rows.append(["student, fused", f"{student['passes_per_image']:g}", fused, *blank])
+    rows.append(["student, fused", f"{student.passes_per_image:g}", fused, *blank])
     return ["who", "passes", "seconds", *names.values()], rows
 
 
@@ -168,11 +169,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _charts(log: Sequence[Mapping[str, Any]], results: Any, adapter: Any) -> list[Chart]:
+def _charts(log: Log, results: Results | None, adapter: Mapping[str, Any]) -> list[Chart]:
     """Every chart that there are numbers for."""
     charts = []
-    loss = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
-    held_out = [(x["step"], x["residual_guidance"]) for x in log if "residual_guidance" in x]
+    loss = [(float(line.step), line.loss) for line in log.training if line.loss is not None]
+    held_out = [(float(line.step), line.residual_guidance) for line in log.validations]
     training = {"training loss": _smooth(loss), "residual guidance, held out": held_out}
     training = {name: points for name, points in training.items() if points}
     if training:
@@ -181,18 +182,18 @@ def _charts(log: Sequence[Mapping[str, Any]], results: Any, adapter: Any) -> lis
     if levels:
         title = "Residual guidance by noise level"
         charts.append(curves(title, levels, "timestep", "residual guidance", falling=True))
-    if results and results.get("categories"):
+    if results and results.categories:
         groups = {
-            name: {NAMES[kind]: shares[kind] for kind in KINDS}
-            for name, shares in results["categories"].items()
+            name: {NAMES[kind]: getattr(shares, kind) for kind in KINDS}
+            for name, shares in results.categories.items()
         }
         charts.append(bars("Alignment by category", groups, "aligned"))
     return charts + _dial_charts(adapter)
 
 
-def _dial_charts(adapter: Any) -> list[Chart]:
+def _dial_charts(adapter: Mapping[str, Any]) -> list[Chart]:
     """Which strength serves which guidance scale, and what is left there."""
-    if not (adapter or {}).get("dial_table"):
+    if not adapter.get("dial_table"):
         return []
     dial = Dial.from_json(adapter)
     strengths = {
@@ -206,21 +207,20 @@ def _dial_charts(adapter: Any) -> list[Chart]:
     ]
 
 
-def _levels(log: Sequence[Mapping[str, Any]], results: Any) -> dict[str, list[tuple[float, float]]]:
+def _levels(log: Log, results: Results | None) -> dict[str, list[tuple[float, float]]]:
     """Residual guidance over timesteps: as measured, else as last validated."""
     if results:
-        residual = results["residual_guidance"]
+        residual = results.residual_guidance
         found = {
-            "at the teacher's states": residual["teacher_states"]["levels"],
-            "at the student's states": residual["student_states"]["levels"],
+            "at the teacher's states": residual.teacher_states.levels,
+            "at the student's states": residual.student_states.levels,
         }
+    elif log.validations:
+        found = {"held out, teacher's states": log.validations[-1].levels}
     else:
-        validations = [line for line in log if "levels" in line]
-        if not validations:
-            return {}
-        found = {"held out, teacher's states": validations[-1]["levels"]}
+        found = {}
     return {
-        name: [((level["low"] + level["high"]) / 2, level["residual"]) for level in levels]
+        name: [((level.low + level.high) / 2, level.residual) for level in levels]
         for name, levels in found.items()
     }
 
@@ -233,32 +233,28 @@ def _smooth(points: Sequence[tuple[float, float]], most: int = 100) -> list[tupl
 
 
 def _costs(
-    run: RunFolder, settings: Settings, log: Sequence[Mapping[str, Any]], results: Any
+    settings: Settings, recorded: Sequence[TrajectoryLine], log: Log, results: Results | None
 ) -> list[tuple[str, str]]:
     """What the run has cost so far: seconds, memory, bytes."""
     costs = []
-    lines = _trajectories(run)
-    if lines:
-        size = readable_size(sum(line["size"] for line in lines))
-        costs.append(("trajectories", f"{len(lines)} recorded, {size} on disk"))
-    recording = sum(line.get("seconds", 0.0) for line in lines)
-    if recording:
-        costs.append(("recording", _duration(recording)))
-    training = [line for line in log if "training_seconds" in line]
-    if training:
-        steps, batch = training[-1]["step"], settings.distill.batch_size
-        spent = _duration(training[-1]["training_seconds"])
-        costs.append(("training", f"{spent} for {steps} steps of {batch} states"))
-    memory = [line["peak_memory"] for line in log if "peak_memory" in line]
-    if memory:
-        peak = max(memory, key=lambda entry: entry["bytes"])
-        where = {"resident": "resident, the whole process", "allocated": "allocated on the device"}
-        costs.append(("peak memory", f"{readable_size(peak['bytes'])} {where[peak['kind']]}"))
+    if recorded:
+        size = readable_size(sum(line.size for line in recorded))
+        costs.append(("trajectories", f"{len(recorded)} recorded, {size} on disk"))
+    seconds = sum(line.seconds for line in recorded)
+    if seconds:
+        costs.append(("recording", _duration(seconds)))
+    for line in log.validations[-1:]:
+        if line.training_seconds is not None:
+            spent, batch = _duration(line.training_seconds), settings.distill.batch_size
+            costs.append(("training", f"{spent} for {line.step} steps of {batch} states"))
+    if log.peak_memory:
+        size, where = readable_size(log.peak_memory.bytes), MEMORY[log.peak_memory.kind]
+        costs.append(("peak memory", f"{size} {where}"))
     if results:
-        adapter, denoiser = results["adapter_bytes"], results["denoiser_bytes"]
+        adapter, denoiser = results.adapter_bytes, results.denoiser_bytes
         part = f"{adapter / denoiser:.1%} of the denoiser's {readable_size(denoiser)}"
         costs.append(("adapter", f"{readable_size(adapter)}, {part}"))
-        costs.append(("measured on", results["machine"]))
+        costs.append(("measured on", results.machine))
     return costs
 
 
@@ -270,7 +266,3 @@ def _duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _trajectories(run: RunFolder) -> list[dict[str, Any]]:
-    return [line for folder in run.rounds() for line in read_round(folder, verify=False)]

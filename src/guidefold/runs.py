@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +162,11 @@ def append_line(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     reached("line: after")
+
+
+def write_lines(path: Path, values: Iterable[object]) -> None:
+    """Write a JSON-lines file that is finished or absent."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.randomness import generator
 from guidefold.record.plans import Plan, plan_round
 from guidefold.record.recorder import Recorder, add_noise, record_round
-from guidefold.record.trajectory_files import LINES, KeptState
+from guidefold.record.trajectory_files import KeptState
+from guidefold.run.folder import LINES
 from guidefold.runs import read_lines
 from guidefold.settings import Settings
 

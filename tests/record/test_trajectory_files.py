@@ -11,7 +11,6 @@ from safetensors import safe_open
 
 from guidefold.errors import CorruptFileError, NonFiniteError
 from guidefold.record.trajectory_files import (
-    LINES,
     KeptState,
     StateRef,
     drop_damaged,
@@ -19,6 +18,8 @@ from guidefold.record.trajectory_files import (
     state_refs,
     write_trajectory,
 )
+from guidefold.run.folder import LINES
+from guidefold.run.records import TrajectoryLine
 from guidefold.runs import append_line
 from guidefold.settings import RecordSettings
 
@@ -46,12 +47,16 @@ def kept_states(first: int = 0) -> list[KeptState]:
     ]
 
 
-def write(folder: Path, index: int = 0, dtype: Any = None, split: str = "training") -> dict:
+def write(
+    folder: Path, index: int = 0, dtype: Any = None, split: str = "training"
+) -> TrajectoryLine:
     """Write a trajectory and its manifest line."""
     path = folder / f"{index}.safetensors"
-    line = write_trajectory(path, kept_states(index), dtype)
-    line |= {"index": index, "split": split, "guidance": 2.0 + index}
-    append_line(folder / LINES, line)
+    file = write_trajectory(path, kept_states(index), dtype)
+    line = TrajectoryLine(
+        **file, index=index, split=split, guidance=2.0 + index, prompt_sha256="", seed=0
+    )
+    append_line(folder / LINES, line.to_json())
     return line
 
 
@@ -178,7 +183,7 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_within_is_named(tmp_path:
     manifest = tmp_path / LINES
     text = manifest.read_bytes()
     manifest.write_bytes(text[:-9])
-    assert [line["index"] for line in read_round(tmp_path)] == [0]
+    assert [line.index for line in read_round(tmp_path)] == [0]
     manifest.write_bytes(b"{" + text)
     with pytest.raises(CorruptFileError, match=r"manifest\.jsonl:1: not valid JSON"):
         read_round(tmp_path)

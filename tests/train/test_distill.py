@@ -16,6 +16,7 @@ from guidefold.errors import NonFiniteError, UnfoldableError
 from guidefold.progress import Stopped
 from guidefold.record import recorder as trajectories
 from guidefold.record.rounds import record
+from guidefold.run.records import TrainingLine
 from guidefold.runs import read_lines
 from guidefold.settings import Settings
 from guidefold.train import checkpoints, distill
@@ -183,7 +184,7 @@ def test_the_plain_loss_is_the_mean_squared_error(
 ) -> None:
     real, expected = Training.train_step, []
 
-    def train_step(self: Training) -> dict[str, Any]:
+    def train_step(self: Training) -> TrainingLine:
         with self.adapter.teacher_mode():  # before its first step the student is the teacher
             answers = [(self.student.predict(b), b.target) for b in self._pieces()]
         expected.append(float(torch.cat([a - t for a, t in answers]).square().mean()))
@@ -270,7 +271,7 @@ def test_while_training_encoders_are_gone_or_parked(
     found: list[tuple[bool, bool]] = []
     real = Training.train_step
 
-    def train_step(self: Training) -> dict[str, Any]:
+    def train_step(self: Training) -> TrainingLine:
         found.append((self.session.parked, self.session.pipeline.vae is None))
         return real(self)
 

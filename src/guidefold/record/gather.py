@@ -8,12 +8,11 @@ from pathlib import Path
 from guidefold.config import check_same, dump_toml, load_settings
 from guidefold.errors import InputError, MismatchError
 from guidefold.findings import Findings
-from guidefold.record.trajectory_files import LINES, read_round
-from guidefold.run.folder import RunFolder, locked, require_run
+from guidefold.record.trajectory_files import read_round
+from guidefold.run.folder import LINES, RunFolder, locked, require_run
 from guidefold.runs import (
     append_line,
     read_json,
-    read_lines,
     write_bytes,
     write_json,
     write_text,
@@ -49,16 +48,16 @@ def _take(run: RunFolder, part: RunFolder) -> int:
     copied = 0
     for theirs in part.rounds():
         ours = run.trajectories / theirs.name
-        have = {line["index"]: line for line in read_lines(ours / LINES)}
+        have = {line.index: line for line in read_round(ours, verify=False)}
         for line in read_round(theirs):  # each file is compared with its line
-            known = have.get(line["index"])
+            known = have.get(line.index)
             if known is None:
-                write_bytes(ours / line["file"], (theirs / line["file"]).read_bytes())
-                append_line(ours / LINES, line)
+                write_bytes(ours / line.file, (theirs / line.file).read_bytes())
+                append_line(ours / LINES, line.to_json())
                 copied += 1
-            elif (known["seed"], known["prompt_sha256"]) != (line["seed"], line["prompt_sha256"]):
+            elif (known.seed, known.prompt_sha256) != (line.seed, line.prompt_sha256):
                 raise MismatchError(
-                    f"{theirs / line['file']}: trajectory {line['index']} is of another prompt or "
+                    f"{theirs / line.file}: trajectory {line.index} is of another prompt or "
                     f"seed than the one in {ours}",
                     "Record all parts with the same prompts and the same seed.",
                 )

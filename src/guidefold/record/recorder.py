@@ -24,7 +24,9 @@ from guidefold.pipelines import DTYPES
 from guidefold.progress import Stop, Stopped, task
 from guidefold.randomness import generator
 from guidefold.record.plans import Plan, kept_indices
-from guidefold.record.trajectory_files import LINES, KeptState, read_round, write_trajectory
+from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
+from guidefold.run.folder import LINES
+from guidefold.run.records import TrajectoryLine
 from guidefold.runs import append_line, readable_size
 from guidefold.settings import Settings, StateSource
 from guidefold.stub import RandomStub
@@ -58,10 +60,10 @@ def record_round(
     lines = read_round(folder)
     plans = {plan.index: plan for batch in batches for plan in batch}
     for line in lines:
-        _check_line(line, plans.get(line["index"]), recorder.stamp(source), folder)
+        _check_line(line, plans.get(line.index), recorder.stamp(source), folder)
     mine = batches[shard[0] - 1 :: shard[1]]
     asked = {plan.index for batch in mine for plan in batch}
-    done = {line["index"] for line in lines} & asked
+    done = {line.index for line in lines} & asked
     missing = [batch for batch in mine if any(plan.index not in done for plan in batch)]
     title = f"Recording {source} states"
     with task(title, len(asked), len(done)) as progress:
@@ -79,13 +81,13 @@ def record_round(
                     continue
                 path = folder / f"{plan.split}-{plan.index:06d}.safetensors"
                 entry = write_trajectory(path, states, recorder.dtype)
-                line = {**_line(plan, entry, recorder.stamp(source)), "seconds": seconds}
-                append_line(folder / LINES, line)
+                line = _line(plan, entry, recorder.stamp(source), seconds)
+                append_line(folder / LINES, line.to_json())
                 lines.append(line)
                 done.add(plan.index)
-            note = readable_size(sum(line["size"] for line in lines))
+            note = readable_size(sum(line.size for line in lines))
             progress.advance(len(done) - before, note)
-    return sum(line["size"] for line in lines)
+    return sum(line.size for line in lines)
 
 
 class Recorder:
@@ -242,30 +244,33 @@ def add_noise(
     )
 
 
-def _line(plan: Plan, entry: dict[str, Any], stamp: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "index": plan.index,
-        "split": plan.split,
-        "prompt": plan.prompt.label,
-        "prompt_sha256": plan.prompt.digest,
-        "seed": plan.seed,
-        "guidance": plan.guidance,
-        "steps": plan.steps,
+def _line(
+    plan: Plan, entry: Mapping[str, Any], stamp: Mapping[str, Any], seconds: float
+) -> TrajectoryLine:
+    return TrajectoryLine(
+        index=plan.index,
+        split=plan.split,
+        prompt=plan.prompt.label,
+        prompt_sha256=plan.prompt.digest,
+        seed=plan.seed,
+        guidance=plan.guidance,
+        steps=plan.steps,
         **stamp,
         **entry,
-    }
+        seconds=seconds,
+    )
 
 
 def _check_line(
-    line: dict[str, Any], plan: Plan | None, stamp: dict[str, Any], folder: Path
+    line: TrajectoryLine, plan: Plan | None, stamp: Mapping[str, Any], folder: Path
 ) -> None:
     expected: dict[str, Any] = dict(stamp)
     if plan is not None:
         expected |= {"prompt_sha256": plan.prompt.digest, "seed": plan.seed, "steps": plan.steps}
     for name, value in expected.items():
-        if line.get(name) != value or plan is None:
+        recorded = getattr(line, name)
+        if recorded != value or plan is None:
             raise MismatchError(
-                f"{folder / line['file']}: recorded with another {name} "
-                f"('{line.get(name)}', now '{value}')",
+                f"{folder / line.file}: recorded with another {name} ('{recorded}', now '{value}')",
                 "Its pipeline or prompts have changed since. Choose another run=FOLDER.",
             )

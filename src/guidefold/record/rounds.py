@@ -12,14 +12,13 @@ from guidefold.prompts import Prompt, count_duplicates
 from guidefold.record.plans import plan_round
 from guidefold.record.recorder import Recorder, record_round
 from guidefold.record.trajectory_files import (
-    LINES,
     Split,
     StateRef,
     drop_damaged,
     read_round,
     state_refs,
 )
-from guidefold.run.folder import RunFolder
+from guidefold.run.folder import LINES, RunFolder
 from guidefold.runs import sha256
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings
@@ -99,7 +98,7 @@ def something_missing(
         # What is damaged is found when it is read in earnest.
         lines = read_round(RunFolder(settings.run).round(number), verify=False)
         batches = plan_round(settings, prompts, held_out, number)
-        if {plan.index for batch in batches for plan in batch} - {line["index"] for line in lines}:
+        if {plan.index for batch in batches for plan in batch} - {line.index for line in lines}:
             return True
     return False
 

@@ -5,7 +5,6 @@ What is the same at every kept step (prompt embeddings) is stored once, what dif
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +16,11 @@ from safetensors import safe_open
 
 from guidefold.arguments import Tree, flatten, unflatten
 from guidefold.errors import CorruptFileError
-from guidefold.runs import check_file, read_lines, read_metadata, write_tensors, write_text
+from guidefold.run.folder import LINES
+from guidefold.run.records import TrajectoryLine
+from guidefold.runs import check_file, read_metadata, write_lines, write_tensors
 
 Split = Literal["training", "held-out"]
-LINES = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def write_trajectory(
         dtype: Precision of stored latents and embeddings; None keeps theirs.
 
     Returns:
-        The file's part of its manifest line: name, checksum, size, number of states, timesteps.
+        The file's fields of its :class:`~guidefold.run.records.TrajectoryLine`.
     """
     flat = [flatten(list(state.arguments)) for state in states]
     skeletons = [skeleton for skeleton, _ in flat]
@@ -98,21 +98,17 @@ def write_trajectory(
         "dtypes": original,
     }
     digest = write_tensors(path, tensors, metadata)
-    return {
-        "file": path.name,
-        "sha256": digest,
-        "size": path.stat().st_size,
-        "timesteps": timesteps,
-    }
+    size = path.stat().st_size
+    return {"file": path.name, "sha256": digest, "size": size, "timesteps": timesteps}
 
 
-def read_round(folder: Path, *, verify: bool = True) -> list[dict[str, Any]]:
+def read_round(folder: Path, *, verify: bool = True) -> list[TrajectoryLine]:
     """The manifest lines of a round, each file checked against its line.
 
     Raises:
         CorruptFileError: A file is missing, truncated or altered.
     """
-    lines = read_lines(folder / LINES)
+    lines = TrajectoryLine.read_lines(folder / LINES)
     if verify:
         for line in lines:
             _check(folder, line)
@@ -124,30 +120,30 @@ def drop_damaged(folder: Path) -> None:
 
     Each is a function of its seed: what is recorded is what was.
     """
-    lines = read_lines(folder / LINES)
+    lines = TrajectoryLine.read_lines(folder / LINES)
     whole = [line for line in lines if _is_whole(folder, line)]
     if len(whole) < len(lines):
-        write_text(folder / LINES, "".join(json.dumps(line) + "\n" for line in whole))
+        write_lines(folder / LINES, [line.to_json() for line in whole])
 
 
-def state_refs(folder: Path, lines: Sequence[dict[str, Any]], split: Split) -> list[StateRef]:
+def state_refs(folder: Path, lines: Sequence[TrajectoryLine], split: Split) -> list[StateRef]:
     """Every recorded state of one split, in an order that does not depend on the writing."""
-    chosen = sorted((line for line in lines if line["split"] == split), key=lambda x: x["index"])
+    chosen = sorted((line for line in lines if line.split == split), key=lambda x: x.index)
     return [
-        StateRef(folder / line["file"], row, line["guidance"], timestep)
+        StateRef(folder / line.file, row, line.guidance, timestep)
         for line in chosen
-        for row, timestep in enumerate(line["timesteps"])
+        for row, timestep in enumerate(line.timesteps)
     ]
 
 
-def _check(folder: Path, line: dict[str, Any]) -> None:
+def _check(folder: Path, line: TrajectoryLine) -> None:
     remedy = f"To record it again, as it was: guidefold record {folder.parent.parent}"
-    if line.get("source") == "student":
+    if line.source == "student":
         remedy = "The student that visited these states is gone: choose another run=FOLDER."
-    check_file(folder / line["file"], line["sha256"], line["size"], remedy)
+    check_file(folder / line.file, line.sha256, line.size, remedy)
 
 
-def _is_whole(folder: Path, line: dict[str, Any]) -> bool:
+def _is_whole(folder: Path, line: TrajectoryLine) -> bool:
     try:
         _check(folder, line)
     except CorruptFileError:

@@ -14,6 +14,7 @@ from guidefold.errors import RunError
 from guidefold.runs import explained, restore_folder
 
 METADATA = "guidefold.json"
+LINES = "manifest.jsonl"  # of a round: a line for each finished trajectory
 
 
 class RunFolder:

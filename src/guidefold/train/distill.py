@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +17,8 @@ from guidefold.previews import Previews
 from guidefold.progress import Stop, Stopped, Task, console, stop_on_signals, task
 from guidefold.record.rounds import fill_round, recorded_states, something_missing
 from guidefold.record.trajectory_files import Split, StateRef
-from guidefold.runs import append_line, read_lines, write_text
+from guidefold.run.records import NoiseLevel, PeakMemory, TrainingLine, ValidationLine
+from guidefold.runs import append_line, read_lines, write_lines
 from guidefold.session import Session, open_session
 from guidefold.settings import Settings, StateSource
 from guidefold.train.batches import Batch, chosen_indices
@@ -179,8 +178,7 @@ class Training:
             )
         self.updates.restore(state.get("scaler"))
         if self.main:  # lines past the checkpoint will be written again
-            kept = [line for line in read_lines(log) if line["step"] <= self.step]
-            write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
+            write_lines(log, [line for line in read_lines(log) if line["step"] <= self.step])
 
     def _train_stretch(self, number: int, end: int) -> None:
         """Train from the current step to ``end`` on every round up to ``number``."""
@@ -195,9 +193,9 @@ class Training:
                 line = self.train_step()
                 if self.main:
                     self._write_down(line, self.step == end, progress)
-                progress.advance(note="" if line["loss"] is None else f"loss {line['loss']:.3f}")
+                progress.advance(note="" if line.loss is None else f"loss {line.loss:.3f}")
 
-    def train_step(self) -> dict[str, Any]:
+    def train_step(self) -> TrainingLine:
         """One optimizer step: forward and backward of every piece, clip, update.
 
         Returns:
@@ -227,26 +225,26 @@ class Training:
         self.step += 1
         seconds = time.perf_counter() - start
         self.training_seconds += seconds
-        return {
-            "step": self.step,
-            "loss": loss_now if applied else None,  # None: skipped, fp16 overflowed
-            "gradient_norm": norm if applied else None,
-            "learning_rate": rate,
-            "seconds": round(seconds, 4),
-        }
+        return TrainingLine(
+            step=self.step,
+            loss=loss_now if applied else None,  # None: skipped, fp16 overflowed
+            gradient_norm=norm if applied else None,
+            learning_rate=rate,
+            seconds=round(seconds, 4),
+        )
 
-    def validate(self) -> dict[str, Any]:
+    def validate(self) -> ValidationLine:
         """Residual guidance on held-out prompts, per noise level."""
         levels = self.yardstick.residual()
-        return {
-            "step": self.step,
-            "residual_guidance": mean_residual(levels),
-            "levels": [asdict(level) for level in levels],
-            "training_seconds": round(self.training_seconds, 3),
-            "peak_memory": peak_memory(self.device),
-        }
+        return ValidationLine(
+            step=self.step,
+            residual_guidance=mean_residual(levels),
+            levels=[NoiseLevel(**asdict(level)) for level in levels],
+            training_seconds=round(self.training_seconds, 3),
+            peak_memory=PeakMemory.model_validate(peak_memory(self.device)),
+        )
 
-    def _write_down(self, line: dict[str, Any], last: bool, progress: Task) -> None:
+    def _write_down(self, line: TrainingLine, last: bool, progress: Task) -> None:
         """Log, validate, draw and save, each in its turn."""
         asked = self.settings.distill
         if self.step % asked.log_every == 0 or last:
@@ -258,9 +256,9 @@ class Training:
         if self.step % asked.checkpoint_every == 0 or last:
             self._save()
 
-    def _log(self, line: dict[str, Any]) -> None:
-        append_line(self.session.run.log, line)
-        track(self.accelerator, line)
+    def _log(self, line: TrainingLine | ValidationLine) -> None:
+        append_line(self.session.run.log, line.to_json())
+        track(self.accelerator, line.to_json())
 
     def _preview(self, progress: Task) -> None:
         picture = self.previews.draw(self.step, progress)

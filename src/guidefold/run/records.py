@@ -1,0 +1,345 @@
+"""What the files of a run hold: a class for each kind of file or line, checked as it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from guidefold.errors import CorruptFileError
+from guidefold.run.folder import LINES, RunFolder
+from guidefold.runs import read_json, read_lines
+from guidefold.settings import Kind
+
+AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
+LINE_REMEDY = "Remove the damaged line."
+
+
+class Record(BaseModel):
+    """A table in a JSON file; keys that this version does not know are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @classmethod
+    def read(cls, path: Path, remedy: str = AGAIN) -> Self | None:
+        """Read a file of a run that may not be there yet.
+
+        Args:
+            path: The file.
+            remedy: What to do where it is damaged.
+
+        Returns:
+            Its content; None where there is no file.
+
+        Raises:
+            CorruptFileError: It is no JSON or no table, or lacks a key.
+        """
+        return cls.check(read_json(path, remedy), path, remedy) if path.exists() else None
+
+    @classmethod
+    def read_lines(cls, path: Path) -> list[Self]:
+        """Read every line of a JSON-lines file; none where there is no file.
+
+        Raises:
+            CorruptFileError: A line is no JSON or no table, or lacks a key.
+        """
+        lines = enumerate(read_lines(path), 1)
+        return [cls.check(line, f"{path}:{number}", LINE_REMEDY) for number, line in lines]
+
+    @classmethod
+    def check(cls, value: object, place: Path | str, remedy: str) -> Self:
+        """Make a record of JSON that was read.
+
+        Args:
+            value: The JSON.
+            place: Where it was read, for messages.
+            remedy: What to do where it is damaged.
+
+        Raises:
+            CorruptFileError: It is no table, or lacks a key.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise CorruptFileError(f"{place}: {_problem(error)}", remedy) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The table in the order of its fields; optional ones that were not given are left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class NoiseLevel(Record):
+    """Residual guidance of so many states in a range of timesteps: 1 nothing folded, 0 all."""
+
+    low: float
+    high: float
+    residual: float
+    states: int
+
+
+class Residual(Record):
+    """Residual guidance: its mean over noise levels, and each of them."""
+
+    mean: float
+    levels: list[NoiseLevel]
+
+
+class ResidualGuidance(Record):
+    """Residual guidance at the states that the teacher visits, and at the student's own."""
+
+    teacher_states: Residual
+    student_states: Residual
+
+
+class KindResults(Record):
+    """What was measured of one kind of pictures.
+
+    Attributes:
+        alignment: Share of pictures that show their prompts; None without a judge.
+        saturation: HSV's, 0..1.
+        passes_per_image: Samples through the denoiser.
+        denoiser_seconds_per_image: Time inside the denoiser.
+        denoiser_seconds_per_image_fused: The same, the adapter fused; of the student alone.
+        alignment_over_teacher_95: Bounds of the alignment over the teacher's; of the student alone.
+        clip_score: By a CLIP model; None without one.
+        frechet_distance: Of the pictures as a set from the teacher's; None without features.
+        recall: Share of the teacher's pictures that are covered; None without features.
+    """
+
+    alignment: float | None = None
+    saturation: float | None = None
+    passes_per_image: float
+    denoiser_seconds_per_image: float
+    denoiser_seconds_per_image_fused: float | None = None
+    alignment_over_teacher_95: tuple[float, float] | None = None
+    clip_score: float | None = None
+    frechet_distance: float | None = None
+    recall: float | None = None
+
+
+class StudentResults(KindResults):
+    """What was measured of the student's pictures."""
+
+    denoiser_seconds_per_image_fused: float
+
+
+class CategoryResults(Record):
+    """Each kind's alignment within a category of prompts."""
+
+    prompts: int
+    teacher: float
+    unguided: float
+    student: float
+
+
+class Results(Record):
+    """What ``results.json`` holds.
+
+    Attributes:
+        categories: By category of prompt; empty without a judge.
+        residual_guidance: On recorded states.
+        relative_distance: ``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels.
+        guidance: The teacher's guidance scale.
+        strength: The student's.
+        prompts: How many held-out prompts were drawn.
+        steps: Denoising steps per picture.
+        trained_steps: Optimizer steps of the measured adapter.
+        adapter_bytes: Of the adapter's files.
+        denoiser_bytes: Of the denoiser's weights.
+        versions: Of the libraries, by name.
+        machine: On which it was measured.
+    """
+
+    teacher: KindResults
+    unguided: KindResults
+    student: StudentResults
+    categories: dict[str, CategoryResults] = {}
+    residual_guidance: ResidualGuidance
+    relative_distance: float
+    guidance: float
+    strength: float
+    prompts: int
+    steps: int
+    trained_steps: int
+    adapter_bytes: int
+    denoiser_bytes: int
+    versions: dict[str, str]
+    machine: str
+
+    def of(self, kind: Kind) -> KindResults:
+        """What was measured of one kind of pictures."""
+        found: KindResults = getattr(self, kind)
+        return found
+
+
+class PromptPictures(Record):
+    """The pictures of one prompt.
+
+    Attributes:
+        prompt: Its label.
+        seed: Of every kind's picture.
+        category: The prompt's; None without a judge.
+        files: Each kind's picture, within the folder of the measurement.
+        aligned: For each kind, whether its picture shows the prompt; empty without a judge.
+    """
+
+    prompt: str
+    seed: int
+    category: str | None = None
+    files: dict[Kind, str]
+    aligned: dict[Kind, bool] = {}
+
+
+class StrengthPictures(Record):
+    """The files at one strength and the guidance scale that it stands for, prompt by prompt."""
+
+    strength: float
+    guidance: float
+    teacher: list[str]
+    student: list[str]
+
+
+class PictureIndex(Record):
+    """What ``evaluation/index.json`` holds: pictures by prompt, and by strength."""
+
+    pictures: list[PromptPictures]
+    dial: list[StrengthPictures]
+
+
+class PictureLine(Record):
+    """A line of ``evaluation/pictures.jsonl``.
+
+    Attributes:
+        file: The picture, within the same folder.
+        sha256: Its checksum.
+        passes: Samples through the denoiser.
+        seconds: Time inside the denoiser.
+        of: All that the picture depends on, as JSON.
+    """
+
+    file: str
+    sha256: str
+    passes: float
+    seconds: float
+    of: dict[str, Any]
+
+
+class TrajectoryLine(Record):
+    """A line of a round's ``manifest.jsonl``.
+
+    Attributes:
+        index: Of the trajectory in its round's plan.
+        split: ``training`` or ``held-out``.
+        prompt: Its label.
+        source: Who visited the states.
+        base: The fingerprint of the denoiser's weights.
+        output_map: What happens to the denoiser's raw output.
+        adapter: The checksum of the student that visited the states.
+        file: The trajectory, within the round's folder.
+        timesteps: Of the kept states.
+        seconds: That it took to record.
+    """
+
+    index: int
+    split: str
+    prompt: str | None = None
+    prompt_sha256: str
+    seed: int
+    guidance: float
+    steps: int | None = None
+    source: str | None = None
+    base: str | None = None
+    output_map: str | None = None
+    adapter: str | None = None
+    file: str
+    sha256: str
+    size: int
+    timesteps: list[float]
+    seconds: float = 0.0
+
+
+class PeakMemory(Record):
+    """The most memory that a process has held: all of it, or what torch has allocated."""
+
+    kind: Literal["resident", "allocated"]
+    bytes: int
+
+
+class TrainingLine(Record):
+    """A training step's line in ``log.jsonl``; loss and norm are None where it was skipped."""
+
+    step: int
+    loss: float | None
+    gradient_norm: float | None = None
+    learning_rate: float | None = None
+    seconds: float | None = None
+
+
+class ValidationLine(Record):
+    """A validation's line in ``log.jsonl``."""
+
+    step: int
+    residual_guidance: float
+    levels: list[NoiseLevel]
+    training_seconds: float | None = None
+    peak_memory: PeakMemory | None = None
+
+
+class PreviewIndex(Record):
+    """What ``previews/previews.json`` holds."""
+
+    prompts: list[str]
+    seeds: list[int] = []
+    guidance: float | None = None
+    strength: float | None = None
+    denoising_steps: int | None = None
+    steps: list[int]
+
+
+@dataclass(frozen=True)
+class Log:
+    """What ``log.jsonl`` holds, each kind of line in its order."""
+
+    training: list[TrainingLine]
+    validations: list[ValidationLine]
+
+    @property
+    def step(self) -> int:
+        """The last step that was logged; 0 before the first."""
+        steps = [line.step for line in self.training] + [line.step for line in self.validations]
+        return max(steps, default=0)
+
+    @property
+    def peak_memory(self) -> PeakMemory | None:
+        """The most memory that any of the run's processes has held; None before a validation."""
+        found = [line.peak_memory for line in self.validations if line.peak_memory]
+        return max(found, key=lambda peak: peak.bytes, default=None)
+
+
+def read_log(path: Path) -> Log:
+    """Read a run's log; empty where there is none.
+
+    Raises:
+        CorruptFileError: A line is no JSON, or lacks a key.
+    """
+    lines = [(line, f"{path}:{number}") for number, line in enumerate(read_lines(path), 1)]
+    return Log(
+        [TrainingLine.check(line, at, LINE_REMEDY) for line, at in lines if "loss" in line],
+        [ValidationLine.check(line, at, LINE_REMEDY) for line, at in lines if "levels" in line],
+    )
+
+
+def read_trajectories(run: RunFolder) -> list[TrajectoryLine]:
+    """What is recorded so far, round by round; the files themselves are not looked at."""
+    return [line for folder in run.rounds() for line in TrajectoryLine.read_lines(folder / LINES)]
+
+
+def _problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, in words."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"'{name}' is not in it"
+    return f"'{name}' is damaged: {first['msg']}" if name else "holds no table"
