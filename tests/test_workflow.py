@@ -1,5 +1,7 @@
 """The comparison's graph: sound for every kind of base, and honest about what it cannot say."""
 
+import hashlib
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +56,31 @@ def test_every_link_joins_like_to_like(name: str) -> None:
     made = graph(BASES[name])
     check(to_ui(made))
     check_api(to_api(made), to_ui(made))
+
+
+PINNED = {
+    "a UNet": "4c9f73c42d284592",
+    "a UNet that predicts v": "6bbe79e5b61e0c20",
+    "three encoders": "c75714147d324de7",
+    "embedded guidance": "ae3c7619ffd49360",
+    "one encoder": "41ae1495beb6d6fc",
+}
+"""SHA-256 of both files as JSON, from when each node was added by a call of its own."""
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_template_gives_the_files_that_code_gave(name: str) -> None:
+    made = graph(BASES[name])
+    written = json.dumps([to_ui(made), to_api(made)]).encode()
+    assert hashlib.sha256(written).hexdigest()[:16] == PINNED[name]
+
+
+def test_text_of_any_kind_stands_in_the_files_as_it_was() -> None:
+    text = "a \"cat\" <b> & 'x' \\ 🐈\n{{ no }} {% if %}"
+    queued = to_api(graph(compared(prompt=text, negative_prompt=text, base=text, lora=text)))
+    held = [v for node in queued.values() for v in node["inputs"].values() if isinstance(v, str)]
+    assert held.count(text) == 3
+    assert f"choose: {text}" in held
 
 
 def test_the_table_of_nodes_is_the_one_in_comfyui_s_sources() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from guidefold.deliver.layer_names import LayerNames
 
 DEFAULT = ("euler", "normal")
 """Of a solver without a sure name in ComfyUI."""
-CHOOSE = "choose: "
 GAP, WIDTH, HEIGHT = 60, 320, 200
 
 
@@ -59,116 +61,62 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Socket:
-    """An output of a node: the node's number, and the output's place."""
-
-    node: int
-    slot: int = 0
-
-
-@dataclass(frozen=True)
 class Node:
     """A node of the graph.
 
     Attributes:
         kind: Its type in ComfyUI.
         title: What stands over it; empty for ComfyUI's own word.
-        place: Column and row.
-        joined: Where each input comes from.
-        written: What each widget holds.
+        at: Column and row.
+        values: What each widget holds, and for each input the number of a node and the place of
+            one of its outputs.
     """
 
     kind: str
     title: str
-    place: tuple[int, int]
-    joined: Mapping[str, Socket]
-    written: Mapping[str, Any]
+    at: tuple[int, int]
+    values: Mapping[str, Any]
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """``inputs``, ``widgets`` and ``outputs`` of its type."""
-        known: Mapping[str, Any] = facts()["nodes"][self.kind]
-        return known
+    def inputs(self) -> Mapping[str, str]:
+        """The types of what is joined to it, by name."""
+        types: Mapping[str, str] = facts()["nodes"][self.kind].get("inputs", {})
+        return types
+
+    @property
+    def widgets(self) -> Sequence[str]:
+        """The names of its widgets, in the order of the UI."""
+        names: Sequence[str] = facts()["nodes"][self.kind].get("widgets", ())
+        return names
 
 
-@dataclass(frozen=True)
-class Graph:
-    """Nodes in the order in which they run, numbered from 1."""
-
-    nodes: list[Node] = field(default_factory=list)
-
-    def add(
-        self, kind: str, title: str, column: int, row: int, /, **values: Socket | str | float | bool
-    ) -> Socket:
-        """Add a node, every input and widget by its name; returns its first output."""
-        joined = {n: v for n, v in values.items() if isinstance(v, Socket)}
-        written = {n: v for n, v in values.items() if not isinstance(v, Socket)}
-        node = Node(kind, title, (column, row), joined, written)
-        assert joined.keys() == node.about.get("inputs", {}).keys(), kind
-        assert written.keys() == set(node.about.get("widgets", ())), kind
-        self.nodes.append(node)
-        return Socket(len(self.nodes))
+Graph = Sequence[Node]
+"""Nodes in the order in which they run, numbered from 1."""
 
 
 def graph(asked: Comparison) -> Graph:
-    """The nodes of a comparison: loaders, LoRA, two samplers, two pictures, a note."""
-    made = Graph()
-    model, clip, vae = _loaders(made, asked)
-    if asked.names.original and asked.prediction_type == "v_prediction":
-        zsnr = bool(asked.grid.get("rescale_betas_zero_snr"))
-        model = made.add(
-            "ModelSamplingDiscrete", "", 1, 0, model=model, sampling="v_prediction", zsnr=zsnr
-        )
-    strength = round(asked.strength, 4)
-    student = made.add(
-        "LoraLoaderModelOnly",
-        "the student's LoRA",
-        1,
-        1,
-        model=model,
-        lora_name=asked.lora,
-        strength_model=strength,
+    """The nodes of a comparison: the template ``workflow.json.jinja``, its nodes numbered."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = (files("guidefold") / "workflow.json.jinja").read_text(encoding="utf-8")
+    sampler, scheduler, _ = solver(asked.scheduler, asked.grid)
+    entry = base_entry(asked.names)
+    filled = environment.from_string(template).render(
+        asked=asked,
+        original=bool(asked.names.original),
+        encoder_type=entry.get("type"),
+        embedded_guidance_node=entry.get("embedded_guidance"),
+        sampler=sampler,
+        scheduler=scheduler,
+        note=note(asked),
     )
-    positive = made.add("CLIPTextEncode", "prompt", 2, 0, clip=clip, text=asked.prompt)
-    negative = made.add(
-        "CLIPTextEncode",
-        "the teacher's negative prompt",
-        2,
-        1,
-        clip=clip,
-        text=asked.negative_prompt,
-    )
-    embeds = base_entry(asked.names).get("embedded_guidance")
-    if embeds and asked.embedded_guidance is not None:
-        value = asked.embedded_guidance
-        positive = made.add(embeds, "", 2, 2, conditioning=positive, guidance=value)
-        negative = made.add(embeds, "", 2, 3, conditioning=negative, guidance=value)
-    width, height = asked.size
-    latent = made.add("EmptyLatentImage", "", 1, 2, width=width, height=height, batch_size=1)
-    sampler, grid, _ = solver(asked.scheduler, asked.grid)
-    rows = (("teacher", model, asked.cfg), ("student", student, 1.0))
-    for row, (who, denoiser, cfg) in enumerate(rows):
-        drawn = made.add(
-            "KSampler",
-            who,
-            3,
-            row,
-            model=denoiser,
-            positive=positive,
-            negative=negative,
-            latent_image=latent,
-            seed=asked.seed,
-            control_after_generate="fixed",
-            steps=asked.steps,
-            cfg=cfg,
-            sampler_name=sampler,
-            scheduler=grid,
-            denoise=1.0,
-        )
-        picture = made.add("VAEDecode", "", 4, row, samples=drawn, vae=vae)
-        prefix = f"guidefold/{who}"
-        made.add("SaveImage", who, 5, row, images=picture, filename_prefix=prefix)
-    made.add("Note", "What to set", 0, 3, text=note(asked))
+    described = json.loads(filled)
+    numbers = {name: number for number, name in enumerate(described, 1)}
+    made = []
+    for node in described.values():
+        joined = {n: v for n, v in node["values"].items() if isinstance(v, list)}
+        values = node["values"] | {n: [numbers[name], slot] for n, (name, slot) in joined.items()}
+        made.append(Node(node["kind"], node["title"], tuple(node["at"]), values))
+        assert values.keys() == {*made[-1].inputs, *made[-1].widgets}, node["kind"]
     return made
 
 
@@ -179,16 +127,15 @@ def to_ui(made: Graph) -> dict[str, Any]:
     to input, type]``.
     """
     links = [
-        [source.node, source.slot, number, place, kind]
-        for number, node in enumerate(made.nodes, 1)
-        for place, (name, kind) in enumerate(node.about.get("inputs", {}).items())
-        for source in [node.joined[name]]
+        [*node.values[name], number, place, kind]
+        for number, node in enumerate(made, 1)
+        for place, (name, kind) in enumerate(node.inputs.items())
     ]
     numbered = [[k, *link] for k, link in enumerate(links, 1)]
     return {
-        "last_node_id": len(made.nodes),
+        "last_node_id": len(made),
         "last_link_id": len(numbered),
-        "nodes": [_ui_node(k, node, numbered) for k, node in enumerate(made.nodes, 1)],
+        "nodes": [_ui_node(k, node, numbered) for k, node in enumerate(made, 1)],
         "links": numbered,
         "groups": [],
         "config": {},
@@ -202,11 +149,14 @@ def to_api(made: Graph) -> dict[str, Any]:
     return {
         str(number): {
             "class_type": node.kind,
-            "inputs": {n: v for n, v in node.written.items() if n != "control_after_generate"}
-            | {name: [str(source.node), source.slot] for name, source in node.joined.items()},
+            "inputs": {
+                name: [str(value[0]), value[1]] if name in node.inputs else value
+                for name, value in node.values.items()
+                if name != "control_after_generate"
+            },
             "_meta": {"title": node.title or node.kind},
         }
-        for number, node in enumerate(made.nodes, 1)
+        for number, node in enumerate(made, 1)
         if node.kind != "Note"
     }
 
@@ -267,27 +217,10 @@ def facts() -> dict[str, Any]:
     return tomllib.loads((files("guidefold") / "workflow.toml").read_text(encoding="utf-8"))
 
 
-def _loaders(made: Graph, asked: Comparison) -> tuple[Socket, Socket, Socket]:
-    """The nodes that load the base: model, text encoders, autoencoder."""
-    wanted = f"{CHOOSE}{asked.base}"
-    if asked.names.original:
-        first = made.add("CheckpointLoaderSimple", "the base", 0, 0, ckpt_name=wanted)
-        return first, Socket(first.node, 1), Socket(first.node, 2)
-    model = made.add("UNETLoader", "the base", 0, 0, unet_name=wanted, weight_dtype="default")
-    count = asked.encoders
-    kind = {1: "CLIPLoader", 2: "DualCLIPLoader", 3: "TripleCLIPLoader"}[count]
-    names = ["clip_name"] if count == 1 else [f"clip_name{k + 1}" for k in range(count)]
-    said = {name: f"{CHOOSE}text encoder {k}" for k, name in enumerate(names, 1)}
-    if "type" in facts()["nodes"][kind]["widgets"]:
-        said["type"] = base_entry(asked.names)["type"]
-    clip = made.add(kind, "its text encoders", 0, 1, **said)
-    return model, clip, made.add("VAELoader", "its VAE", 0, 2, vae_name=f"{CHOOSE}its VAE")
-
-
 def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    column, row = node.place
+    column, row = node.at
     into = {link[4]: link[0] for link in links if link[3] == number}
-    outputs = list(node.about.get("outputs", ()))
+    outputs = facts()["nodes"][node.kind].get("outputs", ())
     outof = [[k[0] for k in links if k[1:3] == [number, slot]] for slot in range(len(outputs))]
     return {
         "id": number,
@@ -299,14 +232,14 @@ def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[st
         "mode": 0,
         "inputs": [
             {"name": name, "type": kind, "link": into[place]}
-            for place, (name, kind) in enumerate(node.about.get("inputs", {}).items())
+            for place, (name, kind) in enumerate(node.inputs.items())
         ],
         "outputs": [
             {"name": kind, "type": kind, "links": outof[slot], "slot_index": slot}
             for slot, kind in enumerate(outputs)
         ],
         "properties": {"Node name for S&R": node.kind},
-        "widgets_values": [node.written[name] for name in node.about.get("widgets", ())],
+        "widgets_values": [node.values[name] for name in node.widgets],
         **({"title": node.title} if node.title else {}),
     }
 
