@@ -7,12 +7,14 @@ of sizes and SHA-256 sums; nothing old goes before the new stands. Only safetens
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "MANIFEST.json"
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds between attempts to rename what Windows does not let go of."""
 METADATA_KEY = "guidefold"  # one key holding JSON: several keys come out in random order
 
 
@@ -33,8 +37,7 @@ def reached(point: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is finished or absent."""
-    with _finished(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())  # as bytes: one file has one content on every system
 
 
 def write_json(path: Path, value: object) -> None:
@@ -213,9 +216,9 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)
+        _rename(folder, old)
         reached("folder: between renames")
-    temporary.rename(folder)
+    _rename(temporary, folder)
     _flush(folder.parent)
     reached("folder: after rename")
     shutil.rmtree(old, ignore_errors=True)
@@ -225,7 +228,7 @@ def restore_folder(folder: Path) -> None:
     """Bring back what stood before, where a crash fell between the two renames."""
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
-        old.rename(folder)
+        _rename(old, folder)
 
 
 def check_folder(folder: Path, remedy: str = "") -> None:
@@ -315,7 +318,7 @@ def _finished(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             reached("file: before rename")
-            temporary.replace(path)
+            _rename(temporary, path)
             _flush(path.parent)
             reached("file: after rename")
         finally:
@@ -339,8 +342,29 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _rename(old: Path, new: Path) -> None:
+    """Give a file or a folder its name, over a file that bears it.
+
+    Windows refuses while somebody has a file open: a virus scanner, for a moment, or a tensor of
+    ours that is mapped from it and that nobody needs any more.
+    """
+    for pause in PAUSES:
+        try:
+            old.replace(new)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            gc.collect()
+            time.sleep(pause)
+        else:
+            return
+    old.replace(new)
+
+
 def _flush(folder: Path) -> None:
     """A rename lasts only when the folder that holds the name is on the disk."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder, and keeps a journal of names
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

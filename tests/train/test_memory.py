@@ -40,7 +40,7 @@ def test_a_system_without_proc_is_asked_in_its_own_unit(
     monkeypatch.setattr(memory, "STATUS", Path("/no/such/file"))
     monkeypatch.setattr(memory, "USAGE_UNIT", platform_unit)
     usage = SimpleNamespace(ru_maxrss=7)
-    monkeypatch.setattr(memory.resource, "getrusage", lambda _: usage)
+    monkeypatch.setattr("resource.getrusage", lambda _: usage)
     assert peak_memory(torch.device("cpu")) == {"kind": "resident", "bytes": expected}
 
 

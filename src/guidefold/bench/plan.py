@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -202,6 +202,6 @@ def _bytes(module: nn.Module) -> int:
 def _memory_of(device: str) -> int | None:
     """All the memory that a device has."""
     if device == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int(psutil.virtual_memory().total)
     measure = getattr(torch.get_device_module(device), "mem_get_info", None)
     return None if measure is None else int(measure()[1])

@@ -256,11 +256,19 @@ def _link(source: Path, target: Path) -> None:
         if old.endswith(".jsonl"):
             shutil.copy2(old, new)
         else:
-            os.link(old, new)
+            _link_file(old, new)
 
     shutil.copytree(
         source, target, copy_function=place, ignore=shutil.ignore_patterns("MANIFEST.json")
     )
+
+
+def _link_file(old: str | Path, new: str | Path) -> None:
+    """A second name for a file; a copy where the disk has no links, as sticks and shares."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copy2(old, new)
 
 
 def _share(run: RunFolder, shared: Path) -> None:
@@ -271,6 +279,6 @@ def _share(run: RunFolder, shared: Path) -> None:
     kept = [line for line in lines if line["of"]["kind"] in DRAWN_FOR_ALL]
     with finished_folder(shared) as temporary:
         for line in kept:
-            os.link(run.evaluation / line["file"], temporary / line["file"])
+            _link_file(run.evaluation / line["file"], temporary / line["file"])
         text = "".join(f"{json.dumps(line)}\n" for line in kept)
         write_text(temporary / run.pictures.name, text)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 STATUS = Path("/proc/self/status")
@@ -34,4 +34,9 @@ def _peak_resident_bytes() -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
     if found is not None:
         return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # on Windows, whose own count has the name peak_wset
+        used = psutil.Process().memory_info()
+        return int(getattr(used, "peak_wset", used.rss))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * USAGE_UNIT
