@@ -1,14 +1,23 @@
 # make demo and make test set up all they need in .venv; nothing else is touched.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check format clean
+.PHONY: demo test quick zoo check format clean
 
 demo: .venv/ready
 	$(BIN)/guidefold demo
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) $(ZOO)
+
+# What needs no more than a second or two a file.
+quick: .venv/ready
+	$(PYTEST) --quick
+
+# Every pipeline of the zoo; make test walks some that together have every feature of all.
+zoo: .venv/ready
+	$(PYTEST) --whole-zoo tests/zoo
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -12,14 +12,43 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from slow import SLOW, SLOW_FOLDERS
 from tiny import make_settings
-from zoo import ZOO, build
+from zoo import CHOSEN, ZOO, build
 
 from guidefold.findings import Findings
 from guidefold.probe import probe
 from guidefold.settings import Settings
 
 torch.set_num_threads(1)  # two threads that compete with another process run many times slower
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole-zoo", action="store_true", help="walk every pipeline of the zoo")
+    parser.addoption("--quick", action="store_true", help="leave out the files of slow.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    left_out = collection_path.stem in SLOW or collection_path.name in SLOW_FOLDERS
+    return True if config.option.quick and left_out else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put slow files first, and leave the wide zoo at the chosen entries, unless all of it or
+    tests by name are wanted.
+    """
+    rank = {name: place for place, name in enumerate(("zoo", *SLOW))}
+    names = {item: "zoo" if "zoo" in item.path.parts else item.path.stem for item in items}
+    items.sort(key=lambda item: rank.get(names[item], len(rank)))
+    by_name = config.option.keyword or any("::" in argument for argument in config.args)
+    if config.option.whole_zoo or by_name:
+        return
+    walked = {f"test_the_whole_road[{name}]" for name in CHOSEN}
+    passed_over = [
+        item for item in items if "the_whole_road[" in item.name and item.name not in walked
+    ]
+    config.hook.pytest_deselected(items=passed_over)
+    items[:] = [item for item in items if item not in set(passed_over)]
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,9 @@ from . import (
     wan_family,
 )
 from .entry import Entry
+from .selection import FACTS, choose, features_of
 
-__all__ = ["REST", "UNFOLDABLE", "WARNINGS", "WIDE", "ZOO", "Entry", "build"]
+__all__ = ["CHOSEN", "REST", "UNFOLDABLE", "WARNINGS", "WIDE", "ZOO", "Entry", "build"]
 
 CORE = (stable_diffusion, image, video)
 REST = {
@@ -60,6 +61,9 @@ WIDE: dict[str, Entry] = {
     name: entry for rooms in REST.values() for room in rooms for name, entry in room.ENTRIES.items()
 }
 """All others that can be folded: ``test_road_...py`` run over them, the whole road each."""
+
+CHOSEN = choose({name: features_of(entry, FACTS[name]) for name, entry in WIDE.items()})
+"""Those of the wide zoo that every push walks; ``pytest --whole-zoo`` walks all."""
 
 UNFOLDABLE: dict[str, Entry] = {
     name: entry

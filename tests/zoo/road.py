@@ -23,9 +23,10 @@ from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings
 from guidefold.train.distill import distill
 
-from . import REST
+from . import REST, WIDE
 from .entry import Entry
 from .media import write_inputs
+from .selection import FACTS, facts_of
 
 PROMPTS = ("a big red cat", "a small blue dog", "an old green house", "a red bird", "a blue boat")
 PICTURES = ("cat.png", "dog.png", "frog.png", "cow.png", "owl.png")
@@ -39,6 +40,7 @@ class Travelled:
 
     Attributes:
         findings: The probe's.
+        facts: The line of ``facts.json`` that the pipeline and the probe give.
         sources: Of the recorded states.
         moved: How far the adapter moves the model outputs of a run, at most.
         off_student: How far a stock pipeline that loads the written adapter is from the trained
@@ -46,6 +48,7 @@ class Travelled:
     """
 
     findings: Findings
+    facts: dict[str, Any]
     sources: set[str]
     moved: float
     off_student: float
@@ -67,29 +70,32 @@ def travel(entry: Entry, folder: Path) -> Travelled:
     ours = _student_outputs(_stock(folder), findings, settings)
     return Travelled(
         findings=findings,
+        facts=facts_of(stock, findings),
         sources={line["source"] for line in lines},
         moved=float((theirs - bare).abs().max()),
         off_student=float((theirs - ours).abs().max()),
     )
 
 
-def check_road(entry: Entry, folder: Path) -> None:
+def check_road(name: str, folder: Path) -> None:
     """The road's end is what the entry says: an adapter that says in a stock pipeline what it was
     trained to say.
     """
+    entry = WIDE[name]
     found = travel(entry, folder)
     findings = found.findings
     assert findings.denoisers == entry.denoisers
     assert findings.guidance_argument == entry.guidance_argument
     assert (findings.passes_on, findings.passes_off) == (entry.passes, 1)
     assert str(findings.output_map) == entry.output_map
+    assert found.facts == FACTS[name]
     assert found.sources == set(entry.sources)
     assert found.off_student < CLOSE * found.moved
 
 
-def entries(rooms: str) -> dict[str, Entry]:
-    """The pipelines of some rooms of the wide zoo."""
-    return {name: entry for room in REST[rooms] for name, entry in room.ENTRIES.items()}
+def entries(rooms: str) -> list[str]:
+    """The pipelines of some rooms of the wide zoo, by name."""
+    return [name for room in REST[rooms] for name in room.ENTRIES]
 
 
 def _settings(entry: Entry, folder: Path) -> Settings:

@@ -8,9 +8,9 @@ from . import WARNINGS
 from .road import check_road, entries
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
-ENTRIES = entries("videos")
+NAMES = entries("videos")
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_whole_road(name: str, tmp_path: Path) -> None:
-    check_road(ENTRIES[name], tmp_path)
+    check_road(name, tmp_path)

@@ -1,0 +1,69 @@
+"""Which entries of the wide zoo every push walks: few that together have every feature of all.
+
+``facts.json`` holds, a line for each entry, what only its pipeline and its probe tell; the road
+checks it (:func:`zoo.road.check_road`). The rest of the features stands in the entries.
+"""
+
+import json
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from guidefold.findings import Findings
+
+from .entry import Entry
+
+FACTS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "facts.json").read_text(encoding="utf-8")
+)
+
+Feature = tuple[str, object]
+
+
+def facts_of(pipeline: DiffusionPipeline, findings: Findings) -> dict[str, Any]:
+    """An entry's line of ``facts.json``."""
+    return {
+        "package": type(pipeline).__module__.split(".")[2],
+        "denoiser_class": findings.denoiser_class,
+        "loader": findings.loader,
+        "off": findings.off,
+        "origin": findings.origin,
+        "linear": findings.linear,
+        "mixed_strengths": findings.layout is not None,
+        "mixed_lengths": findings.company,
+        "left_out": findings.left_out > 0,
+    }
+
+
+def features_of(entry: Entry, facts: Mapping[str, Any]) -> Set[Feature]:
+    """What can differ between pipelines for a listener, a recorder or a loader."""
+    return {
+        *(fact for fact in facts.items() if fact[0] != "denoiser_class"),
+        ("output_map", entry.output_map),
+        ("guidance_argument", entry.guidance_argument),
+        ("denoisers", entry.denoisers),
+        ("number of denoisers", len(entry.denoisers)),
+        ("prediction", entry.prediction),
+        ("passes", entry.passes),
+        ("takes_prompt", entry.takes_prompt),
+        *(("off", name) for name in entry.off),
+        *(("source", source) for source in entry.sources),
+        *(("input", name) for name in entry.inputs),
+    }
+
+
+def choose(features: Mapping[str, Set[Feature]]) -> tuple[str, ...]:
+    """Take the entry with the most features that are missing, until none is missing.
+
+    Args:
+        features: Of each entry; the first of equally good ones is taken.
+    """
+    missing = set().union(*features.values())
+    chosen = []
+    while missing:
+        best = max(features, key=lambda name: len(features[name] & missing))
+        chosen.append(best)
+        missing -= features[best]
+    return tuple(chosen)
