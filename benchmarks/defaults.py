@@ -24,8 +24,7 @@ from torch import nn
 from guidefold.adapter import NAME, Adapter, attach
 from guidefold.bench.copy import copy_weights
 from guidefold.bench.fidelity_report import cell
-from guidefold.bench.series import Series, Trial
-from guidefold.train.student import Attach
+from guidefold.bench.series import Attach, Series, Trial
 
 SEEDS = (0, 1, 2)
 COMMON = (

@@ -26,6 +26,7 @@ from guidefold.probe import probe
 from guidefold.prompts import Prompt
 from guidefold.record.plans import Plan
 from guidefold.record.recorder import Recorder
+from guidefold.record.rounds import recorder_for
 from guidefold.record.trajectory_files import write_trajectory
 from guidefold.settings import Settings
 
@@ -68,7 +69,7 @@ def main() -> None:
     pipeline = build()
     findings = probe(pipeline, call, 7.5)
     dial = Dial(findings.origin, settings.adapter.g_ref, settings.record.guidance)
-    recorder = Recorder(pipeline, findings, settings, dial)
+    recorder = recorder_for(pipeline, findings, dial, settings)
     inside, shares = listen_to(recorder), []
     for index in range(2):  # following asks the denoiser in the first alone, for its template
         plan = Plan(index, "training", Prompt.of("a photograph of a cat"), index, 7.5, asked.steps)

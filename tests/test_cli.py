@@ -376,7 +376,7 @@ def signalling(real, due):
 
 if place == "training":
     real = distill.Training.train_step
-    distill.Training.train_step = signalling(real, lambda line, _: line.step == 1)
+    distill.Training.train_step = signalling(real, lambda line, *_: line.step == 1)
 else:
     real = trajectories.append_line
     trajectories.append_line = signalling(real, lambda _, path, line: line["index"] == 1)

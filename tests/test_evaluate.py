@@ -39,6 +39,7 @@ from guidefold.runs import append_line, read_lines
 from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings
 from guidefold.train.distill import distill
+from guidefold.weights import Lora
 
 KEYS = {
     *KINDS,
@@ -300,7 +301,7 @@ def test_a_stopped_measurement_says_how_many_pictures_stand_and_where(
     monkeypatch.setattr("guidefold.evaluate._look", look)
     session: Any = SimpleNamespace(run=run)
     with pytest.raises(Stopped, match=f"1 picture drawn so far in {tmp_path}/evaluation") as stop:
-        measure(session)
+        measure(session, None, Lora())
     assert stop.value.exit_code == 130
 
 

@@ -61,8 +61,8 @@ def stop_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
     """Send this process a real SIGTERM as a step ends."""
     real = Training.train_step
 
-    def train_step(self: Training) -> TrainingLine:
-        line = real(self)
+    def train_step(self: Training, *stretch: Any) -> TrainingLine:
+        line = real(self, *stretch)
         if line.step == step:
             signal.raise_signal(signal.SIGTERM)
         return line

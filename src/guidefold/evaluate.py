@@ -82,9 +82,7 @@ class Measured:
     clip_scores: dict[Kind, float]
 
 
-def evaluate(
-    settings: Settings, judge: Judge | None = None, weights: StudentWeights | None = None
-) -> dict[str, Any]:
+def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
     """Measure a run's adapter; write ``results.json`` and ``grid.png`` into its folder.
 
     Pictures that were drawn before, by the same pipeline and the same adapter, are not drawn again.
@@ -93,7 +91,6 @@ def evaluate(
         settings: The run's.
         judge: Tells of each picture whether it shows what its prompt says; None measures no
             alignment.
-        weights: What was trained; None for the run's adapter.
 
     Returns:
         What ``results.json`` holds.
@@ -105,8 +102,8 @@ def evaluate(
         Stopped: On Ctrl-C; pictures that were drawn stand.
     """
     require_run(settings.run)
-    with open_session(settings if weights else _served(settings)) as session:
-        return measure(session, judge, weights).to_json()
+    with open_session(_served(settings)) as session:
+        return measure(session, judge, Lora()).to_json()
 
 
 def _served(settings: Settings) -> Settings:
@@ -119,13 +116,17 @@ def _served(settings: Settings) -> Settings:
     return settings.model_copy(update={"evaluate": found})
 
 
-def measure(
-    session: Session, judge: Judge | None = None, weights: StudentWeights | None = None
-) -> Results:
-    """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
+def measure(session: Session, judge: Judge | None, weights: StudentWeights) -> Results:
+    """:func:`evaluate` within an open session; its pipeline is left with the weights fused.
+
+    Args:
+        session: The run's.
+        judge: As :func:`evaluate`.
+        weights: What was trained.
+    """
     run = session.run
     try:
-        measured = _look(session, judge, weights or Lora())
+        measured = _look(session, judge, weights)
     except KeyboardInterrupt:
         count = plural(len(read_lines(run.pictures)), "picture")
         raise Stopped(

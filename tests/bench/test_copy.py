@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from guidefold.bench.copy import CopiedWeights, WholeCopy, copy_weights, write_copy
-from guidefold.evaluate import evaluate
+from guidefold.bench.series import train_with
+from guidefold.evaluate import measure
 from guidefold.run.folder import RunFolder
 from guidefold.runs import read_tensors
 from guidefold.session import open_session
 from guidefold.settings import Settings
-from guidefold.train.distill import distill
 
 
 def layer() -> nn.Linear:
@@ -63,7 +63,7 @@ def copied(settings_for: Any, tmp_path_factory: Any) -> Settings:
         distill={"learning_rate": 1e-3, "preview_prompts": 0},
         evaluate={"dial_prompts": 0},
     )
-    distill(settings, copy_weights)
+    train_with(settings, copy_weights)
     with open_session(settings) as session:
         write_copy(session)
     return settings
@@ -88,7 +88,8 @@ def test_what_is_trained_is_what_is_written_and_measured(copied: Settings) -> No
 
 
 def test_it_is_measured_as_an_adapter_is(copied: Settings) -> None:
-    results = evaluate(copied, weights=CopiedWeights())
+    with open_session(copied) as session:
+        results = measure(session, None, CopiedWeights()).to_json()
     assert results["adapter_bytes"] >= results["denoiser_bytes"], "a full copy is kept"
     assert results["residual_guidance"]["teacher_states"]["mean"] != pytest.approx(1)
     assert 2 * results["student"]["passes_per_image"] == results["teacher"]["passes_per_image"]

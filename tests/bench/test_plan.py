@@ -38,13 +38,13 @@ def real_peak(settings: Settings, patch: pytest.MonkeyPatch) -> int:
     """The most bytes of tensors that lived in a training step of a run that trains."""
     peaks, train_step = [], distill.Training.train_step
 
-    def watched(self: distill.Training) -> dict[str, Any]:
+    def watched(self: distill.Training, *stretch: Any) -> dict[str, Any]:
         denoiser: nn.Module = self.student.denoiser
         states = self.updates.optimizer.state.values()
         with Watch() as watch:
             watch.mark("before", [*denoiser.parameters(), *denoiser.buffers()])
             watch.mark("before", [t for state in states for t in state.values()])
-            line = train_step(self)
+            line = train_step(self, *stretch)
         peaks.append(watch.peak_bytes)
         return line
 

@@ -90,7 +90,7 @@ def test_the_plan_is_a_function_of_the_settings() -> None:
 def test_one_state_is_kept_of_each_equal_stretch(wanted: int, count: int) -> None:
     asked = settings(states_per_trajectory=wanted)
     (plan,) = plan_round(settings(trajectories=1), TRAINING, [], 0)[0]
-    kept = kept_indices(asked, plan, count)
+    kept = kept_indices(plan, asked.record.states_per_trajectory, count)
     number = min(wanted, count)
     assert len(kept) == number
     for k, index in enumerate(kept):
@@ -102,7 +102,7 @@ def test_over_many_trajectories_every_step_is_kept_about_equally_often() -> None
     used = Counter(
         index
         for plan in flat(plan_round(asked, TRAINING, [], 0))
-        for index in kept_indices(asked, plan, 20)
+        for index in kept_indices(plan, asked.record.states_per_trajectory, 20)
     )
     assert set(used) == set(range(20))
     assert max(used.values()) < 2 * min(used.values())

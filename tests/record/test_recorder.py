@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiny import PROMPTS, dial_of
 from zoo import ZOO, build
 
 from guidefold.adapter import Adapter, attach
+from guidefold.calls import run_inputs
 from guidefold.errors import CaptureError, CorruptFileError, MismatchError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.outputs import OutputMap, output_tensor
@@ -25,6 +27,7 @@ from guidefold.prompts import Prompt, load_prompts, split_prompts
 from guidefold.randomness import generator
 from guidefold.record.plans import Plan, plan_round
 from guidefold.record.recorder import Recorder, add_noise, record_round
+from guidefold.record.rounds import recorder_for
 from guidefold.record.trajectory_files import KeptState
 from guidefold.run.folder import LINES
 from guidefold.runs import read_lines
@@ -54,7 +57,10 @@ def ready(built: Any, found: Any, settings_for: Any, tmp_path: Path) -> Callable
     def make(name: str, **record: Any) -> Recorder:
         record = {"states_per_trajectory": STEPS} | record
         settings = settings_for(name, tmp_path, record=record)
-        return Recorder(built(name), found(name), settings, dial_of(settings, found(name)))
+        dial = dial_of(settings, found(name))
+        recorder = recorder_for(built(name), found(name), dial, settings)
+        recorder.settings = settings  # by which tests plan
+        return recorder
 
     return make
 
@@ -203,7 +209,7 @@ def test_the_house_negative_prompt_is_in_the_targets(ready: Any) -> None:
     recorder = ready("sd15")
     plan = plans_of(recorder.settings)[0][0]
     pipeline = recorder.settings.pipeline.model_copy(update={"negative_prompt": "blurry"})
-    recorder.settings = recorder.settings.model_copy(update={"pipeline": pipeline})
+    recorder.inputs = partial(run_inputs, recorder.pipeline, recorder.findings, pipeline)
     ((_, states),) = recorder.record("teacher", [plan])
     on = call_of("sd15", plan, plan.guidance)
     plain = run_by_hand(recorder.pipeline, on, plan.seed)
@@ -517,7 +523,7 @@ def recorded_as(
         prepare(pipeline)
     asked = settings.pipeline
     findings = probe(pipeline, asked.call, 5.0, asked.negative_prompt)
-    recorder = Recorder(pipeline, findings, settings, dial_of(settings, findings))
+    recorder = recorder_for(pipeline, findings, dial_of(settings, findings), settings)
     ((_, states),) = recorder.record("teacher", [plans_of(settings)[0][0]])
     return findings, states, recorder
 

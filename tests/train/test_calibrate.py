@@ -25,7 +25,7 @@ from guidefold.train.calibrate import (
 )
 from guidefold.train.checkpoints import load_checkpoint
 from guidefold.train.distill import distill
-from guidefold.train.student import Student
+from guidefold.train.student import lora_student
 
 STRENGTHS = strengths_tried(2.0)
 SCALES = [1 + 4 * s for s in STRENGTHS[1:]]  # what they stand for: origin 1, g_ref 5
@@ -140,9 +140,7 @@ def run(settings_for: Any, tmp_path_factory: Any) -> Settings:
 def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> None:
     with open_session(run) as session:
         refs = recorded_states(session.run, 0, "held-out")[:5]
-        student = Student(
-            session.denoiser, session.findings, session.dial, run.adapter, run.seed, refs
-        )
+        student = lora_student(session, refs)
         load_checkpoint(session.run.checkpoints()[-1], student.adapter, None)
         errors = student.errors(refs, 2)
         unguided = student.errors(refs, 2, adapted=False)

@@ -184,11 +184,11 @@ def test_the_plain_loss_is_the_mean_squared_error(
 ) -> None:
     real, expected = Training.train_step, []
 
-    def train_step(self: Training) -> TrainingLine:
+    def train_step(self: Training, *stretch: Any) -> TrainingLine:
         with self.adapter.teacher_mode():  # before its first step the student is the teacher
-            answers = [(self.student.predict(b), b.target) for b in self._pieces()]
+            answers = [(self.student.predict(b), b.target) for b in self._pieces(*stretch)]
         expected.append(float(torch.cat([a - t for a, t in answers]).square().mean()))
-        return real(self)
+        return real(self, *stretch)
 
     monkeypatch.setattr(Training, "train_step", train_step)
     found = finish(settings_for("sd15", tmp_path, distill={"loss": "plain", "steps": 1}))
@@ -202,8 +202,8 @@ def poison(patch: pytest.MonkeyPatch, step: int, value: float) -> dict[str, torc
     """Put a value into the targets of a step; returns the parameters from before it, once there."""
     real, before = Training._pieces, {}
 
-    def pieces(self: Training) -> list[Batch]:
-        batches = real(self)
+    def pieces(self: Training, *stretch: Any) -> list[Batch]:
+        batches = real(self, *stretch)
         if self.step == step:
             before.update({n: t.clone() for n, t in self.adapter.state_dict().items()})
             batches[-1].target.view(-1)[0] = value
@@ -271,9 +271,9 @@ def test_while_training_encoders_are_gone_or_parked(
     found: list[tuple[bool, bool]] = []
     real = Training.train_step
 
-    def train_step(self: Training) -> TrainingLine:
+    def train_step(self: Training, *stretch: Any) -> TrainingLine:
         found.append((self.session.parked, self.session.pipeline.vae is None))
-        return real(self)
+        return real(self, *stretch)
 
     monkeypatch.setattr(Training, "train_step", train_step)
     tables: dict[str, Any] = {

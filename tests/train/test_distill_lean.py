@@ -24,7 +24,7 @@ from guidefold.settings import Settings
 from guidefold.train import distill, student
 from guidefold.train import optimizer as optimizers
 from guidefold.train.distill import Training
-from guidefold.train.teacher_measures import Yardstick
+from guidefold.train.teacher_measures import TeacherMeasures
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
@@ -37,9 +37,9 @@ def watch(patch: pytest.MonkeyPatch, look: Callable[[Training], None]) -> None:
     """Look at every training step before it is made."""
     real = Training.train_step
 
-    def train_step(self: Training) -> dict[str, Any]:
+    def train_step(self: Training, *stretch: Any) -> dict[str, Any]:
         look(self)
-        return real(self)
+        return real(self, *stretch)
 
     patch.setattr(Training, "train_step", train_step)
 
@@ -55,12 +55,12 @@ def run_watched(settings: Settings) -> tuple[Outcome, Training]:
 @pytest.fixture(scope="module")
 def whole(
     settings_for: Make, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Settings, Outcome, Yardstick]:
+) -> tuple[Settings, Outcome, TeacherMeasures]:
     """A run on whole weights."""
     rounds = {"rounds": ["teacher", "noise"]}
     settings = settings_for("sd15", tmp_path_factory.mktemp("whole"), distill=FOUR, record=rounds)
     found, training = run_watched(settings)
-    return settings, found, training.yardstick
+    return settings, found, training.measures
 
 
 @pytest.fixture(scope="module", params=STORAGES)
@@ -83,7 +83,7 @@ def sums(settings: Settings) -> list[str]:
 
 
 def test_a_student_on_smaller_weights_learns_as_one_on_whole_weights_does(
-    whole: tuple[Settings, Outcome, Yardstick], small: tuple[Settings, Outcome, Training]
+    whole: tuple[Settings, Outcome, TeacherMeasures], small: tuple[Settings, Outcome, Training]
 ) -> None:
     _, expected, _ = whole
     settings, found, training = small
@@ -95,15 +95,15 @@ def test_a_student_on_smaller_weights_learns_as_one_on_whole_weights_does(
 
 
 def test_what_is_asked_of_the_teacher_is_asked_of_its_whole_weights(
-    whole: tuple[Settings, Outcome, Yardstick], small: tuple[Settings, Outcome, Training]
+    whole: tuple[Settings, Outcome, TeacherMeasures], small: tuple[Settings, Outcome, Training]
 ) -> None:
     """Targets, the size of guidance in every round, the unguided errors, the teacher's pictures."""
-    settings, _, yardstick = whole
+    settings, _, measures = whole
     mine, _, training = small
     assert sums(mine) == sums(settings) != []
-    assert training.yardstick.sizes == yardstick.sizes
-    assert yardstick.sizes.keys() == {0, 1}
-    assert training.yardstick.unguided == yardstick.unguided != []
+    assert training.measures.sizes == measures.sizes
+    assert measures.sizes.keys() == {0, 1}
+    assert training.measures.unguided == measures.unguided != []
     for name in ("teacher-0.png", "unguided-0.png"):
         pictures = [Path(s.run) / "previews" / name for s in (mine, settings)]
         assert pictures[0].read_bytes() == pictures[1].read_bytes()
@@ -114,7 +114,7 @@ def test_after_its_weights_are_gone_the_teacher_is_not_asked(
 ) -> None:
     _, _, training = small
     with pytest.raises(AssertionError, match="weights are gone"):
-        training.student.errors(training.refs, 1, adapted=False)
+        training.student.errors(training.launch.states(1, "training"), 1, adapted=False)
 
 
 def test_the_written_adapter_is_measured_on_whole_weights(
@@ -142,7 +142,7 @@ def test_a_run_on_smaller_weights_that_stopped_ends_as_one_that_never_did_bit_fo
 
 
 def test_previews_that_begin_after_a_stop_show_the_whole_teacher(
-    whole: tuple[Settings, Outcome, Yardstick], settings_for: Make, tmp_path: Path
+    whole: tuple[Settings, Outcome, TeacherMeasures], settings_for: Make, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {**ALONE, "frozen_weights": "int4"}
     interrupted(settings_for("sd15", tmp_path, distill=asked), 2)
@@ -155,7 +155,7 @@ def test_previews_that_begin_after_a_stop_show_the_whole_teacher(
 
 
 def test_checkpointing_and_autocast_go_with_smaller_weights(
-    whole: tuple[Settings, Outcome, Yardstick], settings_for: Make, tmp_path: Path
+    whole: tuple[Settings, Outcome, TeacherMeasures], settings_for: Make, tmp_path: Path
 ) -> None:
     asked = {**ALONE, "gradient_checkpointing": True, "mixed_precision": "bf16"}
     settings = settings_for(

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from toys import some_findings
 from zoo import WARNINGS
 
-from guidefold.adapter import DIFFUSERS_FILE, adapted_layers
+from guidefold.adapter import DIFFUSERS_FILE, adapted_layers, attach
 from guidefold.deliver import trained as exporting
 from guidefold.deliver.trained import export
 from guidefold.denoisers import as_one
@@ -74,7 +75,18 @@ def student(
     trained: Settings, pipeline: DiffusionPipeline, refs: list[StateRef], findings: Findings
 ) -> Student:
     """Fresh: it says what the unguided teacher says."""
-    return Student(pipeline.unet, findings, dial_of(trained, findings), trained.adapter, 0, refs)
+    return student_on(pipeline.unet, findings, dial_of(trained, findings), trained.adapter, refs)
+
+
+def student_on(
+    denoiser: nn.Module,
+    findings: Findings,
+    dial: Dial,
+    asked: AdapterSettings,
+    refs: list[StateRef],
+) -> Student:
+    lora = partial(attach, denoiser, asked.targets, asked.rank, 0)
+    return Student(denoiser, findings, dial, refs, lora)
 
 
 def load(student: Student, settings: Settings) -> Student:
@@ -210,7 +222,7 @@ def test_the_base_of_a_student_is_the_pipeline_s_own(
 ) -> None:
     before = copy.deepcopy(pipeline.unet.state_dict())
     student = load(
-        Student(pipeline.unet, findings, dial_of(trained, findings), trained.adapter, 0, refs),
+        student_on(pipeline.unet, findings, dial_of(trained, findings), trained.adapter, refs),
         trained,
     )
     assert student.model is student.denoiser is pipeline.unet
@@ -251,9 +263,8 @@ def written(folder: Path, *kinds: dict[str, Any]) -> list[StateRef]:
 def student_of(denoiser: nn.Module, refs: list[StateRef], **findings: Any) -> Student:
     """Awake: its updates are not zero."""
     asked, dial = AdapterSettings(targets="linear", rank=2), Dial(1.0, 5.0, (2.0, 8.0))
-    student = Student(
-        denoiser, some_findings(**{"layout": TOKENS_LAYOUT, **findings}), dial, asked, 0, refs
-    )
+    found = some_findings(**{"layout": TOKENS_LAYOUT, **findings})
+    student = student_on(denoiser, found, dial, asked, refs)
     for parameter in student.adapter.named_parameters().values():
         nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     return student

@@ -99,8 +99,8 @@ def test_what_a_crashed_run_told_of_steps_that_were_lost_is_told_anew(
     settings = settings_for("sd15", tmp_path, distill={**TRACKED, "checkpoint_every": 2})
     write_down = distill.Training._write_down
 
-    def crash(self: distill.Training, *arguments: Any) -> None:
-        write_down(self, *arguments)
+    def crash(self: distill.Training, *arguments: Any, **last: Any) -> None:
+        write_down(self, *arguments, **last)
         if self.step == 3:
             raise ZeroDivisionError
 
@@ -120,7 +120,7 @@ def test_trackers_are_closed_when_training_fails(
     tracker = tracking.LOGGER_TYPE_TO_CLASS["tensorboard"]
     monkeypatch.setattr(tracker, "finish", lambda self: closed.append(self.name))
 
-    def fail(_self: distill.Training) -> None:
+    def fail(_self: distill.Training, *_stretch: Any) -> None:
         raise NonFiniteError("a loss")
 
     monkeypatch.setattr(distill.Training, "train_step", fail)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from guidefold.adapter import attach
 from guidefold.bench.copy import copy_weights
-from guidefold.bench.series import Trial
+from guidefold.bench.series import Attach, Trial
 from guidefold.errors import ConfigError
 from guidefold.settings import Settings
-from guidefold.train.student import Attach
 
 
 def _as_recorded(_settings: Settings) -> tuple[str, ...]:

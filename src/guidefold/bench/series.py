@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from guidefold.adapter import attach
+from guidefold.adapter import Adapter, attach
 from guidefold.alignment import Judge
 from guidefold.bench.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.config import load_settings
 from guidefold.deliver.trained import export
 from guidefold.demo.judge import judge_of
-from guidefold.evaluate import evaluate
+from guidefold.evaluate import evaluate, measure
 from guidefold.findings import Findings
 from guidefold.outputs import rows_of
 from guidefold.pipelines import open_pipeline
@@ -40,8 +40,12 @@ from guidefold.run.folder import RunFolder
 from guidefold.runs import finished_folder, read_json, read_lines, write_json, write_text
 from guidefold.session import open_session
 from guidefold.settings import Settings
-from guidefold.train.distill import distill
-from guidefold.train.student import Attach
+from guidefold.train.distill import train
+from guidefold.train.launch import open_launch
+from guidefold.train.student import Student
+
+Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
+"""As :func:`~guidefold.adapter.attach`, or as a rival that is measured against a LoRA."""
 
 DRAWN_FOR_ALL = ("teacher", "unguided")
 
@@ -165,7 +169,7 @@ class Series:
         _link(RunFolder(recorded).trajectories, RunFolder(run).trajectories)
         passes, began = Passes(self.findings.denoiser_class), time.perf_counter()
         with passes.listening():
-            distill(settings, trial.attach)
+            train_with(settings, trial.attach)
         seconds = time.perf_counter() - began
         recording = int(read_json(recorded / "passes.json"))
         line = {
@@ -220,8 +224,10 @@ class Series:
         return line
 
     def _evaluate(self, trial: Trial, settings: Settings) -> dict[str, Any]:
-        weights = CopiedWeights() if trial.attach is copy_weights else None
-        return evaluate(settings, self.judge, weights)
+        if trial.attach is not copy_weights:
+            return evaluate(settings, self.judge)
+        with open_session(settings) as session:
+            return measure(session, self.judge, CopiedWeights()).to_json()
 
     def _keep_pictures(self, trial: Trial, settings: Settings) -> None:
         """The first pictures of each kind, for a grid."""
@@ -232,6 +238,20 @@ class Series:
         for k, row in enumerate(rows):
             for kind, file in row["files"].items():
                 shutil.copy2(run.evaluation / file, target / f"{kind}-{k:03d}.png")
+
+
+def train_with(settings: Settings, attach: Attach) -> None:
+    """Train whatever is put on the denoiser, as :func:`~guidefold.train.distill.distill` a LoRA.
+
+    Args:
+        settings: The run's.
+        attach: Puts on what is trained.
+    """
+    with open_launch(settings) as launch:
+        refs, session, asked = launch.record_teacher(), launch.session, settings.adapter
+        denoiser = session.denoiser
+        trained = partial(attach, denoiser, asked.targets, asked.rank, settings.seed)
+        train(launch, Student(denoiser, session.findings, session.dial, refs, trained))
 
 
 def _curve(settings: Settings, recording: int, total: int) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from guidefold.bench.watch import TEMPORARY
 from guidefold.frozen import shrink_weights
 from guidefold.outputs import output_tensor
 from guidefold.pipelines import DTYPES
-from guidefold.settings import DistillSettings
 from guidefold.train.loss import squared_error
 from guidefold.train.optimizer import Updates
 
 GUIDANCE = 7.5
+LEARNING_RATE, MAX_NORM = 5e-4, 1.0
 STEPS = 2  # the second is the first with an optimizer's state
 Mark = Callable[[str, Iterable[torch.Tensor] | None], None]
 
@@ -58,11 +58,7 @@ class Training:
         readers = [encoder.module for encoder in self.encoders]
         occupy([self.denoiser, *self.teacher, *readers], device)
         self._say_what_is_what()
-        self.updates = Updates(self.trained, DistillSettings(warmup=0), None)
-        for group in self.updates.optimizer.param_groups:
-            group["foreach"] = True  # torch's own choice on CUDA, and it costs memory: everywhere
-        if self.case.optimizer == "adamw-8bit":
-            self.updates.optimizer = eight_bit_adamw(self.trained)
+        self.updates = Updates(self._optimizer(), lambda _step: LEARNING_RATE, MAX_NORM)
         self.ema = EMAModel(self.trained) if self.case.ema else None
         if self.ema is not None:
             mark("moving average", self.ema.shadow_params)
@@ -78,6 +74,12 @@ class Training:
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
         return [p for p in self.denoiser.parameters() if p.requires_grad]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.case.optimizer == "adamw-8bit":
+            return eight_bit_adamw(self.trained)
+        # foreach: torch's own choice on CUDA, and it costs memory: everywhere
+        return torch.optim.AdamW(self.trained, weight_decay=0.0, foreach=True)
 
     def _build(self) -> None:
         """The modules, without memory yet."""

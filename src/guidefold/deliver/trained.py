@@ -44,7 +44,7 @@ from guidefold.settings import Settings
 from guidefold.train.batches import some_of
 from guidefold.train.calibrate import calibrate
 from guidefold.train.checkpoints import load_checkpoint
-from guidefold.train.student import Student
+from guidefold.train.student import Student, lora_student
 
 COMPARED_STATES = 4
 CALIBRATED_STATES = 96
@@ -115,14 +115,12 @@ def _read(student: Student, step: int, refs: Sequence[StateRef], strength: float
 @contextmanager
 def _last_student(session: Session) -> Iterator[tuple[Student, int, list[StateRef]]]:
     """The student of a run's last checkpoint, its step, and the states it was trained on."""
-    run, settings = session.run, session.settings
+    run = session.run
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
     refs = recorded_states(run, 0, "training")
-    student = Student(
-        session.denoiser, session.findings, session.dial, settings.adapter, settings.seed, refs
-    )
+    student = lora_student(session, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:
         yield student, state["step"], refs

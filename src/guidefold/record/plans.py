@@ -52,9 +52,15 @@ def plan_round(
     return batches
 
 
-def kept_indices(settings: Settings, plan: Plan, count: int) -> list[int]:
-    """Which steps of a trajectory are kept: one drawn from each of equal stretches."""
-    wanted = min(settings.record.states_per_trajectory, count)
+def kept_indices(plan: Plan, states: int, count: int) -> list[int]:
+    """Which steps of a trajectory are kept: one drawn from each of equal stretches.
+
+    Args:
+        plan: The trajectory's.
+        states: How many are kept, at most.
+        count: How many steps there are.
+    """
+    wanted = min(states, count)
     edges = [round(k * count / wanted) for k in range(wanted + 1)]
     return [
         low + int(unit(plan.seed, "kept", k) * (high - low))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,23 @@ from diffusers import DiffusionPipeline
 from guidefold.adapter import Adapter
 from guidefold.arguments import Tree, split, tree_map
 from guidefold.asking import Asked, ask
-from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
 from guidefold.denoisers import denoisers
 from guidefold.errors import CaptureError, MismatchError, UnfoldableError
 from guidefold.findings import Findings
 from guidefold.lora.dial import Dial
-from guidefold.pipelines import DTYPES
 from guidefold.progress import Stop, Stopped, task
+from guidefold.prompts import Prompt
 from guidefold.randomness import generator
 from guidefold.record.plans import Plan, kept_indices
 from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
 from guidefold.run.folder import LINES
 from guidefold.run.records import TrajectoryLine
 from guidefold.runs import append_line, readable_size
-from guidefold.settings import Settings, StateSource
+from guidefold.settings import StateSource
 from guidefold.stub import RandomStub
+
+Inputs = Callable[[Sequence[Prompt], float, int], dict[str, Any]]
 
 
 def record_round(
@@ -96,26 +97,33 @@ class Recorder:
     Args:
         pipeline: The pipeline.
         findings: What the probe found.
-        settings: The run's.
         dial: Which strength the student visits states at.
+        inputs: The arguments of the pipeline's call for ``(prompts, guidance, steps)``.
+        seed: Of the answers of a denoiser's stand-in.
+        states: How many states of each trajectory are kept.
+        dtype: Precision of stored latents and embeddings; None keeps theirs.
         adapter: The student's, for its own states.
+        adapter_hash: The checksum of the adapter's file.
     """
 
     def __init__(
         self,
         pipeline: DiffusionPipeline,
         findings: Findings,
-        settings: Settings,
         dial: Dial,
+        inputs: Inputs,
+        *,
+        seed: int,
+        states: int,
+        dtype: torch.dtype | None = None,
         adapter: Adapter | None = None,
+        adapter_hash: str = "",
     ) -> None:
-        self.pipeline, self.findings, self.settings = pipeline, findings, settings
-        self.dial, self.adapter = dial, adapter
-        self.adapter_hash = ""
-        self.stub = RandomStub(settings.seed)
+        self.pipeline, self.findings, self.dial = pipeline, findings, dial
+        self.inputs, self.states, self.dtype = inputs, states, dtype
+        self.adapter, self.adapter_hash = adapter, adapter_hash
+        self.stub = RandomStub(seed)
         self.listened = denoisers(pipeline, findings.denoisers)
-        stored = settings.record.dtype
-        self.dtype = DTYPES[stored] if stored else None
 
     def stamp(self, source: StateSource) -> dict[str, Any]:
         """What every line of a round has in common."""
@@ -132,8 +140,11 @@ class Recorder:
         """Record one batch: ``(plan, kept states)`` for each of it."""
         if len(batch) > 1 and not self._together(batch):
             return [entry for plan in batch for entry in self.record(source, [plan])]
-        seeds = [plan.seed for plan in batch]
-        on, off = self._inputs(batch, batch[0].guidance), self._inputs(batch, self.findings.off)
+        seeds, prompts = [plan.seed for plan in batch], [plan.prompt for plan in batch]
+        on, off = (
+            self.inputs(prompts, guidance, batch[0].steps)
+            for guidance in (batch[0].guidance, self.findings.off)
+        )
         visit = {"teacher": self._teacher, "student": self._student, "noise": self._noise}[source]
         driven, targets = visit(on, off, seeds)
         asked = self._ask(off, seeds, driven)
@@ -188,17 +199,12 @@ class Recorder:
             )
         return asked
 
-    def _inputs(self, batch: Sequence[Plan], guidance: float) -> dict[str, Any]:
-        prompts, steps = [plan.prompt for plan in batch], batch[0].steps
-        asked = self.settings.pipeline
-        return run_inputs(self.pipeline, self.findings, asked, prompts, guidance, steps)
-
     def _keep(
         self, plan: Plan, row: int, count: int, asked: Asked, targets: Sequence[Step]
     ) -> list[KeptState]:
         """The states of one sample that are kept, spread over the trajectory."""
         kept = []
-        for index in kept_indices(self.settings, plan, len(targets)):
+        for index in kept_indices(plan, self.states, len(targets)):
             target = asked.learnt(index, targets[index].model_output)
             kept.append(
                 KeptState(

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
+
 from guidefold.adapter import Adapter
+from guidefold.calls import run_inputs
 from guidefold.distilled import signs_of_distillation
+from guidefold.findings import Findings
+from guidefold.lora.dial import Dial
+from guidefold.pipelines import DTYPES
 from guidefold.progress import Stop, console, plural, stop_on_signals
 from guidefold.prompts import Prompt, count_duplicates
 from guidefold.record.plans import plan_round
@@ -71,15 +78,32 @@ def fill_round(
         Stopped: On request; what was recorded stands.
     """
     settings, source = session.settings, session.settings.record.rounds[number]
-    recorder = Recorder(session.pipeline, session.findings, settings, session.dial, adapter)
+    recorder = recorder_for(session.pipeline, session.findings, session.dial, settings)
     if source == "student":
         # The student that visits is the one of the checkpoint that stands when its round begins.
+        recorder.adapter = adapter
         recorder.adapter_hash = sha256(session.run.checkpoints()[-1] / "adapter.safetensors")
     batches = plan_round(settings, session.prompts, session.held_out, number)
     folder = session.run.round(number)
     if number == 0 and not (folder / LINES).exists():
         _announce(session)
     record_round(folder, source, batches, recorder, stop, shard)
+
+
+def recorder_for(
+    pipeline: DiffusionPipeline, findings: Findings, dial: Dial, settings: Settings
+) -> Recorder:
+    """A recorder of a pipeline, as the settings ask for it; without a student."""
+    asked = settings.record
+    return Recorder(
+        pipeline,
+        findings,
+        dial,
+        partial(run_inputs, pipeline, findings, settings.pipeline),
+        seed=settings.seed,
+        states=asked.states_per_trajectory,
+        dtype=DTYPES[asked.dtype] if asked.dtype else None,
+    )
 
 
 def something_missing(

@@ -1,42 +1,41 @@
-"""The training loop: the student learns to say in one pass what the teacher says in two."""
+"""The training loop: the student learns to predict in one pass what the teacher predicts in two."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 
-from guidefold.adapter import attach
-from guidefold.errors import MismatchError, NonFiniteError, RunError
+from guidefold.adapter import Adapter
+from guidefold.errors import MismatchError, NonFiniteError
 from guidefold.previews import Previews
-from guidefold.progress import Stop, Stopped, Task, console, stop_on_signals, task
-from guidefold.record.rounds import fill_round, recorded_states, something_missing
-from guidefold.record.trajectory_files import Split, StateRef
+from guidefold.progress import Stopped, Task, console, task
+from guidefold.record.trajectory_files import StateRef
 from guidefold.run.records import NoiseLevel, PeakMemory, TrainingLine, ValidationLine
 from guidefold.runs import append_line, read_lines, write_lines
-from guidefold.session import Session, open_session
-from guidefold.settings import Settings, StateSource
+from guidefold.settings import DistillSettings, Settings, StateSource
 from guidefold.train.batches import Batch, chosen_indices
 from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
-from guidefold.train.loss import mean_residual
+from guidefold.train.launch import Launch, open_launch
+from guidefold.train.loss import learning_rate, mean_residual
 from guidefold.train.memory import peak_memory
-from guidefold.train.optimizer import Updates, check_optimizer
-from guidefold.train.student import Attach, Student, sample_errors
-from guidefold.train.teacher_measures import Yardstick
-from guidefold.train.trackers import open_accelerator, track, track_picture, tracking
+from guidefold.train.optimizer import Updates, make_optimizer
+from guidefold.train.student import Student, lora_student, sample_errors
+from guidefold.train.teacher_measures import TeacherMeasures
+from guidefold.train.trackers import track, track_picture, tracking
 
 
-def distill(settings: Settings, attach: Attach = attach) -> Path:
+def distill(settings: Settings) -> Path:
     """Record what is missing, then train; goes on where it stopped.
 
     Args:
         settings: The run's.
-        attach: Puts on what is trained.
 
     Returns:
         The last checkpoint's folder.
@@ -46,124 +45,83 @@ def distill(settings: Settings, attach: Attach = attach) -> Path:
         FailedError: A damaged file, or a loss that is not finite.
         Stopped: On request; a checkpoint was saved.
     """
-    check_optimizer(settings.distill.optimizer)
-    with (
-        open_accelerator(settings) as accelerator,
-        stop_on_signals() as stop,
-        open_session(
-            settings,
-            accelerator.device,
-            main=accelerator.is_main_process,
-            keep_settings=True,
-            whole=something_missing,
-        ) as session,
-    ):
-        return Training(session, accelerator, stop, attach).run()
+    with open_launch(settings) as launch:
+        refs = launch.record_teacher()
+        return train(launch, lora_student(launch.session, refs))
 
 
-@dataclass
+def train(launch: Launch, student: Student) -> Path:
+    """Train a student, from its first step or from its last checkpoint.
+
+    Args:
+        launch: Run folder, pipeline and devices; its teacher is recorded.
+        student: A fresh one, a LoRA or a rival of it.
+
+    Returns:
+        The last checkpoint's folder.
+    """
+    training = Training(launch, student)
+    training.resume()
+    settings = launch.session.settings
+    if training.step < settings.distill.steps:
+        with tracking(launch.accelerator, settings, training.step):
+            training.run()
+    return launch.session.run.checkpoints()[-1]
+
+
+class Stretch(NamedTuple):
+    """The steps that are trained on every round up to one.
+
+    Attributes:
+        number: The round.
+        source: Who visits its states.
+        start: First step.
+        end: Last step.
+    """
+
+    number: int
+    source: StateSource
+    start: int
+    end: int
+
+
 class Training:
     """One run's training, from its first step or from its last checkpoint.
 
     Args:
-        session: Run folder and pipeline.
-        accelerator: Devices, processes and precision.
-        stop: Asked after every step.
-        attach: Puts on what is trained.
+        launch: Run folder, pipeline and devices.
+        student: Who is trained.
+
+    Attributes:
+        step: Steps done so far.
+        training_seconds: Time that they took.
+        previews: None in processes that draw none.
     """
 
-    session: Session
-    accelerator: Accelerator
-    stop: Stop
-    attach: Attach = attach
-
-    def __post_init__(self) -> None:
-        self.settings = self.session.settings
-        self.findings = self.session.findings
-        self.device = self.accelerator.device
-        self.main = self.accelerator.is_main_process
-        self.step = 0
-        self.training_seconds = 0.0
-
-    def run(self) -> Path:
-        """Train every stretch: each round is recorded, then trained on with those before it."""
-        for number, source in enumerate(self.settings.record.rounds):
-            if source != "student":  # while nothing is attached
-                self._record_round(number)
-        self._prepare()
-        if self.step < self.settings.distill.steps:
-            with tracking(self.accelerator, self.settings, self.step):
-                self._train()
-        return self.session.run.checkpoints()[-1]
-
-    def _train(self) -> None:
-        """Train every stretch from the current step on."""
-        self._take_leave()
-        if self.main and self.previews.missing(self.step):
-            with task("Drawing previews, denoising steps", self.previews.work()) as progress:
-                self._preview(progress)
-        for number, source, start, end in self._stretches():
-            # Past its first step a round is whole, and the student that visited it is gone.
-            if source == "student" and self.step == start:
-                self._record_round(number)
-            self._train_stretch(number, end)
-
-    def _stretches(self) -> list[tuple[int, StateSource, int, int]]:
-        """``(round, its state source, first step, last step)`` of what is still to be trained."""
-        sources, steps = self.settings.record.rounds, self.settings.distill.steps
-        edges = [steps * number // len(sources) for number in range(len(sources) + 1)]
-        stretches = zip(range(len(sources)), sources, edges[:-1], edges[1:], strict=True)
-        return [stretch for stretch in stretches if self.step < stretch[-1]]
-
-    def _take_leave(self) -> None:
-        """Ask the teacher what training will need; then its weights may be stored smaller."""
-        held_out = self._refs(0, "held-out") if self.main else []
-        self.yardstick = Yardstick(self.student, self.settings, held_out)
-        storage = self.settings.distill.frozen_weights
-        if storage != "same":
-            for number, *_ in self._stretches():
-                self.yardstick.measure(number, self._refs(number, "training"))
-            if self.main and self.previews.teacher_missing():
-                with task("Drawing the teacher, denoising steps", self.previews.work()) as progress:
-                    self.previews.draw_teacher(progress)
-            moved = self.student.shrink(storage)
-            if self.main:
-                console.print(f"Frozen weights in {storage}: the output moves by {moved:.1%}.")
-        if self.accelerator.num_processes > 1:
-            denoiser = self.student.denoiser
-            self.student.model = self.accelerator.prepare_model(denoiser)
-            # Autocast stays with the student's calls: the pipeline's own go in its precision.
-            vars(denoiser).pop("forward", None)
-
-    def _prepare(self) -> None:
-        """Attach the adapter, load the last checkpoint."""
-        refs = self._refs(0, "training")
-        if not refs:
-            raise RunError(f"{self.session.run}: no training states are recorded")
-        asked = self.settings
-        if self.main and (asked.distill.preview_prompts or "student" in asked.record.rounds):
-            self.session.park()
-        else:
-            self.session.keep_denoiser_only()
-        denoiser = self.session.denoiser.to(self.device)
-        self.student = Student(
-            denoiser, self.findings, self.session.dial, asked.adapter, asked.seed, refs, self.attach
+    def __init__(self, launch: Launch, student: Student) -> None:
+        self.launch, self.student, self.adapter = launch, student, student.adapter
+        self.session, self.accelerator = launch.session, launch.accelerator
+        self.settings = launch.session.settings
+        asked = self.settings.distill
+        student.autocast = self.accelerator.autocast
+        if asked.gradient_checkpointing:
+            student.enable_checkpointing()
+        self.updates = _updates(self.adapter, asked, self.accelerator.scaler)
+        self.measures = TeacherMeasures(
+            student,
+            batch_size=asked.batch_size,
+            states=asked.normaliser_states,
+            seed=self.settings.seed,
+            strength_floor=asked.strength_floor if asked.loss == "normalised" else None,
         )
-        self.student.autocast = self.accelerator.autocast
-        self.adapter = self.student.adapter
-        if asked.distill.gradient_checkpointing:
-            self.student.enable_checkpointing()
-        parameters = list(self.adapter.named_parameters().values())
-        self.updates = Updates(parameters, asked.distill, self.accelerator.scaler)
-        self._resume()
-        if self.main:
-            self.previews = Previews(self.session, self.adapter)
+        self.previews = Previews(self.session, self.adapter) if launch.main else None
+        self.step, self.training_seconds = 0, 0.0
 
-    def _resume(self) -> None:
-        found = self.session.run.checkpoints()
-        log = self.session.run.log
+    def resume(self) -> None:
+        """Go on from the last checkpoint; where there is none, save the first."""
+        found, log = self.session.run.checkpoints(), self.session.run.log
         if not found:
-            if self.main:
+            if self.launch.main:
                 log.unlink(missing_ok=True)
                 self._save()
             return
@@ -177,26 +135,70 @@ class Training:
                 "Ask for at least as many, or choose another folder with run=FOLDER.",
             )
         self.updates.restore(state.get("scaler"))
-        if self.main:  # lines past the checkpoint will be written again
+        if self.launch.main:  # lines past the checkpoint will be written again
             write_lines(log, [line for line in read_lines(log) if line["step"] <= self.step])
 
-    def _train_stretch(self, number: int, end: int) -> None:
-        """Train from the current step to ``end`` on every round up to ``number``."""
-        later = self.settings.record.rounds[number + 1 :]
-        if self.main and not self.previews.prompts and "student" not in later:
+    def run(self) -> None:
+        """Train every stretch: each round is recorded, then trained on with those before it."""
+        self._measure_teacher_then_shrink()
+        if self.previews and self.previews.missing(self.step):
+            with task("Drawing previews, denoising steps", self.previews.work()) as progress:
+                self._preview(self.previews, progress)
+        for stretch in self._stretches():
+            # Past its first step a round is whole, and the student that visited it is gone.
+            if stretch.source == "student" and self.step == stretch.start:
+                self.launch.record(stretch.number, self.adapter)
+            self._train(stretch)
+
+    def _stretches(self) -> list[Stretch]:
+        """What is still to be trained: the steps are shared out evenly among the rounds."""
+        sources, steps = self.settings.record.rounds, self.settings.distill.steps
+        edges = [steps * number // len(sources) for number in range(len(sources) + 1)]
+        stretches = map(Stretch, range(len(sources)), sources, edges[:-1], edges[1:])
+        return [stretch for stretch in stretches if self.step < stretch.end]
+
+    def _measure_teacher_then_shrink(self) -> None:
+        """Measure all that needs the teacher; then its weights may be stored smaller."""
+        held_out = self.launch.states(0, "held-out") if self.launch.main else []
+        self.measures.measure_unguided(held_out)
+        storage = self.settings.distill.frozen_weights
+        if storage != "same":
+            for stretch in self._stretches():
+                refs = self.launch.states(stretch.number, "training")
+                self.measures.measure_guidance(stretch.number, refs)
+            if self.previews and self.previews.teacher_missing():
+                with task("Drawing the teacher, denoising steps", self.previews.work()) as progress:
+                    self.previews.draw_teacher(progress)
+            moved = self.student.shrink(storage)
+            if self.launch.main:
+                console.print(f"Frozen weights in {storage}: the output moves by {moved:.1%}.")
+        if self.accelerator.num_processes > 1:
+            denoiser = self.student.denoiser
+            self.student.model = self.accelerator.prepare_model(denoiser)
+            # Autocast stays with the student's calls: the pipeline's own go in its precision.
+            vars(denoiser).pop("forward", None)
+
+    def _train(self, stretch: Stretch) -> None:
+        """Train from the current step to the end of a stretch."""
+        later = self.settings.record.rounds[stretch.number + 1 :]
+        if self.previews and not self.previews.prompts and "student" not in later:
             self.session.keep_denoiser_only()
-        self.number, self.refs = number, self._refs(number, "training")
-        self.yardstick.measure(number, self.refs)
+        refs = self.launch.states(stretch.number, "training")
+        self.measures.measure_guidance(stretch.number, refs)
         with task("Training", self.settings.distill.steps, self.step) as progress:
-            while self.step < end:
-                self._checked_stop()
-                line = self.train_step()
-                if self.main:
-                    self._write_down(line, self.step == end, progress)
+            while self.step < stretch.end:
+                self._stop_if_asked()
+                line = self.train_step(stretch.number, refs)
+                if self.previews:
+                    self._write_down(line, self.previews, progress, last=self.step == stretch.end)
                 progress.advance(note="" if line.loss is None else f"loss {line.loss:.3f}")
 
-    def train_step(self) -> TrainingLine:
+    def train_step(self, number: int, refs: Sequence[StateRef]) -> TrainingLine:
         """One optimizer step: forward and backward of every piece, clip, update.
+
+        Args:
+            number: The round whose guidance the loss is relative to.
+            refs: The states that it is trained on.
 
         Returns:
             The step's log line.
@@ -206,12 +208,13 @@ class Training:
         """
         start, batch_size = time.perf_counter(), self.settings.distill.batch_size
         self.updates.optimizer.zero_grad()
-        pieces, total = self._pieces(), torch.zeros((), device=self.device)
-        for number, batch in enumerate(pieces, 1):
+        pieces = self._pieces(number, refs)
+        total = torch.zeros((), device=self.student.device)
+        for k, batch in enumerate(pieces, 1):
             strengths = self.student.strengths(batch.guidance)
-            with self.adapter.student_mode(strengths), self._sync(number == len(pieces)):
+            with self.adapter.student_mode(strengths), self._sync(k == len(pieces)):
                 errors = sample_errors(self.student.predict(batch), batch)
-                loss = (errors / self.yardstick.scales(batch, self.number)).sum() / batch_size
+                loss = (errors / self.measures.scales(batch, number)).sum() / batch_size
                 self.accelerator.backward(loss)
             total += loss.detach()
         rate, norm, applied = self.updates.apply(self.step)
@@ -235,24 +238,26 @@ class Training:
 
     def validate(self) -> ValidationLine:
         """Residual guidance on held-out prompts, per noise level."""
-        levels = self.yardstick.residual()
+        levels = self.measures.residual()
         return ValidationLine(
             step=self.step,
             residual_guidance=mean_residual(levels),
             levels=[NoiseLevel(**asdict(level)) for level in levels],
             training_seconds=round(self.training_seconds, 3),
-            peak_memory=PeakMemory.model_validate(peak_memory(self.device)),
+            peak_memory=PeakMemory.model_validate(peak_memory(self.student.device)),
         )
 
-    def _write_down(self, line: TrainingLine, last: bool, progress: Task) -> None:
+    def _write_down(
+        self, line: TrainingLine, previews: Previews, progress: Task, *, last: bool
+    ) -> None:
         """Log, validate, draw and save, each in its turn."""
         asked = self.settings.distill
         if self.step % asked.log_every == 0 or last:
             self._log(line)
         if self.step % asked.validate_every == 0 or last:
             self._log(self.validate())
-        if self.previews.due(self.step):  # before saving: a checkpoint's previews stand
-            self._preview(progress.aside("previews", self.previews.work()))
+        if previews.due(self.step):  # before saving: a checkpoint's previews stand
+            self._preview(previews, progress.aside("previews", previews.work()))
         if self.step % asked.checkpoint_every == 0 or last:
             self._save()
 
@@ -260,22 +265,21 @@ class Training:
         append_line(self.session.run.log, line.to_json())
         track(self.accelerator, line.to_json())
 
-    def _preview(self, progress: Task) -> None:
-        picture = self.previews.draw(self.step, progress)
+    def _preview(self, previews: Previews, progress: Task) -> None:
+        picture = previews.draw(self.step, progress)
         if picture is not None:
             track_picture(self.accelerator, picture, self.step)
 
-    def _pieces(self) -> list[Batch]:
+    def _pieces(self, number: int, refs: Sequence[StateRef]) -> list[Batch]:
         """This process's share of the step's states, cut for accumulation, as calls."""
         asked, world = self.settings.distill, self.accelerator.num_processes
         total = asked.batch_size * world
-        indices = chosen_indices(
-            len(self.refs), self.settings.seed, f"round-{self.number}", self.step * total, total
-        )
+        name, first = f"round-{number}", self.step * total
+        indices = chosen_indices(len(refs), self.settings.seed, name, first, total)
         mine = indices[self.accelerator.process_index :: world]
         size = asked.batch_size // asked.accumulation
         cuts = [mine[first : first + size] for first in range(0, len(mine), size)]
-        return [batch for cut in cuts for batch in self.student.calls([self.refs[i] for i in cut])]
+        return [batch for cut in cuts for batch in self.student.calls([refs[i] for i in cut])]
 
     @contextmanager
     def _sync(self, last: bool) -> Iterator[None]:
@@ -286,13 +290,13 @@ class Training:
             with self.accelerator.no_sync(self.student.model):
                 yield
 
-    def _checked_stop(self) -> None:
+    def _stop_if_asked(self) -> None:
         """Save and leave when somebody asked to; every process at the same step."""
-        asked = torch.tensor(float(self.stop.signal or 0), device=self.device)
+        asked = torch.tensor(float(self.launch.stop.signal or 0), device=self.student.device)
         if self.accelerator.num_processes > 1:
             asked = self.accelerator.gather(asked.view(1)).max()
         if asked:
-            if self.main:
+            if self.launch.main:
                 self._save()
             raise Stopped(int(asked), f"Stopped: a checkpoint of step {self.step} is saved.")
 
@@ -306,14 +310,16 @@ class Training:
             keep=self.settings.distill.keep_checkpoints,
         )
 
-    def _refs(self, number: int, split: Split) -> list[StateRef]:
-        """The recorded states of every round up to one."""
-        return recorded_states(self.session.run, number, split)
 
-    def _record_round(self, number: int) -> None:
-        """Record a round in the main process; the others wait."""
-        if self.main:
-            adapter = self.adapter if self.settings.record.rounds[number] == "student" else None
-            with self.session.whole():
-                fill_round(self.session, number, adapter, self.stop)
-        self.accelerator.wait_for_everyone()
+def _updates(adapter: Adapter, asked: DistillSettings, scaler: Any) -> Updates:
+    """AdamW on the adapter's tensors, at the schedule's rate."""
+    parameters = list(adapter.named_parameters().values())
+    rate = partial(
+        learning_rate,
+        steps=asked.steps,
+        peak=asked.learning_rate,
+        warmup=asked.warmup,
+        schedule=asked.schedule,
+    )
+    optimizer = make_optimizer(asked.optimizer, parameters, asked.weight_decay)
+    return Updates(optimizer, rate, asked.max_grad_norm, scaler)

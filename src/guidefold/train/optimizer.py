@@ -1,8 +1,8 @@
-"""AdamW, its moments whole or in 8 bits, and the state that a checkpoint keeps of it."""
+"""AdamW, its moments whole or in 8 bits: its updates, and the state that a checkpoint keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from guidefold.errors import ConfigError, MismatchError
-from guidefold.settings import DistillSettings, OptimizerName
-from guidefold.train.loss import learning_rate
+from guidefold.settings import OptimizerName
 
 LIBRARY = "bitsandbytes"
 SHARED = ("qmap1", "qmap2")  # what the 256 values of a byte stand for: one table for all parameters
@@ -135,19 +134,23 @@ class Update(NamedTuple):
 
 
 class Updates:
-    """AdamW with a schedule; a step that is not finite is not applied.
+    """An optimizer with a schedule; a step that is not finite is not applied.
 
     Args:
-        parameters: The adapter's.
-        asked: Optimizer, learning rate, schedule, weight decay and clipping.
+        optimizer: Of the adapter's parameters.
+        rate: The learning rate of a step, counted from 0.
+        max_norm: Gradients are clipped to this norm.
         scaler: The accelerator's, of float16 gradients; None in other precisions.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], asked: DistillSettings, scaler: Any
+        self,
+        optimizer: torch.optim.Optimizer,
+        rate: Callable[[int], float],
+        max_norm: float,
+        scaler: Any = None,
     ) -> None:
-        self.parameters, self.asked, self.scaler = parameters, asked, scaler
-        self.optimizer = make_optimizer(asked.optimizer, parameters, asked.weight_decay)
+        self.optimizer, self.rate, self.max_norm, self.scaler = optimizer, rate, max_norm, scaler
 
     def apply(self, step: int) -> Update:
         """Turn the gradients at hand into new parameters.
@@ -155,13 +158,13 @@ class Updates:
         Args:
             step: Optimizer steps done before, which decides the learning rate.
         """
-        asked = self.asked
-        rate = learning_rate(step, asked.steps, asked.learning_rate, asked.warmup, asked.schedule)
+        rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, asked.max_grad_norm)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
         finite = bool(norm.isfinite())
         if self.scaler is not None:
             self.scaler.step(self.optimizer)  # skips what is not finite

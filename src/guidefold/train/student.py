@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from guidefold.frozen import BITS, shrink_weights
 from guidefold.lora.dial import Dial
 from guidefold.outputs import output_tensor
 from guidefold.record.trajectory_files import StateRef
-from guidefold.settings import AdapterSettings, Storage
+from guidefold.session import Session
+from guidefold.settings import Storage
 from guidefold.train.batches import Batch, collate, kind_of, mixes
 from guidefold.train.loss import GuidanceSize, squared_error
 
@@ -26,8 +28,8 @@ FARTHEST = 0.5  # part of what it says that a denoiser may lose with its weights
 
 LOOKED_AT = 64  # states, to find two of one kind
 
-Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
-"""As :func:`~guidefold.adapter.attach`, or as a rival that is measured against a LoRA."""
+Attach = Callable[[Callable[[], object]], Adapter]
+"""Puts an adapter on a denoiser, given a function that calls the denoiser as training will."""
 
 
 class Student:
@@ -37,14 +39,12 @@ class Student:
         denoiser: The teacher's module; wrapped in place.
         findings: What the probe found.
         dial: Which strength a guidance scale is trained at.
-        asked: Targets and rank.
-        seed: The run's.
         refs: Recorded states; one of each denoiser is used to see how the layers are called, two to
             see whether states of several timesteps and strengths may share a call.
         attach: Puts on what is trained.
 
     Attributes:
-        adapter: The LoRA.
+        adapter: What is trained.
         model: What is called: the denoiser, or a wrapper of it that a launcher made.
         together: Whether mixed states may share a call.
         whole: Whether the frozen weights are the teacher's own.
@@ -55,10 +55,8 @@ class Student:
         denoiser: nn.Module,
         findings: Findings,
         dial: Dial,
-        asked: AdapterSettings,
-        seed: int,
         refs: Sequence[StateRef],
-        attach: Attach = attach,
+        attach: Attach,
     ) -> None:
         self.denoiser, self.model = denoiser, denoiser
         self.findings, self.dial = findings, dial
@@ -68,9 +66,7 @@ class Student:
         firsts = collate(_one_of_each(refs, findings.denoisers), None, together=False)
         self.firsts = [first.to(self.device) for first in firsts]
         self.first = self.firsts[0]
-        self.adapter: Adapter = attach(
-            denoiser, asked.targets, asked.rank, seed, lambda: list(map(self._raw, self.firsts))
-        )
+        self.adapter = attach(lambda: list(map(self._raw, self.firsts)))
         with self._stirred():
             few = _two_of_one_kind(refs)
             self.together = len(refs) > 1 and mixes(
@@ -219,6 +215,18 @@ class Student:
             yield
             for up in ups:
                 up.zero_()
+
+
+def lora_student(session: Session, refs: Sequence[StateRef]) -> Student:
+    """A run's student: a fresh LoRA on the denoiser of its pipeline.
+
+    Args:
+        session: The run's.
+        refs: Recorded states.
+    """
+    asked, denoiser = session.settings.adapter, session.denoiser
+    lora = partial(attach, denoiser, asked.targets, asked.rank, session.settings.seed)
+    return Student(denoiser, session.findings, session.dial, refs, lora)
 
 
 def sample_errors(output: torch.Tensor, batch: Batch) -> torch.Tensor:

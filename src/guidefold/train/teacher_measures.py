@@ -1,4 +1,4 @@
-"""What the student is measured by while it trains: all that is asked of the teacher but targets."""
+"""Teacher measurements that training needs besides targets: guidance size, unguided errors."""
 
 from __future__ import annotations
 
@@ -7,30 +7,52 @@ from collections.abc import Sequence
 import torch
 
 from guidefold.record.trajectory_files import StateRef
-from guidefold.settings import Settings
 from guidefold.train.batches import Batch, some_of
 from guidefold.train.loss import GuidanceSize, Level, loss_scale, residual_by_level
 from guidefold.train.student import Student
 
 
-class Yardstick:
+class TeacherMeasures:
     """How large guidance is at each noise level, and how far off the unguided teacher is.
 
-    Make it and :meth:`measure` each round while the frozen weights are whole: afterwards there is
-    no teacher.
+    Call both ``measure`` functions while the frozen weights are whole: afterwards there is no
+    teacher.
 
     Args:
         student: Its denoiser answers as the teacher's, adapter off.
-        settings: The run's.
-        held_out: Recorded states to validate on; none where nothing is validated.
+        batch_size: States per call.
+        states: How many states measure the size of guidance.
+        seed: Draws those states.
+        strength_floor: The lowest strength that errors are divided by; None leaves them as they
+            are.
+
+    Attributes:
+        sizes: The size of guidance by round.
+        held_out: Recorded states to validate on.
+        unguided: The unguided teacher's error at each of them.
     """
 
-    def __init__(self, student: Student, settings: Settings, held_out: Sequence[StateRef]) -> None:
-        self.student, self.settings, self.held_out = student, settings, held_out
-        self.unguided = student.errors(held_out, settings.distill.batch_size, adapted=False)
+    def __init__(
+        self,
+        student: Student,
+        *,
+        batch_size: int,
+        states: int,
+        seed: int,
+        strength_floor: float | None,
+    ) -> None:
+        self.student, self.batch_size = student, batch_size
+        self.states, self.seed, self.strength_floor = states, seed, strength_floor
         self.sizes: dict[int, GuidanceSize] = {}
+        self.held_out: Sequence[StateRef] = ()
+        self.unguided: list[float] = []
 
-    def measure(self, number: int, refs: Sequence[StateRef]) -> None:
+    def measure_unguided(self, held_out: Sequence[StateRef]) -> None:
+        """Measure the unguided teacher's errors at the states to validate on."""
+        self.held_out = held_out
+        self.unguided = self.student.errors(held_out, self.batch_size, adapted=False)
+
+    def measure_guidance(self, number: int, refs: Sequence[StateRef]) -> None:
         """Measure the size of guidance for a stretch of training, once.
 
         Args:
@@ -38,24 +60,22 @@ class Yardstick:
             refs: The states that it trains on; a few are drawn by lot.
         """
         if number not in self.sizes:
-            asked = self.settings.distill
-            few = some_of(refs, asked.normaliser_states, self.settings.seed, f"size-{number}")
-            self.sizes[number] = self.student.measure_guidance(few, asked.batch_size)
+            few = some_of(refs, self.states, self.seed, f"size-{number}")
+            self.sizes[number] = self.student.measure_guidance(few, self.batch_size)
 
     def scales(self, batch: Batch, number: int) -> torch.Tensor:
         """What each sample's squared error is divided by in a stretch, shape (batch,)."""
-        asked, device = self.settings.distill, self.student.device
-        if asked.loss == "plain":
+        device, floor = self.student.device, self.strength_floor
+        if floor is None:
             return torch.ones(len(batch.timesteps), device=device)
         dial, size = self.student.dial, self.sizes[number]
         scales = [
-            loss_scale(size.at(t), dial.nominal_strength(g), asked.strength_floor, dial.span)
+            loss_scale(size.at(t), dial.nominal_strength(g), floor, dial.span)
             for t, g in zip(batch.timesteps, batch.guidance, strict=True)
         ]
         return torch.tensor(scales, device=device)
 
     def residual(self) -> list[Level]:
         """Residual guidance on the held-out states, per noise level."""
-        errors = self.student.errors(self.held_out, self.settings.distill.batch_size)
-        timesteps = [ref.timestep for ref in self.held_out]
-        return residual_by_level(timesteps, errors, self.unguided)
+        errors = self.student.errors(self.held_out, self.batch_size)
+        return residual_by_level([ref.timestep for ref in self.held_out], errors, self.unguided)

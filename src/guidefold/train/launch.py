@@ -1,0 +1,88 @@
+"""What a training needs open: run folder, pipeline, devices; and its teacher recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from guidefold.adapter import Adapter
+from guidefold.errors import RunError
+from guidefold.progress import Stop, stop_on_signals
+from guidefold.record.rounds import fill_round, recorded_states, something_missing
+from guidefold.record.trajectory_files import Split, StateRef
+from guidefold.session import Session, open_session
+from guidefold.settings import Settings
+from guidefold.train.optimizer import check_optimizer
+from guidefold.train.trackers import open_accelerator
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process of those that train a run together.
+
+    Attributes:
+        session: Run folder and pipeline.
+        accelerator: Devices, processes and precision.
+        stop: Asked after every step.
+    """
+
+    session: Session
+    accelerator: Accelerator
+    stop: Stop
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def record_teacher(self) -> list[StateRef]:
+        """Record every round that needs no student, while nothing is attached to the denoiser.
+
+        Returns:
+            The states of the first round; the pipeline is left ready to train on them.
+        """
+        settings, session = self.session.settings, self.session
+        for number, source in enumerate(settings.record.rounds):
+            if source != "student":
+                self.record(number)
+        refs = self.states(0, "training")
+        if not refs:
+            raise RunError(f"{session.run}: no training states are recorded")
+        if self.main and (settings.distill.preview_prompts or "student" in settings.record.rounds):
+            session.park()
+        else:
+            session.keep_denoiser_only()
+        session.denoiser.to(self.accelerator.device)
+        return refs
+
+    def record(self, number: int, adapter: Adapter | None = None) -> None:
+        """Record a round in the main process; the others wait."""
+        if self.main:
+            with self.session.whole():
+                fill_round(self.session, number, adapter, self.stop)
+        self.accelerator.wait_for_everyone()
+
+    def states(self, number: int, split: Split) -> list[StateRef]:
+        """The recorded states of every round up to one."""
+        return recorded_states(self.session.run, number, split)
+
+
+@contextmanager
+def open_launch(settings: Settings) -> Iterator[Launch]:
+    """Open all that training needs; what can be refused early is refused first."""
+    check_optimizer(settings.distill.optimizer)
+    with (
+        open_accelerator(settings) as accelerator,
+        stop_on_signals() as stop,
+        open_session(
+            settings,
+            accelerator.device,
+            main=accelerator.is_main_process,
+            keep_settings=True,
+            whole=something_missing,
+        ) as session,
+    ):
+        yield Launch(session, accelerator, stop)
