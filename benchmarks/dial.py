@@ -24,12 +24,12 @@ from PIL import Image
 from guidefold.about import read_dial
 from guidefold.config import flatten, load_settings
 from guidefold.demo.judge import judge_of
+from guidefold.draw.pictures import grid, png
 from guidefold.errors import InputError
 from guidefold.evaluate import evaluate
 from guidefold.lora.dial import Dial
 from guidefold.run.folder import RunFolder
 from guidefold.run.records import PictureIndex, Results
-from guidefold.sample import grid, png
 from guidefold.settings import Settings
 
 STRIP = 3  # prompts, the first that were measured: nobody chose them

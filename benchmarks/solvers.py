@@ -24,11 +24,12 @@ from guidefold.alignment import Judge, share
 from guidefold.config import load_settings
 from guidefold.deliver.trained import open_adapter
 from guidefold.demo.judge import judge_of
+from guidefold.draw.draw import draw, picture_requests
+from guidefold.draw.pictures import Drawn
 from guidefold.evaluate import relative_distance
 from guidefold.progress import task
 from guidefold.run.folder import ensure_folder
 from guidefold.runs import read_json, write_json, write_text
-from guidefold.sample import Drawn, draw_session, picture_seeds
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings
 
@@ -108,15 +109,13 @@ def _case(
 
 def _draw(session: Session, count: int) -> dict[Kind, Drawn]:
     prompts = session.held_out[:count]
-    seeds = picture_seeds(session.settings.seed, len(prompts))
     steps = session.settings.evaluate.steps
     drawn: dict[Kind, Drawn] = {}
     with task("Drawing, denoising steps", len(KINDS) * len(prompts) * steps) as progress:
         for kind in KINDS:
             if kind == "student":
                 open_adapter(session, session.compared.strength)
-            guidance = session.guidance_of(kind)
-            drawn[kind] = draw_session(session, prompts, seeds, guidance, progress)
+            drawn[kind] = draw(session, picture_requests(session, kind, prompts), progress.advance)
     return drawn
 
 

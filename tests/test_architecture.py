@@ -17,8 +17,8 @@ ORDER = """
     pipelines distilled arguments outputs stub capture selective denoisers asking proofs
     inputs targets switches findings probe calls adapter frozen
     features alignment session about
-    weights sample previews gallery dial evaluate charts exhibits document report
-    licences workflow comfyui card pack hub easel server demo options bench api
+    weights evaluate charts exhibits document report
+    licences workflow comfyui card pack hub server demo options bench api
     probe_command delivery_command hub_command compare_command cli __main__
 """.split()  # noqa: SIM905 - read as a line
 """A module imports only from modules above it; ``bench`` and ``demo`` are packages with an order of

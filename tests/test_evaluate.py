@@ -21,6 +21,8 @@ from guidefold.about import read_dial
 from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.deliver.trained import export
+from guidefold.draw.draw import picture_seeds
+from guidefold.draw.pictures import Drawn
 from guidefold.errors import RunError
 from guidefold.evaluate import (
     _errors,
@@ -36,7 +38,6 @@ from guidefold.prompts import load_prompts, split_prompts
 from guidefold.randomness import generator
 from guidefold.run.folder import RunFolder
 from guidefold.runs import append_line, read_lines
-from guidefold.sample import Drawn, picture_seeds
 from guidefold.settings import KINDS, Settings
 from guidefold.train.distill import distill
 from guidefold.weights import Lora

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 from painter import Painter, make_session, working
 
-from guidefold.easel import LARGEST_SEED, LONGEST_PROMPT
 from guidefold.errors import InputError
 from guidefold.server import HEADERS, LARGEST_BODY, TOKEN, serving
+from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT
 
 WISH = {"prompt": "a small blue dog", "seed": 7, "strength": 0.5}
 HOSTILE = """</script><img src=x onerror="window.__hit=1">'"&amp;{{ 7 * 7 }}<!--"""
@@ -36,10 +36,10 @@ class Answer:
 
 
 class Page:
-    """A server and the easel behind it, asked as its own page asks, but for what a test alters."""
+    """A server and what draws behind it, asked as its own page asks, but for what a test alters."""
 
-    def __init__(self, address: str, easel: Painter) -> None:
-        self.address, self.easel = address, easel
+    def __init__(self, address: str, live: Painter) -> None:
+        self.address, self.live = address, live
         parts = urlsplit(address)
         assert parts.port is not None
         self.host, self.port = f"{parts.hostname}:{parts.port}", parts.port
@@ -83,9 +83,9 @@ class Page:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    easel = Painter()
-    with working(easel), serving(easel) as address:
-        yield Page(address, easel)
+    live = Painter()
+    with working(live), serving(live) as address:
+        yield Page(address, live)
 
 
 # Drawing
@@ -103,14 +103,14 @@ def test_what_is_asked_for_is_drawn_told_and_handed_out(page: Page) -> None:
 
 
 def test_a_second_drawing_waits_until_the_first_has_ended_or_is_stopped(page: Page) -> None:
-    page.easel.gate.clear()
+    page.live.gate.clear()
     try:
         first = page.wish({**WISH, "seed": 8})
         second = page.wish({**WISH, "seed": 9})
         assert (second.status, "under way" in second.json["error"]) == (429, True)
         assert page.ask(f"/drawings/{first.json['id']}", "DELETE").status == 204
     finally:
-        page.easel.gate.set()
+        page.live.gate.set()
     assert page.finished(first)["state"] == "stopped"
     assert page.finished(page.wish({**WISH, "seed": 9}))["state"] == "done"
 
@@ -166,9 +166,9 @@ def test_the_token_stands_in_an_address_for_the_page_alone(page: Page) -> None:
 
 
 def test_the_token_is_long_and_new_at_every_start_and_not_in_the_page(page: Page) -> None:
-    easel = Painter()
-    with serving(easel) as address:
-        other = Page(address, easel)
+    live = Painter()
+    with serving(live) as address:
+        other = Page(address, live)
         assert len(page.token) >= 43
         assert other.token != page.token
         assert other.ask("/", **{TOKEN.lower(): page.token}).status == 403
@@ -191,10 +191,10 @@ def test_what_changes_something_is_taken_from_the_page_alone(
     page: Page, origin: str | None
 ) -> None:
     given = None if origin is None else origin.format(host=page.host)
-    drawn = len(page.easel.looks)
+    drawn = len(page.live.painted)
     assert page.wish({**WISH, "seed": 99}, origin=given).status == 403
     assert page.ask("/drawings/0", "DELETE", origin=given).status == 403
-    assert len(page.easel.looks) == drawn
+    assert len(page.live.painted) == drawn
 
 
 def test_a_stranger_is_not_told_that_it_may_ask(page: Page) -> None:
@@ -308,7 +308,7 @@ def test_a_fault_of_ours_is_not_shown(
     def fail(_id: str) -> None:
         raise RuntimeError("secret.py line 3")
 
-    monkeypatch.setattr(page.easel, "status", fail)
+    monkeypatch.setattr(page.live, "status", fail)
     answer = page.ask("/drawings/0")
     assert answer.status == 500
     assert b"secret" not in answer.body
@@ -321,9 +321,9 @@ def test_a_fault_of_ours_is_not_shown(
 
 
 def test_what_a_user_wrote_is_escaped_in_the_page() -> None:
-    easel = Painter(make_session(run=HOSTILE.replace("/", "|"), prompt=HOSTILE))
-    with serving(easel) as address:
-        text = Page(address, easel).ask("/").body.decode()
+    live = Painter(make_session(run=HOSTILE.replace("/", "|"), prompt=HOSTILE))
+    with serving(live) as address:
+        text = Page(address, live).ask("/").body.decode()
     assert "<img" not in text
     assert text.count("<script") == text.count("</script>") == 1
     assert "{{ 7 * 7 }}" in text, "no template of ours"
@@ -333,13 +333,13 @@ def test_what_a_user_wrote_is_escaped_in_the_page() -> None:
 
 
 def test_the_server_ends_with_the_command_also_while_somebody_is_connected() -> None:
-    easel, before = Painter(), threading.active_count()
-    with serving(easel) as address:
-        page = Page(address, easel)
+    live, before = Painter(), threading.active_count()
+    with serving(live) as address:
+        page = Page(address, live)
         idle = socket.create_connection(("127.0.0.1", page.port))
         assert page.ask("/").status == 200
     idle.close()
     assert threading.active_count() == before
     with pytest.raises(ConnectionRefusedError):
         page.ask("/")
-    easel.work()  # closed: it ends at once
+    live.work()  # closed: it ends at once

@@ -25,8 +25,8 @@ from guidefold.prompts import load_prompts
 from guidefold.record.gather import gather
 from guidefold.record.rounds import record
 from guidefold.report import report
-from guidefold.sample import sample
 from guidefold.settings import Settings
+from guidefold.show.sample import sample
 from guidefold.train.distill import distill
 
 __all__ = [

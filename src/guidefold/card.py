@@ -19,13 +19,13 @@ from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.config import dump_toml, hub_id, public_name, without_paths
 from guidefold.deliver.layer_names import client_facts
 from guidefold.deliver.verify import Verdict
+from guidefold.draw.draw import picture_seeds
 from guidefold.evaluate import LIBRARIES
 from guidefold.exhibits import NAMES
 from guidefold.findings import Findings
 from guidefold.lora.dial import STRENGTHS, Dial
 from guidefold.pipelines import DTYPES
 from guidefold.run.records import Results
-from guidefold.sample import picture_seeds
 from guidefold.session import Session
 from guidefold.settings import KINDS, Settings
 

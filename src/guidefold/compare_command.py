@@ -31,15 +31,15 @@ def compare(
                 f"guidefold compare: {name} is not installed",
                 "Install it with pip install 'guidefold[compare]'.",
             )
-    from guidefold.easel import open_easel
     from guidefold.server import serving
+    from guidefold.show.live import open_live
 
     # also where a script started this in the background, which ignores Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with open_easel(settings) as easel, serving(easel, port or 0) as address:
+        with open_live(settings) as live, serving(live, port or 0) as address:
             console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
-            easel.work()  # on the main thread, where Ctrl-C arrives, even while it draws
+            live.work()  # on the main thread, where Ctrl-C arrives, even while it draws
     except KeyboardInterrupt:
         console.print("Closed.")
         return

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from guidefold import dial
 from guidefold.about import read_dial
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
+from guidefold.draw import dial_pictures
+from guidefold.draw.draw import draw, picture_requests, picture_seeds
+from guidefold.draw.picture_cache import EvaluationPictures
+from guidefold.draw.pictures import Drawn, Picture, grid, heading, png
 from guidefold.features import Features, VisionModel, compare
-from guidefold.gallery import Gallery
 from guidefold.lora.dial import STRENGTHS
 from guidefold.outputs import fit_rows
 from guidefold.progress import Stopped, Task, in_all, plural, task
@@ -33,15 +35,6 @@ from guidefold.run.records import (
     StrengthPictures,
 )
 from guidefold.runs import read_json, read_lines, write_bytes, write_json
-from guidefold.sample import (
-    Drawn,
-    Picture,
-    draw_session,
-    grid,
-    heading,
-    picture_seeds,
-    png,
-)
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Kind, Settings
 from guidefold.train.loss import mean_residual, residual_by_level, squared_error
@@ -167,19 +160,19 @@ def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Mea
     turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
     few = prompts[: max(asked.batch_size, asked.state_prompts)]
     strengths, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
-    pictures = len(KINDS) * len(prompts) + 2 * len(turned) * len(STRENGTHS) + len(few)
+    count = len(KINDS) * len(prompts) + 2 * len(turned) * len(STRENGTHS) + len(few)
     runs = RUNS_PER_PROMPT * len(stated)
-    with task("Measuring, denoising steps", (pictures + runs) * asked.steps) as progress:
-        gallery = Gallery(session)
-        drawn["teacher"] = gallery.draw("teacher", prompts, seeds, progress)
-        drawn["unguided"] = gallery.draw("unguided", prompts, seeds, progress)
-        strengths["teacher"] = dial.draw_teacher(gallery, turned, seeds[: len(turned)], progress)
+    with task("Measuring, denoising steps", (count + runs) * asked.steps) as progress:
+        pictures = EvaluationPictures(session)
+        for kind in ("teacher", "unguided"):
+            drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
+        strengths["teacher"] = dial_pictures.draw_teacher(pictures, turned, progress)
         weights.load(session, session.compared.strength)
-        drawn["student"] = gallery.draw("student", prompts, seeds, progress)
-        strengths["student"] = dial.draw_student(gallery, turned, seeds[: len(turned)], progress)
+        drawn["student"] = pictures.draw(picture_requests(session, "student", prompts), progress)
+        strengths["student"] = dial_pictures.draw_student(pictures, turned, progress)
         residual = _residual(session, weights, stated, seeds, progress)
         weights.fuse(session.denoiser)
-        fused = draw_session(session, few, seeds[: len(few)], session.findings.off, progress)
+        fused = draw(session, picture_requests(session, "student", few), progress.advance)
     return Measured(
         prompts=prompts,
         seeds=seeds,

@@ -1,4 +1,4 @@
-"""The page that asks an easel: for one user on this machine, and for nobody else.
+"""The page that asks an live: for one user on this machine, and for nobody else.
 
 Every request is checked before anything else is done with it: the Host header (a name that a
 stranger's page had resolved to this machine is refused), the token (other users of this machine and
@@ -27,8 +27,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guidefold.document import content_policy, fill, read_parts
-from guidefold.easel import LARGEST_SEED, LONGEST_PROMPT, Easel, Wish
 from guidefold.errors import InputError
+from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT, Comparison, LivePictures
 
 HOME = "127.0.0.1"  # and no other: what listens elsewhere is open to others
 TOKEN = "X-Guidefold-Token"
@@ -95,11 +95,11 @@ class Guard:
 
 
 @contextmanager
-def serving(easel: Easel, port: int = 0) -> Iterator[str]:
+def serving(live: LivePictures, port: int = 0) -> Iterator[str]:
     """Answer the page from a thread of its own.
 
     Args:
-        easel: What draws; closed when the server ends.
+        live: What draws; closed when the server ends.
         port: Where, on this machine's own address; 0 takes a free one.
 
     Returns:
@@ -115,13 +115,13 @@ def serving(easel: Easel, port: int = 0) -> Iterator[str]:
             f"--port {port}: {error.strerror}", "Choose another, or leave --port out."
         ) from error
     port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
-    server = uvicorn.Server(_config(application(easel, port, token)))
+    server = uvicorn.Server(_config(application(live, port, token)))
 
     def serve() -> None:
         try:
             server.run([listening])
         finally:
-            easel.close()
+            live.close()
 
     thread = threading.Thread(target=serve, name="page", daemon=True)
     thread.start()
@@ -149,11 +149,11 @@ def _config(app: ASGIApp) -> uvicorn.Config:
     )
 
 
-def application(easel: Easel, port: int, token: str) -> ASGIApp:
+def application(live: LivePictures, port: int, token: str) -> ASGIApp:
     """The page and what it asks for.
 
     Args:
-        easel: What draws.
+        live: What draws.
         port: Where the page is, for the checks.
         token: What every request must bring.
     """
@@ -161,7 +161,7 @@ def application(easel: Easel, port: int, token: str) -> ASGIApp:
     policy = content_policy(
         style, script, "img-src blob: data:", "connect-src 'self'", "frame-ancestors 'none'"
     )
-    desk = Desk(easel, _page(easel, style, script, policy))
+    desk = Desk(live, _page(live, style, script, policy))
     routes = [
         Route("/", desk.page),
         Route("/drawings", desk.begin, methods=["POST"]),
@@ -179,11 +179,11 @@ class Desk:
     """Passes on what the page asks for, and what comes of it.
 
     Attributes:
-        easel: What draws.
+        live: What draws.
         html: The page.
     """
 
-    easel: Easel
+    live: LivePictures
     html: str
 
     async def page(self, _request: Request) -> Response:
@@ -195,7 +195,7 @@ class Desk:
         if request.headers.get("content-type") != "application/json":
             raise HTTPException(415, "A wish is JSON.")
         try:
-            drawing = self.easel.begin(Wish.model_validate_json(await _body(request)))
+            drawing = self.live.begin(Comparison.model_validate_json(await _body(request)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = "".join(f"{name}: " for name in first["loc"])
@@ -208,21 +208,21 @@ class Desk:
 
     async def status(self, request: Request) -> Response:
         """How a drawing stands."""
-        return JSONResponse(_found(self.easel.status(request.path_params["id"])))
+        return JSONResponse(_found(self.live.status(request.path_params["id"])))
 
     async def stop(self, request: Request) -> Response:
         """Have a drawing ended."""
-        _found(self.easel.stop(request.path_params["id"]) or None)
+        _found(self.live.stop(request.path_params["id"]) or None)
         return Response(status_code=204)
 
     async def picture(self, request: Request) -> Response:
         """A picture."""
-        data = _found(self.easel.picture(request.path_params["id"]))
+        data = _found(self.live.picture(request.path_params["id"]))
         return Response(data, media_type="image/png")
 
 
-def _page(easel: Easel, style: str, script: str, policy: str) -> str:
-    session = easel.session
+def _page(live: LivePictures, style: str, script: str, policy: str) -> str:
+    session = live.session
     return fill(
         "compare.html",
         style,
@@ -232,8 +232,8 @@ def _page(easel: Easel, style: str, script: str, policy: str) -> str:
         pipeline=session.findings.pipeline,
         steps=session.settings.evaluate.steps,
         prompt=session.held_out[0].text,
-        dial=json.dumps(easel.dial),
-        start=[strength for strength, _ in easel.dial].index(session.compared.strength),
+        dial=json.dumps(live.dial),
+        start=[strength for strength, _ in live.dial].index(session.compared.strength),
         dial_trained=session.settings.adapter.dial,
         longest_prompt=LONGEST_PROMPT,
         largest_seed=LARGEST_SEED,

@@ -21,11 +21,11 @@ RED, LIME, BLUE = (ImageColor.getrgb(name) for name in ("red", "lime", "blue"))
 
 
 class Page(Browser):
-    """The page in a browser, and the easel behind it."""
+    """The page in a browser, and what draws behind it."""
 
-    def __init__(self, driver: webdriver.Chrome, easel: Painter, address: str) -> None:
+    def __init__(self, driver: webdriver.Chrome, live: Painter, address: str) -> None:
         super().__init__(driver)
-        self.easel, self.address = easel, address
+        self.live, self.address = live, address
 
     def text(self, selector: str) -> str:
         return self.one(selector).text
@@ -58,13 +58,13 @@ class Page(Browser):
         return found
 
 
-def stand(driver: webdriver.Chrome, easel: Painter) -> Iterator[Page]:
-    with working(easel), serving(easel) as address:
-        page = Page(driver, easel, address)
+def stand(driver: webdriver.Chrome, live: Painter) -> Iterator[Page]:
+    with working(live), serving(live) as address:
+        page = Page(driver, live, address)
         page.complaints()  # those of the test before
         page.open(address)
         yield page
-        easel.gate.set()
+        live.gate.set()
         page.driver.get("about:blank")
 
 
@@ -96,7 +96,7 @@ def test_a_prompt_is_typed_the_dial_set_and_all_three_are_drawn(page: Page) -> N
     dial = page.press("#dial", *[Keys.ARROW_LEFT] * 10)
     assert page.text("#stands") == "strength 0.5 = guidance 3"
     assert dial.get_attribute("aria-valuetext") == "strength 0.5 = guidance 3"
-    assert page.easel.looks == [], "nothing is drawn before somebody asks"
+    assert page.live.painted == [], "nothing is drawn before somebody asks"
     page.draw()
     assert page.text("#title") == "a small blue dog (seed 2)"
     assert page.figures() == {
@@ -104,7 +104,7 @@ def test_a_prompt_is_typed_the_dial_set_and_all_three_are_drawn(page: Page) -> N
         "teacher": ("CFG teacher: a small blue dog", "CFG teacher\nguidance 3, 8 passes, 0.250 s"),
         "unguided": ("unguided: a small blue dog", "unguided\nguidance 1, 4 passes, 0.250 s"),
     }
-    asked = {(look.prompt, look.seed) for look in page.easel.looks}
+    asked = {(request.prompt.text, request.seed) for request in page.live.painted}
     assert asked == {("a small blue dog", 2)}
     for kind, colour in (("student", BLUE), ("teacher", RED), ("unguided", LIME)):
         (picture,) = page.visible(f'[data-kind="{kind}"] img:not(.over)')
@@ -114,10 +114,10 @@ def test_a_prompt_is_typed_the_dial_set_and_all_three_are_drawn(page: Page) -> N
 def test_enter_draws_and_shift_enter_begins_a_line(page: Page) -> None:
     page.press("#prompt", Keys.CONTROL + "a")
     page.one("#prompt").send_keys("a cat", Keys.SHIFT + Keys.ENTER + Keys.NULL, "asleep")
-    assert page.easel.looks == []
+    assert page.live.painted == []
     page.one("#prompt").send_keys(Keys.ENTER)
-    wait_for(lambda: len(page.easel.looks) == 3)
-    assert page.easel.looks[0].prompt == "a cat\nasleep"
+    wait_for(lambda: len(page.live.painted) == 3)
+    assert page.live.painted[0].prompt.text == "a cat\nasleep"
 
 
 def test_the_dial_draws_again_by_itself_where_that_is_quick(page: Page) -> None:
@@ -126,7 +126,11 @@ def test_the_dial_draws_again_by_itself_where_that_is_quick(page: Page) -> None:
     wait_for(lambda: "strength 0.9," in page.caption("student"))
     wait_for(lambda: "guidance 4.6," in page.caption("teacher"))
     page.wait_for("Drawn.")
-    unguided = [look for look in page.easel.looks if look.strength is None and look.guidance == 1]
+    unguided = [
+        request
+        for request in page.live.painted
+        if request.strength is None and request.guidance == 1
+    ]
     assert len(unguided) == 1, "what the dial does not change stands"
 
 
@@ -135,7 +139,7 @@ def test_another_seed_is_another(page: Page) -> None:
     seed = int(page.one("#seed").get_property("value"))
     page.draw()
     assert seed != 0
-    assert {look.seed for look in page.easel.looks} == {seed}
+    assert {request.seed for request in page.live.painted} == {seed}
 
 
 # Wiping
@@ -169,15 +173,15 @@ def test_dragging_across_the_picture_wipes_and_the_wipe_stays_for_the_next_one(p
 
 
 def test_steps_are_counted_and_stop_ends_the_drawing(page: Page) -> None:
-    page.easel.gate.clear()
+    page.live.gate.clear()
     page.one("#draw").click()
     page.wait_for("Drawing, step 0 of 12")
     assert not page.one("#draw").is_enabled()
     assert page.visible("#steps")
     page.one("#stop").click()
-    page.easel.gate.set()
+    page.live.gate.set()
     page.wait_for("Stopped.")
-    assert page.easel.looks == []
+    assert page.live.painted == []
     assert not page.one("#stop").is_enabled()
     assert not page.visible("#steps")
     page.draw()
@@ -186,14 +190,14 @@ def test_steps_are_counted_and_stop_ends_the_drawing(page: Page) -> None:
 def test_what_is_old_is_dimmed_and_not_wiped_until_the_new_one_is_there(page: Page) -> None:
     page.draw()
     page.press("#wipe", Keys.END)
-    page.easel.gate.clear()
+    page.live.gate.clear()
     page.write("another", seed=5)
     page.one("#draw").click()
     page.wait_for("Drawing, step 0 of 12")
     assert len(page.visible("figure.waiting")) == 3
     assert not page.one("#wipe").is_enabled()
     assert not page.visible(".over")
-    page.easel.gate.set()
+    page.live.gate.set()
     page.wait_for("Drawn.")
     assert page.visible("figure.waiting") == []
     assert page.colours(page.one(".stack"), 0.5) == [RED]
@@ -203,10 +207,10 @@ def test_what_is_old_is_dimmed_and_not_wiped_until_the_new_one_is_there(page: Pa
 
 
 def test_what_goes_wrong_is_said_in_words(page: Page) -> None:
-    page.easel.fault = InputError("prompt: <b>unheard of</b>", "Say something else.")
+    page.live.fault = InputError("prompt: <b>unheard of</b>", "Say something else.")
     page.one("#draw").click()
     wait_for(lambda: page.text("#fault") == "prompt: <b>unheard of</b>\nSay something else.")
-    page.easel.fault = None
+    page.live.fault = None
     page.draw()
     assert not page.visible("#fault")
 
@@ -219,19 +223,19 @@ def test_a_seed_that_is_none_is_not_sent(page: Page) -> None:
 
 
 def test_two_pages_do_not_draw_at_once(spoken: Page) -> None:
-    from guidefold.easel import Wish
+    from guidefold.show.live import Comparison
 
-    spoken.easel.gate.clear()
-    spoken.easel.begin(Wish(prompt="somebody else's", seed=0, strength=1))
+    spoken.live.gate.clear()
+    spoken.live.begin(Comparison(prompt="somebody else's", seed=0, strength=1))
     spoken.one("#draw").click()
     wait_for(lambda: "Another drawing is under way" in spoken.text("#fault"))
     assert all("429" in line for line in spoken.complaints())
 
 
 def test_when_the_command_has_ended_the_page_says_so(driver: webdriver.Chrome) -> None:
-    easel = Painter()
-    with serving(easel) as address:
-        page = Page(driver, easel, address)
+    live = Painter()
+    with serving(live) as address:
+        page = Page(driver, live, address)
         page.open(address)
     page.one("#draw").click()
     wait_for(lambda: "'guidefold compare' has ended" in page.text("#fault"))
@@ -248,8 +252,8 @@ def test_without_the_token_there_is_no_page(spoken: Page) -> None:
 
 
 def test_hostile_words_are_shown_and_run_nothing(driver: webdriver.Chrome) -> None:
-    easel = Painter(make_session(run=HOSTILE.replace("/", "|"), prompt=HOSTILE))
-    for page in stand(driver, easel):
+    live = Painter(make_session(run=HOSTILE.replace("/", "|"), prompt=HOSTILE))
+    for page in stand(driver, live):
         assert page.text("h1") == HOSTILE.replace("/", "|")
         assert page.one("#prompt").get_property("value") == HOSTILE
         page.draw()
@@ -299,7 +303,7 @@ def test_a_page_from_elsewhere_learns_nothing_even_with_the_token(spoken: Page) 
         server.shutdown()
         thread.join()
         server.server_close()
-    assert spoken.easel.looks == []
+    assert spoken.live.painted == []
     assert spoken.complaints() != []
 
 

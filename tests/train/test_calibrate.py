@@ -14,9 +14,9 @@ from guidefold.errors import InputError
 from guidefold.lora.dial import Dial
 from guidefold.record.rounds import recorded_states
 from guidefold.runs import read_json, read_metadata
-from guidefold.sample import sample
 from guidefold.session import open_session
 from guidefold.settings import Settings
+from guidefold.show.sample import sample
 from guidefold.train.calibrate import (
     Heard,
     _listen,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from guidefold.alignment import Judge, by_category, share
 from guidefold.bench.methods import Method
 from guidefold.bench.series import Series, Trial
+from guidefold.draw.draw import draw, picture_requests
+from guidefold.draw.picture_cache import EvaluationPictures
+from guidefold.draw.pictures import Drawn, png
 from guidefold.evaluate import features_of, relative_distance
 from guidefold.features import Features, compare
-from guidefold.gallery import Gallery
 from guidefold.progress import task
 from guidefold.runs import read_json, write_bytes, write_json
-from guidefold.sample import Drawn, draw, picture_seeds, png
 from guidefold.session import Session, open_session
 from guidefold.settings import Kind, Settings
 
@@ -164,22 +165,14 @@ def _judge(
 def _draw(session: Session, method: Method) -> tuple[dict[Kind, Drawn], list[str]]:
     """Pictures of teacher, unguided teacher, and of the method in the student's place."""
     settings: Settings = session.settings
-    asked = settings.evaluate
-    prompts = session.held_out[: asked.prompts]
-    seeds = picture_seeds(settings.seed, len(prompts))
-    gallery, drawn = Gallery(session), dict[Kind, Drawn]()
-    with task(f"Drawing, {method.title}", 3 * len(prompts) * asked.steps) as progress:
+    prompts = session.held_out[: settings.evaluate.prompts]
+    pictures, drawn = EvaluationPictures(session), dict[Kind, Drawn]()
+    call = settings.pipeline.model_copy(update={"guided_share": method.guided_share})
+    otherwise = replace(session, settings=settings.model_copy(update={"pipeline": call}))
+    total = 3 * len(prompts) * settings.evaluate.steps
+    with task(f"Drawing, {method.title}", total) as progress:
         for kind in BASELINES:
-            drawn[kind] = gallery.draw(kind, prompts, seeds, progress)
-        drawn["student"] = draw(
-            session.pipeline,
-            session.findings,
-            settings.pipeline.model_copy(update={"guided_share": method.guided_share}),
-            prompts,
-            seeds,
-            guidance=session.compared.guidance,
-            steps=asked.steps,
-            batch_size=asked.batch_size,
-            on_step=progress.advance,
-        )
+            drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
+        requests = picture_requests(session, "teacher", prompts)
+        drawn["student"] = draw(otherwise, requests, progress.advance)
     return drawn, [prompt.text for prompt in prompts]

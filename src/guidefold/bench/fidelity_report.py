@@ -5,21 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 from typing import Any
 
-from PIL import Image
 from rich.table import Table as RichTable
 
 from guidefold.bench.fidelity import BASELINES, Found
 from guidefold.bench.methods import Method
 from guidefold.bench.series import Series, Trial
 from guidefold.charts import curves
+from guidefold.draw.pictures import Picture, grid, png, read_picture
 from guidefold.prompts import load_prompts, split_prompts
 from guidefold.runs import write_bytes
-from guidefold.sample import Picture, grid, png
 
 Table = tuple[list[str], list[list[str]]]
 """Headings, and rows of cells."""
@@ -151,7 +149,10 @@ def picture_grid(series: Series, methods: Sequence[Method], seed: int) -> Pictur
         trial = untrained if method.overrides is None else method.trial(settings, seed)
         columns[method.title] = (trial, "student")
     rows = [
-        [_read(series.pictures(trial) / f"{kind}-{k:03d}.png") for trial, kind in columns.values()]
+        [
+            read_picture(series.pictures(trial) / f"{kind}-{k:03d}.png")
+            for trial, kind in columns.values()
+        ]
         for k in range(len(prompts))
     ]
     return grid(rows, [fill(title, 20) for title in columns], prompts)
@@ -169,8 +170,3 @@ def _over(own: float | None, teachers: float | None) -> float | None:
 def _given(name: str) -> str:
     """The baselines' distance is a matter of definition."""
     return "0" if name == BASELINES[0] else "1"
-
-
-def _read(path: Path) -> Picture:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from guidefold.adapter import Adapter
+from guidefold.draw.previews import Previews
 from guidefold.errors import MismatchError, NonFiniteError
-from guidefold.previews import Previews
 from guidefold.progress import Stopped, Task, console, task
 from guidefold.record.trajectory_files import StateRef
 from guidefold.run.records import NoiseLevel, PeakMemory, TrainingLine, ValidationLine
@@ -141,7 +141,7 @@ class Training:
     def run(self) -> None:
         """Train every stretch: each round is recorded, then trained on with those before it."""
         self._measure_teacher_then_shrink()
-        if self.previews and self.previews.missing(self.step):
+        if self.previews and self.previews.lacks(self.step):
             with task("Drawing previews, denoising steps", self.previews.work()) as progress:
                 self._preview(self.previews, progress)
         for stretch in self._stretches():

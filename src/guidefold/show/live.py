@@ -1,7 +1,8 @@
-"""A run's teacher, unguided teacher and student, drawn on request, one request at a time.
+"""Teacher, unguided teacher and student side by side, drawn on request, one comparison at a time.
 
-One thread asks (:meth:`Easel.begin`, :meth:`Easel.status`, :meth:`Easel.stop`,
-:meth:`Easel.picture`), another draws (:meth:`Easel.work`).
+One thread requests (:meth:`LivePictures.begin`, :meth:`LivePictures.status`,
+:meth:`LivePictures.stop`, :meth:`LivePictures.picture`), another draws
+(:meth:`LivePictures.work`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import math
 import secrets
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -20,15 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from guidefold.about import read_dial
 from guidefold.adapter import adapter_off, set_strength
 from guidefold.deliver.trained import open_adapter
+from guidefold.draw.draw import PictureRequest
+from guidefold.draw.picture_cache import PictureCache
+from guidefold.draw.pictures import Drawn, Picture, png
 from guidefold.errors import GuidefoldError, InputError
 from guidefold.lora.dial import STRENGTHS
 from guidefold.prompts import Prompt, load_prompts
 from guidefold.run.folder import require_run
-from guidefold.sample import Drawn, draw, png
 from guidefold.session import Session, open_session
 from guidefold.settings import Kind, Settings
 
-ORDER: tuple[Kind, ...] = ("student", "teacher", "unguided")  # the one that is asked for most first
 NOTCHES = 20  # of the dial, from one strength to the next whole one
 TRIAL_STEPS = 2
 KEPT = 32  # pictures; of one prompt and seed, only those that the dial changes are drawn again
@@ -36,8 +38,8 @@ LONGEST_PROMPT = 2000  # characters
 LARGEST_SEED = 2**53 - 1  # a page's script counts no further
 
 
-class Wish(BaseModel):
-    """What somebody wants to see.
+class Comparison(BaseModel):
+    """What the page requests: a picture of every kind.
 
     Attributes:
         prompt: What to draw.
@@ -50,23 +52,6 @@ class Wish(BaseModel):
     prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT)
     seed: int = Field(ge=0, le=LARGEST_SEED)
     strength: float = Field(ge=0)
-
-
-@dataclass(frozen=True)
-class Look:
-    """All that a picture depends on, beside the run.
-
-    Attributes:
-        prompt: What was drawn.
-        seed: Of its first state.
-        guidance: The value of the pipeline's guidance argument.
-        strength: The adapter's; None where it is off.
-    """
-
-    prompt: str
-    seed: int
-    guidance: float
-    strength: float | None
 
 
 @dataclass(frozen=True)
@@ -86,32 +71,32 @@ class Finished:
 
 @dataclass
 class Drawing:
-    """A wish on its way.
+    """A comparison that is being drawn.
 
     Attributes:
-        wish: What is wanted.
+        comparison: What is drawn.
         total: Denoising steps in all.
         done: Denoising steps done.
         state: How it stands; set last, when all else is.
         message: What went wrong, in words.
         pictures: Those that are finished.
-        unwanted: Whether somebody asked to stop.
+        stop_requested: Whether to end at the next step.
     """
 
-    wish: Wish
+    comparison: Comparison
     total: int
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     done: int = 0
     state: Literal["drawing", "done", "stopped", "failed"] = "drawing"
     message: str = ""
     pictures: dict[Kind, Finished] = field(default_factory=dict)
-    unwanted: bool = False
+    stop_requested: bool = False
 
     def advance(self, count: int) -> None:
-        """Count a step; where nobody wants the drawing any more, end it."""
+        """Count a step; end the drawing where that was requested."""
         self.done += count
-        if self.unwanted:
-            raise _Unwanted
+        if self.stop_requested:
+            raise _StopRequested
 
     def to_json(self) -> dict[str, Any]:
         """How it stands, as plain values."""
@@ -126,23 +111,51 @@ class Drawing:
         }
 
 
-class _Unwanted(Exception):  # noqa: N818 - not an error
-    """Somebody asked to stop."""
+class _StopRequested(Exception):  # noqa: N818 - not an error
+    """The page asked to stop."""
 
 
-class Easel:
-    """Draws what it is asked for, one wish at a time.
+class LivePictures(PictureCache[Finished]):
+    """Draws one comparison at a time, and keeps the latest pictures in memory.
 
     Args:
         session: Whose pictures; its adapter is loaded.
     """
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        self._wishes: SimpleQueue[Drawing | None] = SimpleQueue()
+        super().__init__(session)
+        self._waiting: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
-        self._finished: dict[Look, Finished] = {}
         self._measured = replace(session.dial, marks=read_dial(session.run.adapter).marks)
+
+    def key(self, request: PictureRequest) -> PictureRequest:
+        """The request: the pipeline and the settings of its call stay as they are."""
+        return request
+
+    def store(
+        self, request: PictureRequest, index: int, picture: Picture, batch: Drawn
+    ) -> Finished:
+        """A picture as the page takes it."""
+        about = {
+            "width": picture.width,
+            "height": picture.height,
+            "passes": batch.passes_per_image,
+            "seconds": batch.denoiser_seconds_per_image,
+            "guidance": request.guidance,
+            "strength": request.strength,
+        }
+        return Finished(secrets.token_hex(16), png(picture), about)
+
+    def draw_anew(
+        self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
+    ) -> Drawn:
+        """Draw with the adapter at the requested strength; off for the teacher."""
+        strength = requests[0].strength
+        if strength is None:
+            with adapter_off(self.session.denoiser):
+                return super().draw_anew(requests, on_step)
+        set_strength(self.session.denoiser, strength)
+        return super().draw_anew(requests, on_step)
 
     @property
     def dial(self) -> list[tuple[float, float]]:
@@ -161,8 +174,8 @@ class Easel:
         scale = round(self._measured.measured_guidance(strength), 2)
         return scale if scale > max(self._measured.origin, off) else off
 
-    def begin(self, wish: Wish) -> str | None:
-        """Have a wish drawn.
+    def begin(self, comparison: Comparison) -> str | None:
+        """Have a comparison drawn.
 
         Returns:
             The drawing's id; None while another one is drawn.
@@ -170,20 +183,20 @@ class Easel:
         Raises:
             InputError: The prompt is empty, or the strength is beyond the dial.
         """
-        if not wish.prompt.strip():
+        if not comparison.prompt.strip():
             raise InputError("prompt: an empty one", "Say what to draw.")
         strongest = self.dial[-1][0]
-        if wish.strength > strongest:
+        if comparison.strength > strongest:
             raise InputError(
-                f"strength: {wish.strength:g}, beyond the dial",
+                f"strength: {comparison.strength:g}, beyond the dial",
                 f"Use one from 0 to {strongest:g}.",
             )
         if self._drawing is not None and self._drawing.state == "drawing":
             return None
-        missing = {look for look in self._looks(wish).values() if look not in self._finished}
+        missing = set(self.missing(list(self._requests(comparison).values())))
         steps = self.session.settings.evaluate.steps
-        self._drawing = Drawing(wish, max(1, len(missing) * steps))
-        self._wishes.put(self._drawing)
+        self._drawing = Drawing(comparison, max(1, len(missing) * steps))
+        self._waiting.put(self._drawing)
         return self._drawing.id
 
     def status(self, drawing: str) -> dict[str, Any] | None:
@@ -200,24 +213,24 @@ class Easel:
         last = self._drawing
         if last is None or last.id != drawing:
             return False
-        last.unwanted = True
+        last.stop_requested = True
         return True
 
     def picture(self, picture: str) -> bytes | None:
         """A picture as PNG; None where there is none of that id, or not any more."""
-        for finished in list(self._finished.values()):
+        for finished in list(self.kept.values()):
             if finished.id == picture:
                 return finished.data
         return None
 
     def work(self) -> None:
         """Draw what is asked for, until :meth:`close`."""
-        while (drawing := self._wishes.get()) is not None:
+        while (drawing := self._waiting.get()) is not None:
             self._draw_all(drawing)
 
     def close(self) -> None:
         """Let :meth:`work` come to its end after what it draws now."""
-        self._wishes.put(None)
+        self._waiting.put(None)
 
     def try_out(self) -> None:
         """Draw a few steps, to see that a picture comes.
@@ -225,9 +238,10 @@ class Easel:
         Raises:
             InputError: It is a video, or nothing to look at.
         """
-        off, strength = self.session.findings.off, self.session.compared.strength
-        look = Look(self.session.held_out[0].text, 0, off, strength)
-        if self._drawn(look, TRIAL_STEPS).frames:
+        session = self.session
+        off, strength = session.findings.off, session.compared.strength
+        trial = PictureRequest("student", session.held_out[0], 0, off, TRIAL_STEPS, strength)
+        if self.draw_anew([trial], lambda count: None).frames:
             raise InputError(
                 f"{self.session.run}: its pipeline makes videos, and the page shows pictures",
                 "Draw them with 'guidefold sample'.",
@@ -236,10 +250,10 @@ class Easel:
     def _draw_all(self, drawing: Drawing) -> None:
         state: Literal["done", "stopped", "failed"] = "failed"
         try:
-            for kind, look in self._looks(drawing.wish).items():
-                drawing.pictures[kind] = self._finish(look, drawing)
+            for kind, request in self._requests(drawing.comparison).items():
+                drawing.pictures[kind] = self._finish(request, drawing)
             state = "done"
-        except _Unwanted:
+        except _StopRequested:
             state = "stopped"
         except GuidefoldError as error:
             drawing.message = str(error)
@@ -248,61 +262,30 @@ class Easel:
             drawing.message = "The drawing failed; the terminal says why."
         drawing.state = state
 
-    def _looks(self, wish: Wish) -> dict[Kind, Look]:
-        """What each kind of picture depends on."""
-        off, same = self.session.findings.off, (wish.prompt, wish.seed)
-        looks: dict[Kind, Look] = {
-            "student": Look(*same, off, wish.strength),
-            "teacher": Look(*same, self.guidance_at(wish.strength), None),
-            "unguided": Look(*same, off, None),
+    def _requests(self, comparison: Comparison) -> dict[Kind, PictureRequest]:
+        """A request for each kind, the one that is asked for most first."""
+        prompt, seed, strength = Prompt.of(comparison.prompt), comparison.seed, comparison.strength
+        steps, off = self.session.settings.evaluate.steps, self.session.findings.off
+        scale = self.guidance_at(strength)
+        # Where guidance is off, the teacher is the unguided one: equal requests, drawn once.
+        teacher: Kind = "unguided" if scale == off else "teacher"
+        return {
+            "student": PictureRequest("student", prompt, seed, off, steps, strength),
+            "teacher": PictureRequest(teacher, prompt, seed, scale, steps),
+            "unguided": PictureRequest("unguided", prompt, seed, off, steps),
         }
-        return {kind: looks[kind] for kind in ORDER}
 
-    def _finish(self, look: Look, drawing: Drawing) -> Finished:
+    def _finish(self, request: PictureRequest, drawing: Drawing) -> Finished:
         """A picture: the one that stands already, or drawn now."""
-        finished = self._finished.pop(look, None) or self._fresh(look, drawing)
-        self._finished[look] = finished  # the last to go
-        while len(self._finished) > KEPT:
-            del self._finished[next(iter(self._finished))]
+        (finished,) = self.fetch([request], drawing.advance)
+        self.kept[request] = self.kept.pop(request)  # the last to go
+        while len(self.kept) > KEPT:
+            del self.kept[next(iter(self.kept))]
         return finished
-
-    def _fresh(self, look: Look, drawing: Drawing) -> Finished:
-        drawn = self._drawn(look, self.session.settings.evaluate.steps, drawing)
-        (picture,) = drawn.pictures
-        about = {
-            "width": picture.width,
-            "height": picture.height,
-            "passes": drawn.passes_per_image,
-            "seconds": drawn.denoiser_seconds_per_image,
-            "guidance": look.guidance,
-            "strength": look.strength,
-        }
-        return Finished(secrets.token_hex(16), png(picture), about)
-
-    def _drawn(self, look: Look, steps: int, drawing: Drawing | None = None) -> Drawn:
-        session = self.session
-        with self._adapter(look.strength):
-            return draw(
-                session.pipeline,
-                session.findings,
-                session.settings.pipeline,
-                [Prompt.of(look.prompt)],
-                [look.seed],
-                guidance=look.guidance,
-                steps=steps,
-                on_step=None if drawing is None else drawing.advance,
-            )
-
-    def _adapter(self, strength: float | None) -> AbstractContextManager[None]:
-        """The adapter at a strength; off where that is None: the teacher's own weights."""
-        if strength is None:
-            return adapter_off(self.session.denoiser)
-        set_strength(self.session.denoiser, strength)
-        return nullcontext()
 
 
 @contextmanager
-def open_easel(settings: Settings) -> Iterator[Easel]:
+def open_live(settings: Settings) -> Iterator[LivePictures]:
     """Open a trained run to draw on request.
 
     Args:
@@ -316,9 +299,9 @@ def open_easel(settings: Settings) -> Iterator[Easel]:
     _check_prompts(settings)
     with open_session(settings) as session:
         open_adapter(session, session.compared.strength)
-        easel = Easel(session)
-        easel.try_out()
-        yield easel
+        live = LivePictures(session)
+        live.try_out()
+        yield live
 
 
 def _check_prompts(settings: Settings) -> None:

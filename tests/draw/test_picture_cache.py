@@ -9,7 +9,8 @@ import pytest
 import torch
 from zoo import WARNINGS
 
-from guidefold.gallery import Gallery
+from guidefold.draw.draw import picture_requests
+from guidefold.draw.picture_cache import EvaluationPictures
 from guidefold.progress import task
 from guidefold.prompts import Prompt
 from guidefold.session import Session, open_session
@@ -29,7 +30,7 @@ def session(settings_for: Callable[..., Settings], tmp_path: Path) -> Any:
 def drawn(
     session: Session, prompts: list[Prompt] = PROMPTS, kind: Kind = "unguided", **options: float
 ) -> tuple[np.ndarray, int]:
-    """The pictures of a fresh gallery, and how many denoiser calls they cost."""
+    """The pictures of a fresh cache, and how many denoiser calls they cost."""
     calls = 0
     hook = session.denoiser.register_forward_pre_hook(lambda *_: count())
 
@@ -40,7 +41,8 @@ def drawn(
     try:
         with task("Drawing", 1) as progress:
             seeds = SEEDS[: len(prompts)]
-            found = Gallery(session).draw(kind, prompts, seeds, progress, **options)
+            requests = picture_requests(session, kind, prompts, seeds, **options)
+            found = EvaluationPictures(session).draw(requests, progress)
     finally:
         hook.remove()
     return np.stack([np.asarray(picture) for picture in found.pictures]), calls
@@ -91,9 +93,8 @@ def test_guidance_scales_lie_side_by_side_under_names_that_tell_them_apart(sessi
 
 def test_what_pictures_cost_is_remembered_with_them(session: Session):
     with task("Drawing", 1) as progress:
-        first, again = (
-            Gallery(session).draw(kind, PROMPTS, SEEDS, progress) for kind in ["teacher"] * 2
-        )
+        requests = picture_requests(session, "teacher", PROMPTS, SEEDS)
+        first, again = (EvaluationPictures(session).draw(requests, progress) for _ in range(2))
     assert first.passes_per_image == again.passes_per_image == 2 * session.settings.evaluate.steps
     assert first.denoiser_seconds_per_image == again.denoiser_seconds_per_image > 0
     assert first.files == again.files == [f"teacher-g5-{k:04d}.png" for k in range(3)]

@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from zoo import WARNINGS
 
-from guidefold import dial
 from guidefold.deliver.trained import export, open_adapter
-from guidefold.gallery import Gallery
+from guidefold.draw import dial_pictures
+from guidefold.draw.draw import draw, picture_requests
+from guidefold.draw.picture_cache import EvaluationPictures
 from guidefold.lora.dial import STRENGTHS
-from guidefold.progress import task
+from guidefold.progress import Task, task
 from guidefold.prompts import Prompt
-from guidefold.sample import draw_session
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
+from guidefold.settings import Kind, Settings
 from guidefold.train.distill import distill
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
-PROMPTS, SEEDS = [Prompt.of("a red cat"), Prompt.of("a blue dog")], [1, 2]
+PROMPTS = [Prompt.of("a red cat"), Prompt.of("a blue dog")]
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # off is 1, g_ref is 5
 
 
@@ -44,26 +44,32 @@ def session(exported: Settings) -> Iterator[Session]:
         yield opened
 
 
+def by_hand(session: Session, guidance: float, progress: Task) -> list[Image.Image]:
+    """Pictures of the pipeline as it stands, beside what is kept."""
+    requests = picture_requests(session, "teacher", PROMPTS, guidance=guidance)
+    return draw(session, requests, progress.advance).pictures
+
+
 class Columns:
     """Both sides of the dial, and what was drawn of each."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.calls = session, 0
         with task("Drawing", 1) as progress:
-            gallery = Gallery(session)
-            self.unguided = gallery.draw("unguided", PROMPTS, SEEDS, progress).files
-            self.guided = gallery.draw("teacher", PROMPTS, SEEDS, progress).files
-            self.teacher = dial.draw_teacher(gallery, PROMPTS, SEEDS, progress)
-            self.by_hand = {
-                scale: draw_session(session, PROMPTS, SEEDS, scale, progress).pictures
-                for scale in SCALES
-            }
+            pictures = EvaluationPictures(session)
+            self.unguided = self._kept("unguided", pictures, progress)
+            self.guided = self._kept("teacher", pictures, progress)
+            self.teacher = dial_pictures.draw_teacher(pictures, PROMPTS, progress)
+            self.by_hand = {scale: by_hand(session, scale, progress) for scale in SCALES}
             open_adapter(session, session.compared.strength)
-            self.main = gallery.draw("student", PROMPTS, SEEDS, progress).files
+            self.main = self._kept("student", pictures, progress)
             count = session.denoiser.register_forward_pre_hook(self._count)
-            self.student = dial.draw_student(gallery, PROMPTS, SEEDS, progress)
+            self.student = dial_pictures.draw_student(pictures, PROMPTS, progress)
             count.remove()
-            self.after = draw_session(session, PROMPTS, SEEDS, 1.0, progress).pictures
+            self.after = by_hand(session, 1.0, progress)
+
+    def _kept(self, kind: Kind, pictures: EvaluationPictures, progress: Task) -> list[str]:
+        return pictures.draw(picture_requests(self.session, kind, PROMPTS), progress).files
 
     def _count(self, *_: object) -> None:
         self.calls += 1
@@ -123,18 +129,21 @@ def test_the_adapter_is_left_at_the_strength_it_had(columns: Columns) -> None:
 
 def test_without_prompts_nothing_is_drawn(session: Session) -> None:
     with task("Drawing", 1) as progress:
-        gallery = Gallery(session)
-        assert dial.draw_teacher(gallery, [], [], progress) == []
-        assert dial.draw_student(gallery, [], [], progress) == []
+        pictures = EvaluationPictures(session)
+        assert dial_pictures.draw_teacher(pictures, [], progress) == []
+        assert dial_pictures.draw_student(pictures, [], progress) == []
 
 
 def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_path: Path) -> None:
     run = shutil.copytree(exported.run, tmp_path / "run")
     settings = exported.model_copy(update={"run": str(run)})
     with open_session(settings) as session, task("Drawing", 1) as progress:
-        gallery = Gallery(session)
+        pictures, requests = (
+            EvaluationPictures(session),
+            picture_requests(session, "student", PROMPTS),
+        )
         open_adapter(session, session.compared.strength)
-        first = gallery.draw("student", PROMPTS, SEEDS, progress)
+        first = pictures.draw(requests, progress)
         manifest = session.run.adapter / "MANIFEST.json"
         entries = json.loads(manifest.read_text())
         for name in entries:
@@ -144,5 +153,5 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
             for name, weight in session.denoiser.named_parameters():
                 if "lora_B" in name:
                     weight.mul_(20)
-        again = gallery.draw("student", PROMPTS, SEEDS, progress)
+        again = pictures.draw(requests, progress)
     assert not np.array_equal(stacked(first.pictures), stacked(again.pictures))

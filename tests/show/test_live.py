@@ -12,18 +12,26 @@ from pydantic import ValidationError
 
 from guidefold import api
 from guidefold.config import dump_toml
-from guidefold.easel import KEPT, LARGEST_SEED, LONGEST_PROMPT, Easel, Wish, open_easel
+from guidefold.draw.pictures import Drawn
 from guidefold.errors import InputError, RunError
 from guidefold.lora.dial import Compared
-from guidefold.sample import Drawn, sample
 from guidefold.settings import KINDS, Settings
+from guidefold.show.live import (
+    KEPT,
+    LARGEST_SEED,
+    LONGEST_PROMPT,
+    Comparison,
+    LivePictures,
+    open_live,
+)
+from guidefold.show.sample import sample
 
-WISH = Wish(prompt="a small blue dog", seed=7, strength=0.5)
+COMPARISON = Comparison(prompt="a small blue dog", seed=7, strength=0.5)
 
 
 @pytest.fixture(scope="module")
 def trained(settings_for: Any, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    settings: Settings = settings_for("sd15", tmp_path_factory.mktemp("easel"))
+    settings: Settings = settings_for("sd15", tmp_path_factory.mktemp("live"))
     api.distill(settings)
     api.export(settings)
     return settings
@@ -35,15 +43,17 @@ def sampled(trained: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict
     out = tmp_path_factory.mktemp("sampled")
     at_three = trained.evaluate.model_copy(update={"guidance": 3.0})  # of 1 to 5, strength 0.5
     settings = trained.model_copy(update={"evaluate": at_three})
-    sample(settings, [WISH.prompt], out, kinds=("teacher", "unguided"), seeds=[WISH.seed])
-    alone = {"seeds": [WISH.seed], "strength": WISH.strength}
-    sample(settings, [WISH.prompt], out, kinds=("student",), **alone)
+    sample(
+        settings, [COMPARISON.prompt], out, kinds=("teacher", "unguided"), seeds=[COMPARISON.seed]
+    )
+    alone = {"seeds": [COMPARISON.seed], "strength": COMPARISON.strength}
+    sample(settings, [COMPARISON.prompt], out, kinds=("student",), **alone)
     return {kind: (out / f"{kind}-000.png").read_bytes() for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
-def easel(trained: Settings, sampled: dict[str, bytes]) -> Iterator[Easel]:
-    with open_easel(trained) as opened:  # which holds the run: after whatever else does
+def live(trained: Settings, sampled: dict[str, bytes]) -> Iterator[LivePictures]:
+    with open_live(trained) as opened:  # which holds the run: after whatever else does
         yield opened
 
 
@@ -52,25 +62,25 @@ def painter() -> Painter:
     return Painter()
 
 
-def files_of(easel: Easel, wish: Wish) -> dict[str, bytes | None]:
-    pictures = finish(easel, easel.begin(wish))["pictures"]
-    return {kind: easel.picture(about["id"]) for kind, about in pictures.items()}
+def files_of(live: LivePictures, comparison: Comparison) -> dict[str, bytes | None]:
+    pictures = finish(live, live.begin(comparison))["pictures"]
+    return {kind: live.picture(about["id"]) for kind, about in pictures.items()}
 
 
 # Pictures
 
 
 def test_each_picture_is_the_one_that_sample_writes_bit_for_bit(
-    easel: Easel, sampled: dict[str, bytes]
+    live: LivePictures, sampled: dict[str, bytes]
 ) -> None:
     """The teacher's too: with the adapter loaded but off, as if there were none."""
-    assert files_of(easel, WISH) == sampled
+    assert files_of(live, COMPARISON) == sampled
     assert len(set(sampled.values())) == 3
 
 
-def test_passes_and_seconds_are_those_of_each_picture(easel: Easel) -> None:
-    pictures = finish(easel, easel.begin(WISH))["pictures"]
-    steps = easel.session.settings.evaluate.steps
+def test_passes_and_seconds_are_those_of_each_picture(live: LivePictures) -> None:
+    pictures = finish(live, live.begin(COMPARISON))["pictures"]
+    steps = live.session.settings.evaluate.steps
     passes = {kind: about["passes"] for kind, about in pictures.items()}
     assert passes == {"student": steps, "teacher": 2 * steps, "unguided": steps}
     assert all(about["seconds"] > 0 for about in pictures.values())
@@ -81,18 +91,18 @@ def test_passes_and_seconds_are_those_of_each_picture(easel: Easel) -> None:
     }
 
 
-def test_a_picture_does_not_depend_on_what_was_drawn_before(easel: Easel) -> None:
-    first = files_of(easel, WISH)
-    files_of(easel, Wish(prompt="an old red house", seed=1, strength=1.25))
-    easel._finished.clear()
-    assert files_of(easel, WISH) == first
+def test_a_picture_does_not_depend_on_what_was_drawn_before(live: LivePictures) -> None:
+    first = files_of(live, COMPARISON)
+    files_of(live, Comparison(prompt="an old red house", seed=1, strength=1.25))
+    live.kept.clear()
+    assert files_of(live, COMPARISON) == first
 
 
 @pytest.mark.parametrize(
     "prompt", ["<script>alert(1)</script>", "{{ 7 * 7 }}", "a\x00b", "../../etc/passwd", "🐈" * 900]
 )
-def test_whatever_is_written_is_a_prompt_and_nothing_else(easel: Easel, prompt: str) -> None:
-    drawn = files_of(easel, Wish(prompt=prompt, seed=LARGEST_SEED, strength=1))
+def test_whatever_is_written_is_a_prompt_and_nothing_else(live: LivePictures, prompt: str) -> None:
+    drawn = files_of(live, Comparison(prompt=prompt, seed=LARGEST_SEED, strength=1))
     assert len(drawn) == 3
 
 
@@ -115,9 +125,11 @@ def test_the_strength_that_was_measured_is_on_the_dial() -> None:
 
 
 def test_at_strength_0_the_teacher_is_the_unguided_one_and_drawn_once(painter: Painter) -> None:
-    pictures = finish(painter, painter.begin(Wish(prompt="a", seed=0, strength=0)))["pictures"]
+    pictures = finish(painter, painter.begin(Comparison(prompt="a", seed=0, strength=0)))[
+        "pictures"
+    ]
     assert pictures["teacher"] == pictures["unguided"]
-    assert len(painter.looks) == 2
+    assert len(painter.painted) == 2
 
 
 def test_where_guidance_is_still_off_the_teacher_is_the_unguided_one() -> None:
@@ -128,7 +140,7 @@ def test_where_guidance_is_still_off_the_teacher_is_the_unguided_one() -> None:
     assert painter.guidance_at(0.5) == 2.5
 
 
-# Wishes
+# Comparisones
 
 
 @pytest.mark.parametrize(
@@ -149,69 +161,71 @@ def test_where_guidance_is_still_off_the_teacher_is_the_unguided_one() -> None:
 )
 def test_a_wish_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Wish.model_validate({"prompt": "a", "seed": 0, "strength": 1.0, **wrong})
+        Comparison.model_validate({"prompt": "a", "seed": 0, "strength": 1.0, **wrong})
 
 
 def test_an_empty_prompt_and_a_strength_beyond_the_dial_are_refused(painter: Painter) -> None:
     with pytest.raises(InputError, match="an empty one"):
-        painter.begin(Wish(prompt=" \n", seed=0, strength=1))
+        painter.begin(Comparison(prompt=" \n", seed=0, strength=1))
     with pytest.raises(InputError, match="beyond the dial"):
-        painter.begin(Wish(prompt="a", seed=0, strength=1.8))
+        painter.begin(Comparison(prompt="a", seed=0, strength=1.8))
 
 
 def test_one_wish_is_drawn_at_a_time(painter: Painter) -> None:
-    drawing = painter.begin(WISH)
-    assert painter.begin(WISH) is None
+    drawing = painter.begin(COMPARISON)
+    assert painter.begin(COMPARISON) is None
     assert finish(painter, drawing)["state"] == "done"
-    assert painter.begin(WISH) is not None
+    assert painter.begin(COMPARISON) is not None
     assert painter.status(drawing or "") is None, "another one is the last"
 
 
 def test_steps_are_counted_and_what_stands_already_is_not_drawn_again(painter: Painter) -> None:
-    stands = finish(painter, painter.begin(WISH))
+    stands = finish(painter, painter.begin(COMPARISON))
     assert (stands["done"], stands["total"]) == (12, 12)
     assert list(stands["pictures"]) == ["student", "teacher", "unguided"]
-    again = finish(painter, painter.begin(Wish(prompt=WISH.prompt, seed=7, strength=1)))
+    again = finish(painter, painter.begin(Comparison(prompt=COMPARISON.prompt, seed=7, strength=1)))
     assert (again["done"], again["total"]) == (8, 8)
     assert again["pictures"]["unguided"] == stands["pictures"]["unguided"]
 
 
 def test_the_oldest_pictures_go_and_those_of_the_last_drawing_stay(painter: Painter) -> None:
-    first = finish(painter, painter.begin(WISH))["pictures"]
+    first = finish(painter, painter.begin(COMPARISON))["pictures"]
     for seed in range(100, 100 + KEPT):
-        last = finish(painter, painter.begin(Wish(prompt="a", seed=seed, strength=1)))["pictures"]
-    assert len(painter._finished) == KEPT
+        last = finish(painter, painter.begin(Comparison(prompt="a", seed=seed, strength=1)))[
+            "pictures"
+        ]
+    assert len(painter.kept) == KEPT
     assert all(painter.picture(about["id"]) is None for about in first.values())
     assert all(painter.picture(about["id"]) for about in last.values())
 
 
 def test_a_drawing_that_nobody_wants_any_more_ends_at_its_next_step(painter: Painter) -> None:
-    drawing = painter.begin(WISH) or ""
+    drawing = painter.begin(COMPARISON) or ""
     assert painter.stop(drawing)
     stands = finish(painter, drawing)
     assert (stands["state"], stands["done"], stands["pictures"]) == ("stopped", 1, {})
     assert not painter.stop("another")
-    assert finish(painter, painter.begin(WISH))["state"] == "done"
+    assert finish(painter, painter.begin(COMPARISON))["state"] == "done"
 
 
 def test_a_fault_is_told_in_words_and_the_next_wish_is_drawn(
     painter: Painter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     painter.fault = InputError("prompt: unheard of", "Say something else.")
-    stands = finish(painter, painter.begin(WISH))
+    stands = finish(painter, painter.begin(COMPARISON))
     assert (stands["state"], stands["message"]) == (
         "failed",
         "prompt: unheard of\nSay something else.",
     )
     painter.fault = ValueError("secret.py line 3")
-    stands = finish(painter, painter.begin(WISH))
+    stands = finish(painter, painter.begin(COMPARISON))
     assert stands["message"] == "The drawing failed; the terminal says why."
     assert "secret.py line 3" in capsys.readouterr().err
     painter.fault = None
-    assert finish(painter, painter.begin(WISH))["state"] == "done"
+    assert finish(painter, painter.begin(COMPARISON))["state"] == "done"
 
 
-def test_work_ends_when_the_easel_is_closed(painter: Painter) -> None:
+def test_work_ends_when_the_live_is_closed(painter: Painter) -> None:
     with working(painter):
         pass
 
@@ -224,7 +238,7 @@ def test_a_pipeline_that_makes_videos_is_refused_at_the_start(
 ) -> None:
     frames = [Image.new("RGB", (4, 4))] * 3
     video = Drawn(pictures=frames[:1], frames=[frames])
-    monkeypatch.setattr(painter, "_drawn", lambda *_: video)
+    monkeypatch.setattr(painter, "draw_anew", lambda *_: video)
     with pytest.raises(InputError, match="makes videos") as caught:
         painter.try_out()
     assert "guidefold sample" in caught.value.remedy
@@ -240,7 +254,7 @@ def test_a_run_whose_pipeline_is_given_more_than_a_prompt_is_refused_before_it_i
         pytest.raises(
             InputError, match=r"rows.jsonl:1: the run's pipeline is given more"
         ) as caught,
-        open_easel(trained.model_copy(update={"prompts": asked})),
+        open_live(trained.model_copy(update={"prompts": asked})),
     ):
         pass
     assert "guidefold sample" in caught.value.remedy
@@ -248,9 +262,9 @@ def test_a_run_whose_pipeline_is_given_more_than_a_prompt_is_refused_before_it_i
 
 def test_a_run_without_an_adapter_is_refused(settings_for: Any, tmp_path: Path) -> None:
     settings = settings_for("sd15", tmp_path)
-    with pytest.raises(RunError, match="no run has begun here"), open_easel(settings):
+    with pytest.raises(RunError, match="no run has begun here"), open_live(settings):
         pass
     Path(settings.run).mkdir()
     (Path(settings.run) / "config.toml").write_text(dump_toml(settings))
-    with pytest.raises(RunError, match="no adapter yet"), open_easel(settings):
+    with pytest.raises(RunError, match="no adapter yet"), open_live(settings):
         pass

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guidefold.adapter import set_strength
-from guidefold.gallery import Gallery
+from guidefold.draw.draw import picture_requests
+from guidefold.draw.picture_cache import EvaluationPictures
 from guidefold.lora.dial import STRENGTHS
 from guidefold.progress import Task
 from guidefold.prompts import Prompt
 
 
 def draw_teacher(
-    gallery: Gallery, prompts: Sequence[Prompt], seeds: Sequence[int], progress: Task
+    pictures: EvaluationPictures, prompts: Sequence[Prompt], progress: Task
 ) -> list[list[str]]:
     """The teacher at the guidance scale of each strength; no adapter may be loaded.
 
     Args:
-        gallery: Keeps the pictures.
+        pictures: Where they are kept.
         prompts: One per row.
-        seeds: One per row.
         progress: Told of every step.
 
     Returns:
@@ -27,23 +27,22 @@ def draw_teacher(
     """
     if not prompts:
         return []
-    session = gallery.session
-    columns = [gallery.draw("unguided", prompts, seeds, progress).files]
+    session = pictures.session
+    columns = [picture_requests(session, "unguided", prompts)]
     for strength in STRENGTHS[1:]:
         scale = session.dial.nominal_guidance(strength)
-        columns.append(gallery.draw("teacher", prompts, seeds, progress, guidance=scale).files)
-    return columns
+        columns.append(picture_requests(session, "teacher", prompts, guidance=scale))
+    return [pictures.draw(column, progress).files for column in columns]
 
 
 def draw_student(
-    gallery: Gallery, prompts: Sequence[Prompt], seeds: Sequence[int], progress: Task
+    pictures: EvaluationPictures, prompts: Sequence[Prompt], progress: Task
 ) -> list[list[str]]:
     """The student at each strength; its adapter is loaded, and left at the session's strength.
 
     Args:
-        gallery: Keeps the pictures.
+        pictures: Where they are kept.
         prompts: One per row.
-        seeds: One per row.
         progress: Told of every step.
 
     Returns:
@@ -51,10 +50,10 @@ def draw_student(
     """
     if not prompts:
         return []
-    session = gallery.session
-    columns = []
+    session, columns = pictures.session, []
     for strength in STRENGTHS:
         set_strength(session.denoiser, strength)
-        columns.append(gallery.draw("student", prompts, seeds, progress, strength=strength).files)
+        column = picture_requests(session, "student", prompts, strength=strength)
+        columns.append(pictures.draw(column, progress).files)
     set_strength(session.denoiser, session.compared.strength)
     return columns

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from guidefold.adapter import Adapter
+from guidefold.draw.draw import PictureRequest, picture_requests, picture_seeds
+from guidefold.draw.picture_cache import PictureCache
+from guidefold.draw.pictures import Drawn, Picture, grid, png, read_picture
 from guidefold.errors import CorruptFileError, InputError
 from guidefold.progress import Task, console
 from guidefold.run.records import PreviewIndex
 from guidefold.runs import write_bytes, write_json
-from guidefold.sample import Picture, draw_session, grid, picture_seeds, png
 from guidefold.session import Session
-from guidefold.settings import KINDS, Kind
+from guidefold.settings import Kind
+
+FIXED: tuple[Kind, ...] = ("teacher", "unguided")  # training changes nothing about their pictures
 
 
-class Previews:
+class Previews(PictureCache[Path]):
     """The pictures of one run, in ``RUN/previews``.
 
     Drawn by the pipeline that is trained, so that they show the student as it is, on frozen weights
-    as they are stored; they leave it, its adapter and all randomness as they were.
+    as they are stored; they leave it, its adapter and all randomness as they were. The teacher's
+    are kept; the student's are drawn at every due step.
 
     Args:
         session: The run; the first of its held-out prompts are drawn.
@@ -32,38 +35,66 @@ class Previews:
     """
 
     def __init__(self, session: Session, adapter: Adapter) -> None:
-        self.session, self.adapter = session, adapter
+        super().__init__(session)
+        self.adapter = adapter
         self.folder, self.index = session.run.previews, session.run.preview_index
         asked = session.settings
         self.prompts = session.held_out[: asked.distill.preview_prompts]
-        self.seeds = picture_seeds(asked.seed, len(self.prompts))
         self.about = PreviewIndex(
             prompts=[prompt.key for prompt in self.prompts],
-            seeds=self.seeds,
+            seeds=picture_seeds(asked.seed, len(self.prompts)),
             **session.compared._asdict(),
             denoising_steps=asked.evaluate.steps,
             steps=[],
         )
-        self.teacher_drawn = False
         self.steps = _indexed(self.index, self.about)
+        if self.steps:
+            self.kept = {self.key(request): self.key(request) for request in self._fixed()}
+
+    def key(self, request: PictureRequest) -> Path:
+        """A picture's file; the index says what the pictures depend on."""
+        return self.folder / f"{request.kind}-{self.prompts.index(request.prompt)}.png"
+
+    def store(self, request: PictureRequest, index: int, picture: Picture, batch: Drawn) -> Path:
+        """Write the picture."""
+        path = self.key(request)
+        write_bytes(path, png(picture))
+        return path
+
+    def missing(self, requests: Sequence[PictureRequest]) -> list[PictureRequest]:
+        """The requests that have yet to be drawn: all, where a file was lost."""
+        if not all(path.exists() for path in self.kept.values()):
+            self.kept.clear()
+        return super().missing(requests)
+
+    def draw_anew(
+        self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
+    ) -> Drawn:
+        """Draw with the adapter as it is now, on for the student only."""
+        strength = requests[0].strength
+        if strength is None:
+            with self.adapter.teacher_mode():
+                return super().draw_anew(requests, on_step)
+        with self.adapter.student_mode(strength, train=False):
+            return super().draw_anew(requests, on_step)
 
     def due(self, step: int) -> bool:
         """Whether a step is one of those that are drawn."""
         asked = self.session.settings.distill
         return bool(self.prompts) and (step % asked.preview_every == 0 or step == asked.steps)
 
-    def missing(self, step: int) -> bool:
+    def lacks(self, step: int) -> bool:
         """Whether a due step has no pictures yet."""
         return self.due(step) and step not in self.steps
 
     def teacher_missing(self) -> bool:
         """Whether the teacher's own pictures have yet to be drawn."""
-        return bool(self.prompts) and not self._teacher_stands()
+        return bool(self.missing(self._fixed()))
 
     def work(self) -> int:
         """Denoising steps of the next drawing, counted picture by picture."""
-        kinds = 1 if self._teacher_stands() else len(KINDS)
-        return kinds * len(self.prompts) * self.session.settings.evaluate.steps
+        count = len(self.missing(self._fixed())) + len(self.prompts)
+        return count * self.session.settings.evaluate.steps
 
     def draw(self, step: int, progress: Task) -> Picture | None:
         """Draw what is missing, write it, and name the step in the index.
@@ -76,7 +107,7 @@ class Previews:
             All three kinds side by side; None where the pipeline draws no pictures, which is said
             once.
         """
-        columns = self._columns(KINDS, step, progress)
+        columns = self._columns(step, progress)
         if columns is None:
             return None
         session = self.session
@@ -99,43 +130,38 @@ class Previews:
         Args:
             progress: Told of every denoising step.
         """
-        self.teacher_drawn = self._columns(KINDS[:2], 0, progress) is not None
+        self._columns(None, progress)
 
-    def _columns(
-        self, kinds: Sequence[Kind], step: int, progress: Task
-    ) -> list[list[Picture]] | None:
-        """The pictures of several kinds; None, said once, where the pipeline draws none."""
+    def _columns(self, step: int | None, progress: Task) -> list[list[Picture]] | None:
+        """The pictures of each kind; None, said once, where the pipeline draws none.
+
+        Args:
+            step: How long the student was trained; None leaves the student out.
+            progress: Told of every denoising step.
+        """
         try:
             with self.session.whole():
-                return [self._column(kind, step, progress) for kind in kinds]
+                columns = [self._teachers(kind, progress) for kind in FIXED]
+                return columns if step is None else [*columns, self._students(step, progress)]
         except (InputError, ValueError) as error:  # diffusers' word for an unknown output type
             console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
             self.prompts = []
             return None
 
-    def _column(self, kind: Kind, step: int, progress: Task) -> list[Picture]:
-        """The pictures of one kind; what does not change while training is drawn once."""
-        files = self._files(kind, step)
-        if kind != "student" and self._teacher_stands():
-            return [_read(file) for file in files]
-        student = kind == "student"
-        strength, guidance = self.session.compared.strength, self.session.guidance_of(kind)
-        mode = self.adapter.student_mode(strength, train=False) if student else None
-        with mode or self.adapter.teacher_mode():
-            drawn = draw_session(self.session, self.prompts, self.seeds, guidance, progress)
-        for file, picture in zip(files, drawn.pictures, strict=True):
-            write_bytes(file, png(picture))
-        return drawn.pictures
+    def _teachers(self, kind: Kind, progress: Task) -> list[Picture]:
+        requests = picture_requests(self.session, kind, self.prompts)
+        return [read_picture(path) for path in self.fetch(requests, progress.advance)]
 
-    def _files(self, kind: Kind, step: int) -> list[Path]:
-        ending = f"-step-{step:06d}" if kind == "student" else ""
-        return [self.folder / f"{kind}-{k}{ending}.png" for k in range(len(self.prompts))]
+    def _students(self, step: int, progress: Task) -> list[Picture]:
+        requests = picture_requests(self.session, "student", self.prompts)
+        pictures = self.draw_anew(requests, progress.advance).pictures
+        for k, picture in enumerate(pictures):
+            write_bytes(self.folder / f"student-{k}-step-{step:06d}.png", png(picture))
+        return pictures
 
-    def _teacher_stands(self) -> bool:
-        """Whether teacher and unguided teacher were drawn, and by what the index says."""
-        files = [file for kind in KINDS[:2] for file in self._files(kind, 0)]
-        named = self.teacher_drawn or bool(self.steps)
-        return named and all(file.exists() for file in files)
+    def _fixed(self) -> list[PictureRequest]:
+        """What is drawn once."""
+        return [r for kind in FIXED for r in picture_requests(self.session, kind, self.prompts)]
 
 
 def _indexed(index: Path, about: PreviewIndex) -> list[int]:
@@ -150,9 +176,3 @@ def _indexed(index: Path, about: PreviewIndex) -> list[int]:
         return []
     same = stored is not None and stored.model_copy(update={"steps": about.steps}) == about
     return stored.steps if stored is not None and same else []
-
-
-def _read(path: Path) -> Picture:
-    with Image.open(path) as picture:
-        picture.load()
-        return picture

@@ -14,14 +14,15 @@ from PIL import Image
 from training import FOUR, Outcome, finish, interrupted
 from zoo import WARNINGS
 
-from guidefold import previews, sample
 from guidefold.config import dump_toml
 from guidefold.deliver.trained import export, open_adapter
-from guidefold.previews import Previews
+from guidefold.draw import draw as drawing_module
+from guidefold.draw import picture_cache, previews
+from guidefold.draw.draw import draw, picture_requests, picture_seeds
+from guidefold.draw.previews import Previews
 from guidefold.progress import task
 from guidefold.prompts import Prompt
 from guidefold.run.records import PreviewIndex
-from guidefold.sample import draw_session
 from guidefold.session import Session, open_session
 from guidefold.settings import KINDS, Settings
 
@@ -65,7 +66,7 @@ def test_the_index_names_what_was_drawn(run: tuple[Settings, Outcome]) -> None:
     with open_session(settings) as session:
         assert index == {
             "prompts": [prompt.text for prompt in session.held_out[:2]],
-            "seeds": sample.picture_seeds(settings.seed, 2),
+            "seeds": picture_seeds(settings.seed, 2),
             "guidance": 5.0,
             "strength": 1.0,
             "denoising_steps": 2,
@@ -87,7 +88,8 @@ def drawn_anew(session: Session, guidance: float) -> list[np.ndarray]:
     index = json.loads(files(session.settings)["previews.json"])
     with task("Drawing", 4) as progress:
         asked = [Prompt.of(prompt) for prompt in index["prompts"]]
-        found = draw_session(session, asked, index["seeds"], guidance, progress)
+        requests = picture_requests(session, "teacher", asked, index["seeds"], guidance=guidance)
+        found = draw(session, requests, progress.advance)
     return [np.asarray(picture, dtype=int) for picture in found.pictures]
 
 
@@ -148,11 +150,11 @@ def guidances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The guidance scale of every drawing."""
     heard: list[float] = []
 
-    def listening(session: Any, prompts: Any, seeds: Any, guidance: float, progress: Any) -> Any:
-        heard.append(guidance)
-        return draw_session(session, prompts, seeds, guidance, progress)
+    def listening(session: Any, requests: Any, on_step: Any) -> Any:
+        heard.append(requests[0].guidance)
+        return draw(session, requests, on_step)
 
-    monkeypatch.setattr(previews, "draw_session", listening)
+    monkeypatch.setattr(picture_cache, "draw", listening)
     return heard
 
 
@@ -199,12 +201,12 @@ def test_a_pipeline_that_makes_no_pictures_is_trained_without(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = sample.run
+    real = drawing_module.run
 
     def of_sounds(*arguments: Any, output_type: str) -> Any:
         return (torch.zeros(len(real(*arguments, output_type=output_type)[0]), 2, 100),)
 
-    monkeypatch.setattr(sample, "run", of_sounds)
+    monkeypatch.setattr(drawing_module, "run", of_sounds)
     settings = settings_for("sd15", tmp_path, distill=DRAWN)
     assert finish(settings) == run[1]
     said = [line for line in capsys.readouterr().out.splitlines() if "previews" in line]
@@ -266,6 +268,6 @@ def test_a_damaged_index_counts_as_none_so_that_previews_are_drawn_again(
         index.write_text(content)
         with open_session(settings) as session:
             assert previews._indexed(index, PreviewIndex.model_validate_json(whole)) == []
-            assert Previews(session, None).missing(4)
+            assert Previews(session, None).lacks(4)
     finally:
         index.write_text(whole)

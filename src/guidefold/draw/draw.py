@@ -1,0 +1,132 @@
+"""Draw requested pictures with the stock pipeline, and count what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from guidefold.calls import run_inputs
+from guidefold.capture import Listener, run
+from guidefold.draw.pictures import Drawn, Picture
+from guidefold.errors import InputError
+from guidefold.progress import in_all
+from guidefold.prompts import Prompt
+from guidefold.randomness import derive_seed
+from guidefold.session import Session
+from guidefold.settings import Kind
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """What one picture depends on, besides the pipeline and the run's settings of its call.
+
+    Attributes:
+        kind: Who draws.
+        prompt: What to draw.
+        seed: Of the first state.
+        guidance: The value of the pipeline's guidance argument.
+        steps: Denoising steps.
+        strength: The adapter's; None where the teacher draws.
+    """
+
+    kind: Kind
+    prompt: Prompt
+    seed: int
+    guidance: float
+    steps: int
+    strength: float | None = None
+
+
+def picture_requests(
+    session: Session,
+    kind: Kind,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int] | None = None,
+    *,
+    guidance: float | None = None,
+    strength: float | None = None,
+) -> list[PictureRequest]:
+    """Requests for pictures of one kind.
+
+    Args:
+        session: Whose settings fill in the rest.
+        kind: Who draws.
+        prompts: One per picture.
+        seeds: One per picture; None takes those of the run.
+        guidance: The guidance scale; None takes the session's for this kind.
+        strength: The student's; None takes the session's.
+    """
+    if seeds is None:
+        seeds = picture_seeds(session.settings.seed, len(prompts))
+    if guidance is None:
+        guidance = session.guidance_of(kind)
+    if strength is None and kind == "student":
+        strength = session.compared.strength
+    steps = session.settings.evaluate.steps
+    return [
+        PictureRequest(kind, prompt, seed, guidance, steps, strength)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+def picture_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of a run's pictures, the same for every kind."""
+    return [derive_seed(seed, "picture", k) for k in range(count)]
+
+
+def draw(
+    session: Session, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
+) -> Drawn:
+    """Draw with a session's pipeline as it stands.
+
+    Args:
+        session: Whose pipeline; a student's adapter is loaded, at the requested strength.
+        requests: Alike in all but prompt and seed.
+        on_step: Told, at every step, of how many pictures.
+
+    Raises:
+        InputError: The pipeline makes neither pictures nor videos.
+    """
+    drawn, passes, seconds = Drawn(), 0, 0.0
+    settings, findings = session.settings, session.findings
+    guidance, steps = requests[0].guidance, requests[0].steps
+    alone = findings.layout is None or any(request.prompt.columns for request in requests)
+    size = 1 if alone else settings.evaluate.batch_size
+    for first in range(0, len(requests), size):
+        batch = requests[first : first + size]
+        prompts = [request.prompt for request in batch]
+        inputs = run_inputs(session.pipeline, findings, settings.pipeline, prompts, guidance, steps)
+        with (
+            in_all(steps * len(batch), on_step) as told,
+            Listener(
+                session.pipeline, session.denoisers, on_step=partial(told, len(batch))
+            ) as listener,
+        ):
+            seeds = [request.seed for request in batch]
+            result = run(session.pipeline, inputs, seeds, output_type="pil")
+        _add(drawn, result, len(batch))
+        calls = [call for step in listener.steps for call in step.calls]
+        passes += sum(call.rows for call in calls)
+        seconds += sum(call.seconds for call in calls)
+    drawn.passes_per_image = passes / len(requests)
+    drawn.denoiser_seconds_per_image = seconds / len(requests)
+    return drawn
+
+
+def _add(drawn: Drawn, result: Any, count: int) -> None:
+    """Take pictures or videos from what a pipeline returned."""
+    found = list(result[0])
+    if len(found) != count or not all(isinstance(f, Picture | list) for f in found):
+        raise InputError(
+            f"the pipeline returned {type(result[0]).__name__}, neither pictures nor videos",
+            "Guidefold folds its guidance, but cannot draw what it makes: use the adapter in "
+            "diffusers.",
+        )
+    for item in found:
+        if isinstance(item, list):
+            drawn.frames.append(item)
+            drawn.pictures.append(item[len(item) // 2])
+        else:
+            drawn.pictures.append(item)

@@ -1,0 +1,105 @@
+"""Drawn pictures with their costs, and their forms: a labelled grid, a PNG, an animation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from guidefold.settings import Kind
+
+Picture = Image.Image
+
+
+@dataclass
+class Drawn:
+    """Pictures and what they cost.
+
+    Attributes:
+        pictures: One per prompt; of a video, its middle frame.
+        frames: Of each video, its frames; empty for pictures.
+        files: Names of the pictures in the evaluation; empty elsewhere.
+        passes_per_image: Samples through the denoiser.
+        denoiser_seconds_per_image: Time inside the denoiser.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    frames: list[list[Picture]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    passes_per_image: float = 0.0
+    denoiser_seconds_per_image: float = 0.0
+
+
+def read_picture(path: Path) -> Picture:
+    """A written picture, as RGB."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def heading(kind: Kind, drawn: Drawn) -> str:
+    """A column's heading: who drew, in how many passes."""
+    name = "CFG teacher" if kind == "teacher" else kind
+    return f"{name}\n{drawn.passes_per_image:g} passes"
+
+
+def grid(
+    rows: Sequence[Sequence[Picture]], columns: Sequence[str], captions: Sequence[str]
+) -> Picture:
+    """A labelled grid of pictures.
+
+    Args:
+        rows: Pictures of one size, row by row.
+        columns: A heading per column.
+        captions: A caption per row, written to its left.
+
+    Returns:
+        An RGB picture; small pictures are enlarged to at least 128 pixels without smoothing.
+    """
+    width, height = rows[0][0].size
+    factor = max(1, -(-128 // max(width, height)))
+    width, height = width * factor, height * factor
+    font = ImageFont.load_default(size=14)
+    gap, left, top = 6, 200, 44
+    size = (left + len(columns) * (width + gap), top + len(rows) * (height + gap))
+    sheet = Image.new("RGB", size, "white")
+    ink = ImageDraw.Draw(sheet)
+    for c, heading in enumerate(columns):
+        x = left + c * (width + gap) + width / 2
+        ink.multiline_text((x, 6), heading, "black", font, anchor="ma", align="center")
+    for r, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
+        y = top + r * (height + gap)
+        ink.multiline_text((8, y + 6), _wrap(caption, left - 16, font), "black", font)
+        for c, picture in enumerate(pictures):
+            large = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(large, (left + c * (width + gap), y))
+    return sheet
+
+
+def png(picture: Picture) -> bytes:
+    """A picture as PNG bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def animation(frames: Sequence[Picture]) -> bytes:
+    """Frames as a GIF, 8 a second."""
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=125, loop=0)
+    return buffer.getvalue()
+
+
+def _wrap(text: str, width: float, font: Any) -> str:
+    """Break a caption into lines of at most ``width`` pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
