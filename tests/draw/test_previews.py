@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 Make = Callable[..., Settings]
 DRAWN = {**FOUR, "preview_prompts": 2, "preview_every": 3}
 STEPS = [0, 3, 4]
+ONE_CALL = {"batch_size": 2}  # draws all pictures of a kind
 
 
 def folder_of(settings: Settings) -> Path:
@@ -161,7 +162,7 @@ def guidances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_resumed_run_draws_its_teacher_no_second_time(
     settings_for: Make, tmp_path: Path, guidances: list[float]
 ) -> None:
-    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL)
     interrupted(settings, 1)
     assert guidances == [5.0, 1.0, 1.0]
     finish(settings)
@@ -186,8 +187,9 @@ def test_pictures_that_were_lost_are_drawn_again_before_training_goes_on(
 def test_at_another_guidance_scale_every_picture_is_drawn_anew(
     settings_for: Make, tmp_path: Path, guidances: list[float]
 ) -> None:
-    interrupted(settings_for("sd15", tmp_path, distill=DRAWN), 1)
-    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate={"guidance": 4.0})
+    interrupted(settings_for("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL), 1)
+    other = {"guidance": 4.0, **ONE_CALL}
+    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate=other)
     finish(settings)
     assert guidances == [5.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0]
     index = json.loads(files(settings)["previews.json"])
