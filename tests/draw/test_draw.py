@@ -141,3 +141,18 @@ def test_the_teacher_draws_at_the_guidance_that_is_measured(
             drawn = draw(session, requests, progress.advance)
             expected = drawer("sd15", PROMPTS[:1], SEEDS[:1], guidance=guidance)
             assert_same_pictures(drawn.pictures, expected.pictures)
+
+
+def test_a_request_takes_from_the_session_what_is_not_given(
+    settings_for: Any, tmp_path: Path
+) -> None:
+    with open_session(settings_for("sd15", tmp_path)) as session:
+        seeds = picture_seeds(session.settings.seed, 2)
+        teacher, student = (
+            picture_requests(session, kind, ASKED[:2]) for kind in ("teacher", "student")
+        )
+        assert [request.seed for request in teacher] == seeds == [r.seed for r in student]
+        assert {(r.guidance, r.strength) for r in teacher} == {(5.0, None)}
+        assert {(r.guidance, r.strength) for r in student} == {(1.0, 1.0)}
+        (chosen,) = picture_requests(session, "student", ASKED[:1], [3], strength=0.5)
+        assert (chosen.seed, chosen.strength, chosen.guidance) == (3, 0.5, 1.0)

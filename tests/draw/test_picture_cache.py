@@ -1,6 +1,7 @@
 """A measurement's pictures are drawn once, and drawn anew when anything they depend on changes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,12 @@ def test_another_number_of_steps_makes_pictures_anew(session: Session):
     session.settings = session.settings.model_copy(update={"evaluate": asked})
     _, calls = drawn(session)
     assert calls == 2 * 3  # two batches
+
+
+def test_only_requests_that_were_never_drawn_are_missing(session: Session):
+    drawn(session, PROMPTS[:2])
+    requests = picture_requests(session, "unguided", PROMPTS, SEEDS)
+    pictures = EvaluationPictures(session)
+    assert pictures.missing(requests) == requests[2:]
+    assert pictures.missing([replace(request, steps=3) for request in requests]) != []
+    assert pictures.missing(picture_requests(session, "unguided", PROMPTS)) != []  # other seeds
