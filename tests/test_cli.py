@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pages import begun
-from terminal import ENVIRONMENT
+from terminal import ENVIRONMENT, Answer, run_here
 from zoo import UNFOLDABLE, WARNINGS
 
 import guidefold
@@ -46,13 +46,6 @@ COMMANDS = (
     "plan",
     "reproduce",
 )
-
-
-class Answer:
-    """What a command printed and how it ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
 
 
 Guidefold = Callable[..., Answer]
@@ -437,9 +430,9 @@ def test_a_signal_ends_politely_and_the_same_command_goes_on(
     assert "The same command goes on from there" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not list(Path(run_folder).rglob(".*.part"))
-    again = spawn("-m", "guidefold", "distill", config)
-    assert again.returncode == 0, again.stderr
-    assert "The adapter: " in again.stdout
+    again = run_here("distill", config)
+    assert again.code == 0, again.err
+    assert "The adapter: " in again.out
     assert equal(trained(run_folder), uninterrupted)
 
 

@@ -21,7 +21,13 @@ from guidefold.train.distill import distill
 FAMILIES = ("sd15", "sdxl", "sd3", "pixart", "qwen_image", "wan")
 OTHERS = ("sd_v", "chroma", "animatediff", "ltx", "lumina2", "flux", "sana", "cogvideox")
 BY_PEFT = ("pixart",)
-SOURCES = {"teacher": ["teacher"], "noise": ["noise"], "student": ["teacher", "student"]}
+SOURCES = {
+    "teacher": ["teacher"],
+    "noise": ["noise"],
+    "student": ["teacher", "student"],
+    "all": ["teacher", "noise", "student"],
+}
+FOLDED = [(FAMILIES[0], source) for source in SOURCES] + [(name, "all") for name in FAMILIES[1:]]
 
 
 @pytest.fixture
@@ -74,8 +80,7 @@ def fold(settings: Settings) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "source"), FOLDED)
 def test_the_exported_adapter_in_a_stock_pipeline_draws_what_our_student_draws(
     settings_for: Any, stock: Any, tmp_path: Path, name: str, source: str
 ) -> None:

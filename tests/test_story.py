@@ -1,8 +1,6 @@
 """The README's story, told by its own commands on a pipeline of one's own."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from terminal import run_here
 
 from guidefold.config import dump_toml
 from guidefold.settings import Settings
@@ -20,10 +19,9 @@ PROMPT = "a red cat"
 
 def command(*words: object) -> str:
     """What a command of guidefold prints; it must succeed."""
-    line = [sys.executable, "-m", "guidefold", *map(str, words)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    done = run_here(*words)
+    assert done.code == 0, done.out + done.err
+    return done.out
 
 
 @pytest.fixture(scope="module")

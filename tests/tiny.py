@@ -64,7 +64,7 @@ def make_settings(
             "log_every": 1,
             "validate_every": 2,
             "checkpoint_every": 2,
-            "preview_prompts": 1,
+            "preview_prompts": 0,  # tests of pictures ask for them
         },
         "evaluate": {"prompts": 2, "steps": 2, "state_prompts": 1, "grid_prompts": 1},
     }

@@ -235,7 +235,8 @@ def test_the_first_and_the_last_step_are_always_due(
 def test_the_first_of_two_processes_draws_what_one_alone_draws_in_half_precision_too(
     settings_for: Make, tmp_path: Path
 ) -> None:
-    asked = {"mixed_precision": "bf16", "trackers": ["tensorboard"], "steps": 1}
+    asked = {"mixed_precision": "bf16", "trackers": ["tensorboard"]}
+    asked |= {"steps": 1, "preview_prompts": 1}
     tables: dict[str, Any] = {"pipeline": {"dtype": "bf16"}, "distill": asked}
     two, one = (settings_for("sd15", tmp_path / name, **tables) for name in ("two", "one"))
     config = tmp_path / "run.toml"

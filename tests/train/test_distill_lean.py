@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 Make = Callable[..., Settings]
 STORAGES = ["bf16", "int8", "int4"]
 ALONE = {**FOUR, "preview_prompts": 0}
+DRAWN = {**FOUR, "preview_prompts": 1}
 
 
 def watch(patch: pytest.MonkeyPatch, look: Callable[[Training], None]) -> None:
@@ -58,7 +59,7 @@ def whole(
 ) -> tuple[Settings, Outcome, TeacherMeasures]:
     """A run on whole weights."""
     rounds = {"rounds": ["teacher", "noise"]}
-    settings = settings_for("sd15", tmp_path_factory.mktemp("whole"), distill=FOUR, record=rounds)
+    settings = settings_for("sd15", tmp_path_factory.mktemp("whole"), distill=DRAWN, record=rounds)
     found, training = run_watched(settings)
     return settings, found, training.measures
 
@@ -71,7 +72,7 @@ def small(
     settings = settings_for(
         "sd15",
         tmp_path_factory.mktemp(request.param),
-        distill={**FOUR, "frozen_weights": request.param},
+        distill={**DRAWN, "frozen_weights": request.param},
         record={"rounds": ["teacher", "noise"]},
     )
     return settings, *run_watched(settings)
