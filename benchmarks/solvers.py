@@ -22,7 +22,7 @@ from diffusers import (
 
 from guidefold.alignment import Judge, share
 from guidefold.config import load_settings
-from guidefold.deliver.trained import open_adapter
+from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.demo.judge import judge_of
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.pictures import Drawn

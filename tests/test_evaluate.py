@@ -20,7 +20,7 @@ from zoo import ZOO
 from guidefold.about import read_dial
 from guidefold.alignment import Judge
 from guidefold.capture import Step
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.draw.draw import picture_seeds
 from guidefold.draw.pictures import Drawn
 from guidefold.errors import RunError

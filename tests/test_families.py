@@ -12,7 +12,7 @@ from peft import PeftModel
 from zoo import ZOO
 
 from guidefold.adapter import attach
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.randomness import generator
 from guidefold.runs import read_json, read_lines, read_tensors
 from guidefold.settings import Settings

@@ -14,7 +14,7 @@ from pages import HOSTILE
 from PIL import Image, ImageChops
 
 from guidefold.card import Held, card
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.errors import CorruptFileError, InputError, RunError
 from guidefold.evaluate import evaluate
 from guidefold.pack import pack, packed_as, stamp

@@ -11,7 +11,7 @@ from zoo import ZOO
 
 from guidefold.calls import run_inputs
 from guidefold.capture import drive, follow
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.errors import UnfoldableError
 from guidefold.evaluate import evaluate
 from guidefold.probe import probe

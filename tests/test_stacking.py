@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from zoo.entry import waken
 
 from guidefold.adapter import attach
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.errors import InputError, PipelineError
 from guidefold.pipelines import open_pipeline
 from guidefold.settings import Settings

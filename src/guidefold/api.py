@@ -11,9 +11,8 @@ results = api.evaluate(settings)
 from guidefold.capture import drive, follow
 from guidefold.config import load_settings
 from guidefold.deliver.convert import convert
-from guidefold.deliver.export import deliver
+from guidefold.deliver.export import deliver, export
 from guidefold.deliver.student_pipeline import StockStudent, open_student
-from guidefold.deliver.trained import export
 from guidefold.deliver.verify import verify
 from guidefold.errors import GuidefoldError
 from guidefold.evaluate import evaluate

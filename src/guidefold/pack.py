@@ -12,10 +12,12 @@ from typing import Any
 from PIL import Image
 
 from guidefold import __version__
+from guidefold.about import read_adapter
 from guidefold.card import WORKFLOW, Held, card
 from guidefold.comfyui import comparison, unsuitable
 from guidefold.config import hub_id
 from guidefold.deliver.export import deliver_kinds
+from guidefold.deliver.student_pipeline import find_adapter
 from guidefold.deliver.trained import read_trained
 from guidefold.deliver.verify import Verdict
 from guidefold.errors import CorruptFileError, InputError, RunError
@@ -24,7 +26,6 @@ from guidefold.run.folder import METADATA, RunFolder, require_run
 from guidefold.run.records import PictureIndex, PromptPictures, Record, Results
 from guidefold.runs import (
     MANIFEST,
-    check_folder,
     finished_folder,
     read_json,
     restore_folder,
@@ -138,12 +139,8 @@ def current_adapter(run: RunFolder) -> dict[str, Any]:
         RunError: There is none, or training has gone on since.
         CorruptFileError: A file is not the one that was written and verified.
     """
-    folder = run.adapter
-    restore_folder(folder)
-    if not run.metadata.exists():
-        raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
-    check_folder(folder, AGAIN)
-    about: dict[str, Any] = read_json(run.metadata, AGAIN)
+    folder = find_adapter(run)
+    about = read_adapter(folder)
     last = run.checkpoints()
     if last and int(last[-1].name.rpartition("-")[2]) != about["step"]:
         raise RunError(f"{folder}: written at step {about['step']}, and trained on since", AGAIN)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,14 +110,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CorruptFileError: The file is truncated, or is no safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(f"{path}: not a whole safetensors file ({error})") from error
-    return tensors
+    return read_safetensors(path)[0]
 
 
 def read_metadata(path: Path) -> Any:
@@ -128,11 +121,26 @@ def read_metadata(path: Path) -> Any:
 
 def read_labels(path: Path) -> dict[str, str]:
     """Every key of a safetensors file's metadata, as it stands there."""
+    with _mapped(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """:func:`read_tensors` and :func:`read_labels` at once: the file is opened once."""
+    with _mapped(path) as file:
+        # no mapping: only keys() names the tensors
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[Any]:
+    """A safetensors file, mapped into memory."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            yield file
     except (SafetensorError, OSError) as error:
         raise CorruptFileError(f"{path}: not a whole safetensors file ({error})") from error
 
@@ -264,7 +272,13 @@ def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def check_file(path: Path, digest: str, size: int, remedy: str = "") -> None:
+def check_file(
+    path: Path,
+    digest: str,
+    size: int,
+    remedy: str = "",
+    hashed: Callable[[Path], str] | None = None,
+) -> None:
     """Compare a file with what its manifest says of it.
 
     Args:
@@ -272,6 +286,7 @@ def check_file(path: Path, digest: str, size: int, remedy: str = "") -> None:
         digest: Its SHA-256.
         size: Its bytes.
         remedy: What to do where they differ.
+        hashed: In place of :func:`sha256`, where several manifests name the file.
 
     Raises:
         CorruptFileError: The file is missing, truncated or altered.
@@ -280,7 +295,7 @@ def check_file(path: Path, digest: str, size: int, remedy: str = "") -> None:
         raise CorruptFileError(f"{path}: missing, but named in the manifest", remedy)
     if path.stat().st_size != size:
         raise CorruptFileError(f"{path}: {path.stat().st_size} bytes instead of {size}", remedy)
-    if sha256(path) != digest:
+    if (hashed or sha256)(path) != digest:
         raise CorruptFileError(f"{path}: its bytes are not the ones that were written", remedy)
 
 

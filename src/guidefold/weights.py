@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from guidefold.adapter import adapter_off, fuse_adapter
-from guidefold.deliver.trained import open_adapter
+from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.session import Session
 
 

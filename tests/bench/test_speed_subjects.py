@@ -36,7 +36,7 @@ from guidefold.bench.speed_ways import (
     Way,
 )
 from guidefold.capture import run
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.errors import ConfigError, MismatchError, RunError, UnfoldableError
 from guidefold.inputs import call_inputs
 from guidefold.proofs import PROMPT

@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidefold.adapter import DIFFUSERS_FILE, PEFT_FILE, adapter_off
-from guidefold.deliver import trained as exporting
-from guidefold.deliver.trained import export, open_adapter
+from guidefold.adapter import DIFFUSERS_FILE, PEFT_FILE, adapter_off, unload_adapter
+from guidefold.deliver import export as exporting
+from guidefold.deliver import verify as verifying
+from guidefold.deliver.export import export
+from guidefold.deliver.lora_file import LoraFile, read_lora
+from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.errors import (
     CorruptFileError,
     GuidefoldError,
@@ -24,7 +27,8 @@ from guidefold.errors import (
 from guidefold.record.trajectory_files import read_round, state_refs
 from guidefold.runs import check_folder, read_json, read_metadata, read_tensors
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
+from guidefold.settings import Format, Settings
+from guidefold.train import student as students
 from guidefold.train.distill import distill
 
 LOADERS = {"sd15": DIFFUSERS_FILE, "pixart": PEFT_FILE}
@@ -127,14 +131,11 @@ def test_a_run_without_a_checkpoint_is_refused(trained: Settings) -> None:
 def test_a_file_altered_between_writing_and_verifying_is_not_kept(
     trained: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = exporting.load_adapter
+    def tampered(path: Path, kind: Format) -> LoraFile:
+        damage(path)
+        return read_lora(path, kind)
 
-    def tampered(pipeline: Any, denoiser: str, loader: str, folder: Path, strength: float) -> None:
-        for path in folder.glob("*.safetensors"):
-            damage(path)
-        load(pipeline, denoiser, loader, folder, strength)
-
-    monkeypatch.setattr(exporting, "load_adapter", tampered)
+    monkeypatch.setattr(exporting, "read_lora", tampered)
     with pytest.raises(VerifyError, match="off the trained student"):
         export(trained)
     assert not (Path(trained.run) / "adapter").exists()
@@ -143,7 +144,7 @@ def test_a_file_altered_between_writing_and_verifying_is_not_kept(
 def test_a_loader_that_loads_nothing_is_noticed(
     trained: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "load_adapter", lambda *_: None)
+    monkeypatch.setattr(verifying, "load_part", lambda *_: None)
     with pytest.raises(VerifyError):
         export(trained)
 
@@ -153,7 +154,7 @@ def test_a_failed_export_leaves_the_adapter_that_stood(
 ) -> None:
     folder = export(trained)
     before = read_tensors(folder / DIFFUSERS_FILE)
-    monkeypatch.setattr(exporting, "load_adapter", lambda *_: None)
+    monkeypatch.setattr(verifying, "load_part", lambda *_: None)
     with pytest.raises(VerifyError):
         export(trained)
     check_folder(folder)
@@ -163,7 +164,7 @@ def test_a_failed_export_leaves_the_adapter_that_stood(
 def test_an_adapter_that_is_not_finite_is_not_written(
     trained: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = exporting.Student
+    stock = students.Student
 
     class Overflown(stock):
         def __init__(self, *args: Any) -> None:
@@ -172,7 +173,7 @@ def test_an_adapter_that_is_not_finite_is_not_written(
             self.adapter.state_dict = lambda: {n: t / 0 for n, t in state_dict().items()}
             self.adapter.load_state_dict = lambda _tensors: None
 
-    monkeypatch.setattr(exporting, "Student", Overflown)
+    monkeypatch.setattr(students, "Student", Overflown)
     with pytest.raises(NonFiniteError, match="not finite"):
         export(trained)
     assert not (Path(trained.run) / "adapter").exists()
@@ -196,7 +197,7 @@ def test_an_opened_adapter_is_on_at_the_strength_asked_for_and_off_is_the_teache
             answers[strength] = session.denoiser(*args, **kwargs)[0]
             with adapter_off(session.denoiser):
                 assert torch.equal(session.denoiser(*args, **kwargs)[0], answers["bare"])
-            exporting.unload_adapter(session.denoiser)
+            unload_adapter(session.denoiser)
     torch.testing.assert_close(answers[0.0], answers["bare"])
     assert not torch.allclose(answers[1.0], answers["bare"], atol=1e-4)
 

@@ -10,9 +10,9 @@ from guidefold.deliver.clients import (
     a1111,
     comfyui,
     diffusers,
-    flat,
     forge,
     invokeai,
+    kohya_stem,
     peft,
     read_by_clients,
     sd_scripts,
@@ -27,7 +27,7 @@ CONV = "down_blocks.1.resnets.0.conv1"
 
 def kohya(*names: str) -> list[str]:
     parts = ("lora_down.weight", "lora_up.weight", "alpha")
-    return [f"lora_unet_{flat(name)}.{part}" for name in names for part in parts]
+    return [f"{kohya_stem(name)}.{part}" for name in names for part in parts]
 
 
 def dotted(prefix: str, *names: str) -> list[str]:
@@ -36,17 +36,17 @@ def dotted(prefix: str, *names: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plain(built: Callable[[str], DiffusionPipeline]) -> LayerNames:
-    return layer_names(built("sd15").unet)
+    return layer_names(built("sd15").unet, "unet")
 
 
 @pytest.fixture(scope="module")
 def sized(built: Callable[[str], DiffusionPipeline]) -> LayerNames:
-    return layer_names(built("sdxl").unet)
+    return layer_names(built("sdxl").unet, "unet")
 
 
 @pytest.fixture(scope="module")
 def blocks(built: Callable[[str], DiffusionPipeline]) -> LayerNames:
-    return layer_names(built("flux").transformer)
+    return layer_names(built("flux").transformer, "transformer")
 
 
 UNET_READERS = (diffusers, comfyui, forge, a1111, invokeai)
@@ -56,8 +56,8 @@ UNET_READERS = (diffusers, comfyui, forge, a1111, invokeai)
 def test_kohya_s_keys_are_read(
     plain: LayerNames, sized: LayerNames, rule: Callable[..., object]
 ) -> None:
-    assert rule(kohya(*plain.layers), plain, "unet") == []
-    assert rule(kohya(*sized.original.values()), sized, "unet") == []
+    assert rule(kohya(*plain.layers), plain) == []
+    assert rule(kohya(*sized.original.values()), sized) == []
 
 
 @pytest.mark.parametrize("rule", [*UNET_READERS, sd_scripts])
@@ -65,12 +65,12 @@ def test_a_layer_that_is_not_there_is_dropped(
     plain: LayerNames, rule: Callable[..., object]
 ) -> None:
     wrong = kohya("down_blocks.9.resnets.0.conv1")
-    assert rule([*kohya(CONV), *wrong], plain, "unet") == sorted(wrong)
+    assert rule([*kohya(CONV), *wrong], plain) == sorted(wrong)
 
 
 def test_comfyui_loses_diffusers_attention_but_not_the_other_layers(plain: LayerNames) -> None:
     lost = dotted("unet.", Q, OUT)
-    assert comfyui([*lost, *dotted("unet.", CONV)], plain, "unet") == sorted(lost)
+    assert comfyui([*lost, *dotted("unet.", CONV)], plain) == sorted(lost)
 
 
 def test_comfyui_reads_attention_by_its_old_names(plain: LayerNames) -> None:
@@ -78,23 +78,23 @@ def test_comfyui_reads_attention_by_its_old_names(plain: LayerNames) -> None:
     keys = [f"unet.{old}_lora.{side}.weight" for side in ("up", "down")]
     out = OUT.replace(".to_out.0", ".processor.to_out")
     keys += [f"unet.{out}_lora.{side}.weight" for side in ("up", "down")]
-    assert comfyui(keys, plain, "unet") == []
-    assert diffusers(keys, plain, "unet") == []
+    assert comfyui(keys, plain) == []
+    assert diffusers(keys, plain) == []
 
 
 def test_forge_gives_up_on_a_file_beyond_twelve_unknown_keys(plain: LayerNames) -> None:
     strange = [f"strange.{number}" for number in range(13)]
-    assert forge([*kohya(CONV), *strange[:12]], plain, "unet") == sorted(strange[:12])
-    assert forge([*kohya(CONV), *strange], plain, "unet") == sorted([*kohya(CONV), *strange])
+    assert forge([*kohya(CONV), *strange[:12]], plain) == sorted(strange[:12])
+    assert forge([*kohya(CONV), *strange], plain) == sorted([*kohya(CONV), *strange])
 
 
 def test_a1111_reads_no_dots_and_no_added_embedding_by_its_diffusers_name(
     plain: LayerNames, sized: LayerNames
 ) -> None:
-    assert a1111(dotted("unet.", CONV), plain, "unet") == sorted(dotted("unet.", CONV))
+    assert a1111(dotted("unet.", CONV), plain) == sorted(dotted("unet.", CONV))
     added = kohya("add_embedding.linear_1")
-    assert a1111(added, sized, "unet") == sorted(added)
-    assert a1111(kohya("label_emb.0.0"), sized, "unet") == []
+    assert a1111(added, sized) == sorted(added)
+    assert a1111(kohya("label_emb.0.0"), sized) == []
 
 
 def test_invokeai_refuses_a_file_with_another_prefix_or_both_kinds_of_names(
@@ -102,52 +102,52 @@ def test_invokeai_refuses_a_file_with_another_prefix_or_both_kinds_of_names(
 ) -> None:
     good = kohya(*sized.original.values())
     for bad in ("unet.conv_in.lora_A.weight", *kohya(Q)[:1]):
-        assert invokeai([*good, bad], sized, "unet") == sorted([*good, bad])
+        assert invokeai([*good, bad], sized) == sorted([*good, bad])
 
 
 def test_invokeai_knows_no_original_names_on_a_plain_unet(plain: LayerNames) -> None:
     keys = kohya(plain.original[CONV])
-    assert invokeai(keys, plain, "unet") == sorted(keys)
+    assert invokeai(keys, plain) == sorted(keys)
 
 
 def test_sd_scripts_draws_without_the_outer_layers(plain: LayerNames) -> None:
     outer = kohya("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
-    assert sd_scripts(kohya(*plain.layers), plain, "unet") == sorted(outer)
+    assert sd_scripts(kohya(*plain.layers), plain) == sorted(outer)
 
 
 def test_diffusers_reads_original_names_where_it_is_told_of_sizes_only(
     plain: LayerNames, sized: LayerNames
 ) -> None:
-    assert diffusers(kohya(sized.original[CONV]), sized, "unet") == []
+    assert diffusers(kohya(sized.original[CONV]), sized) == []
     keys = kohya(plain.original[CONV])
-    assert diffusers(keys, plain, "unet") == sorted(keys)
+    assert diffusers(keys, plain) == sorted(keys)
 
 
 def test_diffusers_passes_over_another_prefix(plain: LayerNames) -> None:
-    assert diffusers(dotted("unet.", Q, CONV), plain, "unet") == []
+    assert diffusers(dotted("unet.", Q, CONV), plain) == []
     keys = dotted("transformer.", CONV)
-    assert diffusers(keys, plain, "unet") == sorted(keys)
+    assert diffusers(keys, plain) == sorted(keys)
 
 
 def test_peft_reads_its_own_prefix_alone(plain: LayerNames) -> None:
-    assert peft(dotted("base_model.model.", Q, CONV), plain, "unet") == []
-    assert peft(dotted("unet.", Q), plain, "unet") == sorted(dotted("unet.", Q))
+    assert peft(dotted("base_model.model.", Q, CONV), plain) == []
+    assert peft(dotted("unet.", Q), plain) == sorted(dotted("unet.", Q))
 
 
 @pytest.mark.parametrize("rule", [diffusers, comfyui, forge, invokeai])
 def test_a_transformer_s_keys_are_read(blocks: LayerNames, rule: Callable[..., object]) -> None:
-    assert rule(dotted("transformer.", *blocks.layers), blocks, "transformer") == []
+    assert rule(dotted("transformer.", *blocks.layers), blocks) == []
 
 
 def test_invokeai_tells_a_transformer_by_two_attention_layers(blocks: LayerNames) -> None:
     keys = dotted("transformer.", "proj_out", "x_embedder")
-    assert invokeai(keys, blocks, "transformer") == sorted(keys)
+    assert invokeai(keys, blocks) == sorted(keys)
 
 
 def test_who_cannot_load_at_all_is_not_said_to_drop(blocks: LayerNames, plain: LayerNames) -> None:
     keys = dotted("transformer.", "proj_out")
-    assert a1111(keys, blocks, "transformer") is None
-    readings = read_by_clients(keys, "transformer", blocks, "transformer", "peft")
+    assert a1111(keys, blocks) is None
+    readings = read_by_clients(keys, "transformer", blocks, "peft")
     found = {reading.client: reading for reading in readings}
     assert found.keys() == CLIENTS.keys()
     assert found["A1111"].dropped is None
@@ -158,7 +158,7 @@ def test_who_cannot_load_at_all_is_not_said_to_drop(blocks: LayerNames, plain: L
 
 def test_a_client_that_a_format_is_meant_for_fails_by_what_it_drops(plain: LayerNames) -> None:
     keys = [*kohya(CONV), "lora_unet_nowhere.alpha"]
-    found = {r.client: r for r in read_by_clients(keys, "kohya", plain, "unet", "diffusers")}
+    found = {r.client: r for r in read_by_clients(keys, "kohya", plain, "diffusers")}
     assert found["ComfyUI"].failed
     assert found["ComfyUI"].dropped == ("lora_unet_nowhere.alpha",)
     assert not found["sd-scripts"].failed  # told of, never held against a file

@@ -14,8 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from guidefold import cli
-from guidefold.deliver import clients
-from guidefold.deliver import export as delivery
+from guidefold.deliver import clients, lora_file
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import Delivery, deliver
 from guidefold.deliver.metadata import content_hash
@@ -227,12 +226,12 @@ def test_half_precision_is_verified_and_its_losses_refused(
 def test_a_file_that_a_client_would_drop_a_part_of_is_not_kept(
     delivered: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = delivery.write_tensors
+    write = lora_file.write_tensors
 
     def and_more(path: Path, tensors: Any, *rest: Any) -> str:
         return write(path, {**tensors, "lora_unet_nowhere.alpha": torch.ones(())}, *rest)
 
-    monkeypatch.setattr(delivery, "write_tensors", and_more)
+    monkeypatch.setattr(lora_file, "write_tensors", and_more)
     with pytest.raises(VerifyError, match="drops 1 of 250 keys: lora_unet_nowhere"):
         deliver(delivered("sd15")[0], "kohya", tmp_path)
     assert not (tmp_path / "kohya").exists()

@@ -18,7 +18,7 @@ Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def base(request: pytest.FixtureRequest, built: Callable[[str], DiffusionPipeline]) -> LayerNames:
-    return layer_names(built(request.param).unet)
+    return layer_names(built(request.param).unet, "unet")
 
 
 def pairs(rank: int = 3) -> dict[str, torch.Tensor]:
@@ -38,23 +38,23 @@ def update(tensors: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["diffusers", "kohya", "peft"])
 def test_written_and_read_back_a_file_is_the_same(base: LayerNames, kind: str) -> None:
-    written = named(kind, pairs(), base, "unet")
+    written = named(kind, pairs(), base)
     assert format_of(written.keys(), FILE) == kind
-    found = read(written, kind, base, "unet", {})
+    found = read(written, kind, base, {})
     assert found.keys() == pairs().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in pairs().items())
 
 
 def test_kohya_s_alpha_is_the_rank(base: LayerNames) -> None:
-    written = named("kohya", pairs(), base, "unet")
+    written = named("kohya", pairs(), base)
     assert {float(t) for n, t in written.items() if n.endswith(".alpha")} == {3.0}
     assert len(written) == 6
 
 
 def test_alpha_is_folded_into_the_second_half(base: LayerNames) -> None:
-    written = named("kohya", pairs(4), base, "unet")
+    written = named("kohya", pairs(4), base)
     halved = {n: t / 2 if n.endswith(".alpha") else t for n, t in written.items()}
-    found = read(halved, "kohya", base, "unet", {})
+    found = read(halved, "kohya", base, {})
     for layer in (CONV, Q):
         torch.testing.assert_close(update(found, layer), update(pairs(4), layer) / 2)
 
@@ -71,8 +71,8 @@ def test_alpha_is_folded_into_the_second_half(base: LayerNames) -> None:
 def test_alpha_of_the_configuration_is_folded_in(
     base: LayerNames, about: dict[str, object], factor: float
 ) -> None:
-    written = named("peft", pairs(4), base, "unet")
-    found = read(written, "peft", base, "unet", about)
+    written = named("peft", pairs(4), base)
+    found = read(written, "peft", base, about)
     torch.testing.assert_close(update(found, Q), update(pairs(4), Q) * factor)
 
 
@@ -88,7 +88,7 @@ def test_old_names_of_attention_layers_are_read(base: LayerNames) -> None:
         f"unet.{old}_lora.down.weight": torch.ones(2, 16),
         f"unet.{old}_lora.up.weight": torch.ones(16, 2),
     }
-    assert read(tensors, format_of(tensors, FILE), base, "unet", {}).keys() == {
+    assert read(tensors, format_of(tensors, FILE), base, {}).keys() == {
         f"{Q}.lora_A.weight",
         f"{Q}.lora_B.weight",
     }
@@ -112,12 +112,12 @@ def test_what_cannot_be_read_is_refused_by_its_key(key: str, what: str) -> None:
 
 def test_a_layer_of_another_denoiser_is_refused_by_its_key(base: LayerNames) -> None:
     with pytest.raises(MismatchError, match=r"'unet.nowhere.lora_A.weight' belongs to no layer"):
-        read({"unet.nowhere.lora_A.weight": torch.ones(1)}, "diffusers", base, "unet", {})
+        read({"unet.nowhere.lora_A.weight": torch.ones(1)}, "diffusers", base, {})
 
 
 def test_half_a_pair_is_refused(base: LayerNames) -> None:
     with pytest.raises(MismatchError, match="one half"):
-        read({f"unet.{Q}.lora_A.weight": torch.ones(1, 1)}, "diffusers", base, "unet", {})
+        read({f"unet.{Q}.lora_A.weight": torch.ones(1, 1)}, "diffusers", base, {})
 
 
 def test_ranks_are_made_one_without_changing_the_update() -> None:
@@ -144,10 +144,10 @@ def test_zeros_are_no_loss() -> None:
 def test_a_format_that_does_not_fit_says_why(
     base: LayerNames, built: Callable[[str], DiffusionPipeline]
 ) -> None:
-    motion = layer_names(built("animatediff").unet)
-    assert unfit("kohya", base, "unet", "diffusers", base.layers) == ""
-    assert "motion_modules" in unfit("kohya", motion, "unet", "diffusers", motion.layers)
-    assert "UNets" in unfit("kohya", LayerNames(frozenset()), "transformer", "diffusers", [])
-    assert "no LoRA loader" in unfit("diffusers", base, "transformer", "peft", [])
-    assert "transformers" in unfit("transformer", base, "unet", "diffusers", [])
-    assert unfit("peft", base, "unet", "peft", base.layers) == ""
+    motion = layer_names(built("animatediff").unet, "unet")
+    assert unfit("kohya", base, "diffusers", base.layers) == ""
+    assert "motion_modules" in unfit("kohya", motion, "diffusers", motion.layers)
+    assert "UNets" in unfit("kohya", LayerNames(frozenset()), "diffusers", [])
+    assert "no LoRA loader" in unfit("diffusers", base, "peft", [])
+    assert "transformers" in unfit("transformer", base, "diffusers", [])
+    assert unfit("peft", base, "peft", base.layers) == ""

@@ -11,13 +11,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from guidefold.deliver.export import export
 from guidefold.deliver.student_pipeline import (
     IgnoredNegativePromptWarning,
     OtherBaseWarning,
     StockStudent,
     open_student,
 )
-from guidefold.deliver.trained import export
 from guidefold.errors import InputError, MismatchError, RunError
 from guidefold.lora.dial import Dial, Mark
 from guidefold.pipelines import open_pipeline

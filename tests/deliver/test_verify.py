@@ -1,13 +1,16 @@
 """Files that `verify` must not pass: of other bases, with other values, edited since."""
 
+import io
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -15,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from guidefold import cli
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver
-from guidefold.deliver.integrity import Offered, denoiser_of, other_base
+from guidefold.deliver.integrity import GivenPipeline, denoiser_of, other_base
 from guidefold.deliver.tensor_checks import off_student
 from guidefold.deliver.verify import Verdict, verify
 from guidefold.errors import InputError
@@ -137,10 +140,10 @@ def test_a_base_in_half_precision_is_known_again(
     source = settings.pipeline.source
     half = fingerprint(open_pipeline(source, dtype=DTYPES[dtype]).unet)
     about = {"findings": {"fingerprint": half, "denoisers": ["unet"]}}
-    here = Offered(source, open_pipeline(source))
+    here = GivenPipeline(source, open_pipeline(source))
     assert next(iter(here.fingerprints(("unet",)))) != half
     assert other_base(about, "epsilon", here.fingerprints(("unet",))) == []
-    there = Offered(other := another(), open_pipeline(other))
+    there = GivenPipeline(other := another(), open_pipeline(other))
     assert other_base(about, "epsilon", there.fingerprints(("unet",)))
     assert other_base(about, "epsilon", there.fingerprints(("prior",)))
 
@@ -312,3 +315,31 @@ def test_who_gave_the_run_is_not_told_to_give_it(
     assert "FAILED" in asked
     assert "--run" not in asked
     assert "values are compared with --run RUN" in told("--pipeline", settings.pipeline.source)
+
+
+# How often
+
+
+def test_a_file_is_opened_once_and_its_bytes_are_hashed_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The libraries that load it open it themselves: that is what is verified."""
+    mapped, read = Counter[str](), Counter[str]()
+    safe_open, plain_open = safetensors.safe_open, io.open
+
+    def counted_map(path: Any, *args: Any, **options: Any) -> Any:
+        caller = sys._getframe(1).f_globals["__name__"]
+        mapped[str(path)] += caller.startswith("guidefold")
+        return safe_open(path, *args, **options)
+
+    def counted_open(path: Any, *args: Any, **options: Any) -> Any:
+        read[str(path)] += 1
+        return plain_open(path, *args, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", counted_map)
+    monkeypatch.setattr(io, "open", counted_open)
+    verdicts = verify(Path(settings.run) / "export", run=Path(settings.run))
+    files = [str(verdict.path) for verdict in verdicts]
+    assert len(files) == len(KINDS)
+    assert [mapped[file] for file in files] == [1] * len(KINDS)
+    assert [read[file] for file in files] == [1] * len(KINDS)

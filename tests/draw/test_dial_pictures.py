@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from zoo import WARNINGS
 
-from guidefold.deliver.trained import export, open_adapter
+from guidefold.deliver.export import export
+from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.draw import dial_pictures
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures

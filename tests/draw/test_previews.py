@@ -15,7 +15,8 @@ from training import FOUR, Outcome, finish, interrupted
 from zoo import WARNINGS
 
 from guidefold.config import dump_toml
-from guidefold.deliver.trained import export, open_adapter
+from guidefold.deliver.export import export
+from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.draw import draw as drawing_module
 from guidefold.draw import picture_cache, previews
 from guidefold.draw.draw import draw, picture_requests, picture_seeds

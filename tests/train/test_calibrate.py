@@ -8,8 +8,7 @@ import torch
 
 from guidefold.about import read_dial
 from guidefold.adapter import DIFFUSERS_FILE
-from guidefold.deliver.export import deliver
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import deliver, export
 from guidefold.errors import InputError
 from guidefold.lora.dial import Dial
 from guidefold.record.rounds import recorded_states

@@ -11,7 +11,7 @@ import torch
 from training import FOUR, Outcome, finish, interrupted, outcome
 from zoo import WARNINGS
 
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.errors import NonFiniteError, UnfoldableError
 from guidefold.progress import Stopped
 from guidefold.record import recorder as trajectories

@@ -12,7 +12,7 @@ from training import FOUR, Outcome, finish, interrupted
 from zoo import WARNINGS
 
 from guidefold import session as sessions
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.errors import ConfigError, UnfoldableError
 from guidefold.frozen import Frozen
 from guidefold.pipelines import fingerprint, open_pipeline

@@ -17,8 +17,8 @@ from toys import some_findings
 from zoo import WARNINGS
 
 from guidefold.adapter import DIFFUSERS_FILE, adapted_layers, attach
-from guidefold.deliver import trained as exporting
-from guidefold.deliver.trained import export
+from guidefold.deliver import verify as verifying
+from guidefold.deliver.export import export
 from guidefold.denoisers import as_one
 from guidefold.errors import RunError, UnfoldableError, VerifyError
 from guidefold.findings import Findings
@@ -202,7 +202,7 @@ def test_a_client_that_loads_fewer_layers_is_found_out_by_name(
     trained: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        exporting, "adapted_layers", lambda unet: adapted_layers(unet) - {"conv_in"}
+        verifying, "adapted_layers", lambda unet: adapted_layers(unet) - {"conv_in"}
     )
     with pytest.raises(VerifyError, match="loads other layers than were trained: conv_in"):
         export(trained)

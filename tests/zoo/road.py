@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from guidefold.adapter import attach
 from guidefold.capture import drive
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import UnfoldableError
 from guidefold.findings import Findings

@@ -28,7 +28,7 @@ from guidefold.adapter import Adapter, attach
 from guidefold.alignment import Judge
 from guidefold.bench.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.config import load_settings
-from guidefold.deliver.trained import export
+from guidefold.deliver.export import export
 from guidefold.demo.judge import judge_of
 from guidefold.evaluate import evaluate, measure
 from guidefold.findings import Findings

@@ -21,12 +21,14 @@ from guidefold.adapter import (
     fuse_adapter,
 )
 from guidefold.bench.speed_ways import Weights
-from guidefold.deliver.trained import write_lora
+from guidefold.deliver.layer_names import layer_names
+from guidefold.deliver.lora_file import FILES, write_lora
 from guidefold.errors import RunError
 from guidefold.findings import Findings
 from guidefold.randomness import generator
 from guidefold.run.folder import METADATA, RunFolder
 from guidefold.runs import check_folder, read_json
+from guidefold.settings import Format
 
 SEED = 0
 SIZE_OF_UPDATE = 1e-3  # not zero, and too small to overflow anything
@@ -98,7 +100,8 @@ def random_adapter(
             tensors[name] = SIZE_OF_UPDATE * torch.randn(tensor.shape, generator=noise)
     with TemporaryDirectory(prefix="guidefold-") as made:
         folder = Path(made)
-        write_lora(folder, prefix, rank, list(adapter.layers), tensors)
+        kind: Format = "peft" if prefix is None else "diffusers"
+        write_lora(folder / FILES[kind], kind, tensors, layer_names(teacher, prefix or ""))
         yield folder
 
 

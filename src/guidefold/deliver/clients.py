@@ -7,26 +7,27 @@ counted here, so that the rule holds for any UNet built like them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from guidefold.deliver.layer_names import OUTER, LayerNames, counted
 
-Rule = Callable[[Collection[str], LayerNames, str], list[str] | None]
-"""``(keys, base, component) -> keys that are dropped``; None where the client has no way to load
+Rule = Callable[[Collection[str], LayerNames], list[str] | None]
+"""``(keys, names) -> keys that are dropped``; None where the client has no way to load
 onto such a base at all."""
 
-PARTS = (
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".alpha",
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora.down.weight",
-    ".lora.up.weight",
-    "_lora.down.weight",
-    "_lora.up.weight",
-)
+PARTS: Mapping[str, str] = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+}
+"""The last part of a key, in anybody's spelling, and what stands there."""
 KOHYA_PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 PEFT_PARTS = (".lora_A.weight", ".lora_B.weight")
 PATIENCE = 12
@@ -52,7 +53,7 @@ class Reading:
         return self.meant and bool(self.dropped)
 
 
-def diffusers(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """Stock diffusers, ``load_lora_weights``.
 
     Source: diffusers 0.42 loaders/lora_pipeline.py ``lora_state_dict`` (a file is kohya's if every
@@ -60,89 +61,79 @@ def diffusers(keys: Collection[str], base: LayerNames, component: str) -> list[s
     loaders/peft.py ``load_lora_adapter`` (what has not the component's prefix is passed over).
     """
     if keys and all(key.startswith("lora_unet_") for key in keys):
-        if component != "unet" or not base.kohya:
+        if names.component != "unet" or not names.kohya:
             return sorted(keys)
-        read = {"lora_unet_" + flat(layer) for layer in base.original}
-        if base.added:
-            read |= {"lora_unet_" + flat(name) for name in base.original.values()}
+        read = {kohya_stem(layer) for layer in names.original}
+        if names.added:
+            read |= {kohya_stem(name) for name in names.original.values()}
         return _unread(keys, read, KOHYA_PARTS)
-    read = {f"{component}.{layer}" for layer in base.layers}
+    read = {f"{names.component}.{layer}" for layer in names.layers}
     read |= {_by_processor(name) for name in read}
-    return _unread(keys, read, PARTS[3:])
+    return _unread(keys, read, PARTS.keys() - {*KOHYA_PARTS})
 
 
-def peft(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def peft(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """Plain peft, ``PeftModel.from_pretrained``.
 
     Source: peft utils/save_and_load.py: ``base_model.model.`` and the layer's own name.
     """
-    return _unread(keys, {f"base_model.model.{layer}" for layer in base.layers}, PEFT_PARTS)
+    return _unread(keys, {f"base_model.model.{layer}" for layer in names.layers}, PEFT_PARTS)
 
 
-def comfyui(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def comfyui(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """ComfyUI.
 
     Source: comfy/lora.py ``model_lora_keys_unet``, comfy/utils.py ``unet_to_diffusers`` and its
     like, comfy/weight_adapter/lora.py ``LoRAAdapter.load``. Of a UNet, diffusers' attention layers
     are read by their old names only, ``processor.to_q``.
     """
-    if base.original:
-        return _unread(keys, _unet_stems(base), PARTS)
-    return _by_layout(keys, base, "comfyui", PARTS)
+    return _by_comfyui(keys, names, "comfyui")
 
 
-def forge(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def forge(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """Forge, which has ComfyUI's reader of 2024 and gives up on a file that it knows too little of.
 
     Source: packages_3rdparty/comfyui_lora_collection/lora.py; extensions-builtin/sd_forge_lora/
     networks.py ``load_lora_for_models``: more than twelve unknown keys, and nothing is loaded.
     """
-    if base.original:
-        dropped = _unread(keys, _unet_stems(base), PARTS)
-    else:
-        found = _by_layout(keys, base, "forge", PARTS)
-        if found is None:
-            return None
-        dropped = found
-    return sorted(keys) if len(dropped) > PATIENCE else dropped
+    dropped = _by_comfyui(keys, names, "forge")
+    return sorted(keys) if dropped and len(dropped) > PATIENCE else dropped
 
 
-def a1111(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def a1111(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """AUTOMATIC1111's web UI.
 
     Source: extensions-builtin/Lora/networks.py ``convert_diffusers_name_to_compvis`` and
     ``load_network``: kohya's keys, by the original names, or by diffusers' names but for the
     embedding of added sizes.
     """
-    if not base.original:
+    if not names.original:
         return None
-    read = {"lora_unet_" + flat(name) for name in base.original.values()}
+    read = {kohya_stem(name) for name in names.original.values()}
     read |= {
-        "lora_unet_" + flat(layer)
-        for layer in base.original
-        if not layer.startswith("add_embedding.")
+        kohya_stem(layer) for layer in names.original if not layer.startswith("add_embedding.")
     }
     return _unread(keys, read, KOHYA_PARTS)
 
 
-def invokeai(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def invokeai(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """InvokeAI.
 
     Source: backend/patches/lora_conversions/ (sd, sdxl and flux_diffusers), backend/patches/
     layer_patcher.py, backend/model_manager/configs/lora.py. For UNets that are told of sizes every
     key has one of three prefixes and all names are of one kind, or the file is refused.
     """
-    if not base.original:
-        needs = base.layout.invokeai_needs if base.layout else ()
-        for prefix in base.layout.prefixes.get("invokeai", ()) if base.layout else ():
+    if not names.original:
+        needs = names.layout.invokeai_needs if names.layout else ()
+        for prefix in names.layout.prefixes.get("invokeai", ()) if names.layout else ():
             needed = {f"{prefix}{layer}{part}" for layer in needs for part in PEFT_PARTS}
             if needed <= set(keys) and all(key.endswith(PEFT_PARTS) for key in keys):
-                return _by_layout(keys, base, "invokeai", PEFT_PARTS)
+                return _by_layout(keys, names, "invokeai", PEFT_PARTS)
         return sorted(keys) if needs else None
-    plain = {"lora_unet_" + flat(layer) for layer in base.original}
-    if not base.added:
+    plain = {kohya_stem(layer) for layer in names.original}
+    if not names.added:
         return _unread(keys, plain, KOHYA_PARTS)
-    original = {"lora_unet_" + flat(name) for name in base.original.values()}
+    original = {kohya_stem(name) for name in names.original.values()}
     stems = {stem(key, KOHYA_PARTS) for key in keys}
     strange = any(not k.startswith(("lora_unet_", "lora_te1_", "lora_te2_")) for k in keys)
     if strange or (stems & original and stems & (plain - original)):
@@ -150,16 +141,16 @@ def invokeai(keys: Collection[str], base: LayerNames, component: str) -> list[st
     return _unread(keys, original | plain, KOHYA_PARTS)
 
 
-def sd_scripts(keys: Collection[str], base: LayerNames, component: str) -> list[str] | None:
+def sd_scripts(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """Kohya's own sd-scripts, when it draws.
 
     Source: networks/lora.py ``LoRANetwork`` (UNET_TARGET_REPLACE_MODULE and its convolutions): the
     layers within attention, residual blocks and resamplers, and none outside of them.
     """
-    if not base.kohya:
+    if not names.kohya:
         return None
-    inner = {name for layer, name in base.kohya.items() if layer not in OUTER}
-    return _unread(keys, {"lora_unet_" + flat(name) for name in inner}, KOHYA_PARTS)
+    inner = {name for layer, name in names.kohya.items() if layer not in OUTER}
+    return _unread(keys, {kohya_stem(name) for name in inner}, KOHYA_PARTS)
 
 
 CLIENTS: Mapping[str, Rule] = {
@@ -182,46 +173,51 @@ nothing is held back for it: it would cost every other client the outer layers."
 
 
 def read_by_clients(
-    keys: Collection[str], kind: str, base: LayerNames, component: str, loader: str
+    keys: Collection[str], kind: str, names: LayerNames, loader: str
 ) -> list[Reading]:
     """What every client makes of a file's keys.
 
     Args:
         keys: The file's.
         kind: Its format.
-        base: The denoiser's names.
-        component: The denoiser's place in its pipeline.
+        names: What the denoiser's layers are called.
         loader: Who loads LoRAs into that pipeline: ``diffusers``, or plain ``peft``.
     """
     readings = []
     for client, rule in CLIENTS.items():
         absent = client == "diffusers" and loader != "diffusers"
-        dropped = None if absent else rule(keys, base, component)
+        dropped = None if absent else rule(keys, names)
         meant = client in MEANT[kind] and dropped is not None
         readings.append(Reading(client, meant, None if dropped is None else tuple(dropped)))
     return readings
 
 
-def flat(name: str) -> str:
-    """A layer's name as kohya's keys write it."""
-    return name.replace(".", "_")
+def kohya_stem(name: str) -> str:
+    """What stands before the last part of kohya's keys for a layer."""
+    return "lora_unet_" + name.replace(".", "_")
 
 
-def stem(key: str, parts: tuple[str, ...] = PARTS) -> str:
+def stem(key: str, parts: Iterable[str] = PARTS) -> str:
     """What stands before a key's last part; nothing where the part is unknown."""
     return next((key.removesuffix(part) for part in parts if key.endswith(part)), "")
 
 
-def _unread(keys: Collection[str], read: Collection[str], parts: tuple[str, ...]) -> list[str]:
+def _unread(keys: Collection[str], read: Collection[str], parts: Iterable[str]) -> list[str]:
     return sorted(key for key in keys if stem(key, parts) not in read)
 
 
-def _unet_stems(base: LayerNames) -> set[str]:
+def _by_comfyui(keys: Collection[str], names: LayerNames, client: str) -> list[str] | None:
+    if names.original:
+        return _unread(keys, _unet_stems(names), PARTS)
+    return _by_layout(keys, names, client, PARTS)
+
+
+def _unet_stems(names: LayerNames) -> set[str]:
     """Every name that ComfyUI knows a UNet's layers by."""
     found = set()
-    for layer, original in base.original.items():
+    for layer, original in names.original.items():
         old = _by_processor(layer)
-        found |= {"lora_unet_" + flat(layer), "lora_unet_" + flat(original)}
+        found |= {kohya_stem(layer), kohya_stem(original)}
         found |= {old, f"unet.{old}", f"diffusion_model.{original}"}
     return found
 
@@ -234,10 +230,10 @@ def _by_processor(layer: str) -> str:
 
 
 def _by_layout(
-    keys: Collection[str], base: LayerNames, client: str, parts: tuple[str, ...]
+    keys: Collection[str], names: LayerNames, client: str, parts: Iterable[str]
 ) -> list[str] | None:
-    if base.layout is None or client not in base.layout.prefixes:
+    if names.layout is None or client not in names.layout.prefixes:
         return None
-    known = {layer for layer in base.layers if counted(layer) in base.layout.layers}
-    prefixes = base.layout.prefixes[client]
+    known = {layer for layer in names.layers if counted(layer) in names.layout.layers}
+    prefixes = names.layout.prefixes[client]
     return _unread(keys, {prefix + layer for prefix in prefixes for layer in known}, parts)

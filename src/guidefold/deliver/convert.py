@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 from guidefold.adapter import PEFT_FILE, layers_of
-from guidefold.deliver.export import write_file
-from guidefold.deliver.formats import FORMATS, format_of, unfit
-from guidefold.deliver.verify import Verdict, base_of, examine, read_file, safetensors_of
+from guidefold.deliver.base_model import base_of
+from guidefold.deliver.formats import FORMATS, unfit
+from guidefold.deliver.lora_file import read_lora, write_lora
+from guidefold.deliver.verify import Verdict, examine, safetensors_of
 from guidefold.errors import InputError, VerifyError
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import prediction_type
 from guidefold.run.folder import ensure_folder
-from guidefold.runs import read_labels, read_metadata, read_tensors
 from guidefold.settings import Format
 
 
@@ -36,28 +36,26 @@ def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:
         raise InputError(f"--to {kind}: no such format", f"Use {', '.join(kinds)}.")
     (source,) = safetensors_of(source)[:1]
     path = _place(source, target, out)
-    tensors = read_tensors(source)
-    spoken = format_of(tensors.keys(), source)
-    if spoken == "fused":
+    file = read_lora(source)
+    if file.kind == "fused":
         raise InputError(f"{source}: no LoRA, but whole weights", "Name a LoRA's file.")
     opened = open_pipeline(pipeline)
-    base = base_of(opened, source)
-    plain = read_file(source, tensors, spoken, base)
-    reason = unfit(target, base.names, base.component, base.loader, layers_of(plain))
+    base = base_of(opened, file)
+    plain = file.plain(base.names)
+    reason = unfit(target, base.names, base.loader, layers_of(plain))
     if reason:
         raise InputError(f"--to {kind}: {reason}", f"{source} stays as it is.")
-    said = read_metadata(source)
-    about = {
-        "json": None if said is None else {**said, "denoiser": base.name, "format": target},
+    about = {**file.about, "denoiser": base.name, "format": target} if file.about else None
+    description = {
         "title": out.stem,
         "prediction_type": prediction_type(opened),
-        "hint": read_labels(source).get("modelspec.usage_hint", ""),
+        "hint": file.labels.get("modelspec.usage_hint", ""),
         "description": f"Converted from {source.name}.",
     }
     new = not path.parent.exists()
     ensure_folder(path.parent)
-    write_file(path, target, plain, base, about)
-    verdict = examine(path, base, kind=target)
+    write_lora(path, target, plain, base.names, about, description)
+    verdict = examine(read_lora(path, target), base)
     if verdict.problems:
         if new:
             shutil.rmtree(path.parent)

@@ -1,37 +1,64 @@
-"""A run's adapter in the formats of its clients: written, read as they do, and compared."""
+"""A run's adapter, written for its users: in ``RUN/adapter``, and in the formats of its clients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from guidefold.about import describe_adapter, read_dial
-from guidefold.adapter import (
-    DIFFUSERS_FILE,
-    PEFT_CONFIG,
-    PEFT_FILE,
-    adapter_config,
-    layers_of,
-    part_folder,
-)
+from guidefold.adapter import layers_of, part_folder
+from guidefold.deliver.base_model import Base, base_of_run
 from guidefold.deliver.clients import read_by_clients
-from guidefold.deliver.formats import FORMATS, Tensors, cast, named, of_one_rank, unfit
-from guidefold.deliver.metadata import labels
+from guidefold.deliver.formats import FORMATS, cast, named, unfit
+from guidefold.deliver.lora_file import FILES, read_lora, write_lora
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
-from guidefold.deliver.verify import WEIGHTS, Base, Verdict, base_of_run, examine
+from guidefold.deliver.verify import Verdict, examine
 from guidefold.errors import InputError, VerifyError
-from guidefold.findings import Findings
 from guidefold.lora.dial import Dial
 from guidefold.pipelines import DTYPES
 from guidefold.progress import console
-from guidefold.run.folder import require_run
+from guidefold.run.folder import METADATA, require_run
 from guidefold.runs import finished_folder, write_json, write_tensors, write_text
 from guidefold.session import Session, open_session
 from guidefold.settings import Format, Settings
+
+
+def export(settings: Settings) -> Path:
+    """Write a run's last checkpoint as an adapter folder, reload it and compare.
+
+    Args:
+        settings: The run's.
+
+    Returns:
+        The adapter's folder.
+
+    Raises:
+        RunError: Nothing is trained yet.
+        VerifyError: What was written does not give back what was trained; nothing is kept.
+    """
+    require_run(settings.run)
+    with open_session(settings) as session:
+        return write_adapter(session)
+
+
+def write_adapter(session: Session) -> Path:
+    """:func:`export` within an open session, whose pipeline is left without a LoRA."""
+    trained = read_trained(session, measure=True)
+    kind: Format = "diffusers" if session.findings.loader == "diffusers" else "peft"
+    about = describe_adapter(session, trained.step, trained.marks)
+    folder = session.run.adapter
+    with finished_folder(folder) as temporary:
+        write_json(temporary / METADATA, about)
+        for name, tensors in trained.parts.items():
+            base = base_of_run(session, name)
+            file = _file(base, kind, "")
+            write_lora(temporary / file, kind, tensors, base.names, about)
+            _check(temporary / file, folder / file, base, trained, kind)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,7 @@ def deliver(
             console.print(warning, markup=False)
         folder = out or run.export
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
-        made = deliver_kinds(session, read_trained(session, strength), places, dtype, strength)
+        made = deliver_kinds(session, read_trained(session, strength), places, dtype)
     if wanted != "all" and made.unfit:
         reason = made.unfit[wanted]
         raise InputError(f"--format {wanted}: {reason}", "Use --format all for what fits.")
@@ -100,70 +127,35 @@ def deliver(
 
 
 def deliver_kinds(
-    session: Session,
-    trained: Trained,
-    places: Mapping[Format, Path],
-    dtype: str | None = None,
-    strength: float = 1.0,
+    session: Session, trained: Trained, places: Mapping[Format, Path], dtype: str | None = None
 ) -> Delivery:
     """:func:`deliver` within an open session.
 
     Args:
         session: The run's.
-        trained: What it has trained, at that strength.
+        trained: What it has trained, at the strength that becomes strength 1 of what is written.
         places: A folder for each format; formats that do not fit are left out.
         dtype: Of what is written.
-        strength: Of the run's adapter, that becomes strength 1 of what is written.
     """
-    left: dict[str, str] = {k: reason for k in places if (reason := _unfit(session, trained, k))}
+    bases = [base_of_run(session, name) for name in trained.parts]
+    left: dict[str, str] = {kind: why for kind in places if (why := _unfit(trained, bases, kind))}
     verdicts = [
         verdict
         for kind, place in places.items()
         if kind not in left
-        for verdict in _write(session, trained, kind, place, dtype, strength)
+        for verdict in _write_format(session, trained, bases, kind, place, dtype)
     ]
     return Delivery(tuple(verdicts), left)
 
 
-def write_file(
-    path: Path, kind: Format, tensors: Tensors, base: Base, about: Mapping[str, Any]
-) -> None:
-    """Write one denoiser's adapter.
-
-    Args:
-        path: The file.
-        kind: Any format but ``fused``.
-        tensors: By peft's names; alpha equals the rank.
-        base: What it is for.
-        about: For :func:`~guidefold.deliver.metadata.labels`, and under ``json`` what is kept as
-            JSON.
-    """
-    # kohya's files say alpha for every layer; the others say it nowhere, as nothing but the rank
-    # is understood by all: diffusers raises on metadata with fields that its peft does not know.
-    alike = tensors if kind == "kohya" else of_one_rank(tensors)
-    written = named(kind, alike, base.names, base.component)
-    write_tensors(path, written, about.get("json"), labels(kind, alike, written, base.names, about))
-    if kind == "peft":
-        layers = layers_of(alike)
-        rank = alike[f"{layers[0]}.lora_A.weight"].shape[0]
-        write_json(path.parent / PEFT_CONFIG, adapter_config(rank, layers))
-
-
-def strengthened(tensors: Tensors, strength: float) -> Tensors:
-    """An adapter that is at strength 1 what another is at a strength: ``lora_B`` is multiplied."""
-    return {n: t * strength if ".lora_B." in n else t for n, t in tensors.items()}
-
-
-def _unfit(session: Session, trained: Trained, kind: Format) -> str:
+def _unfit(trained: Trained, bases: Sequence[Base], kind: Format) -> str:
     """Why a format does not fit; nothing where it does."""
-    findings = session.findings
-    for name in findings.denoisers:
-        base = base_of_run(session, name)
-        tensors = trained.part(findings.denoisers, name)
-        reason = unfit(kind, base.names, base.component, base.loader, layers_of(tensors))
+    for base in bases:
+        tensors = trained.parts[base.name]
+        reason = unfit(kind, base.names, base.loader, layers_of(tensors))
         if not reason and kind != "fused":
-            keys = named(kind, tensors, base.names, base.component).keys()
-            readings = read_by_clients(keys, kind, base.names, base.component, base.loader)
+            keys = named(kind, tensors, base.names).keys()
+            readings = read_by_clients(keys, kind, base.names, base.loader)
             reason = "; ".join(
                 f"{r.client} would drop {', '.join(r.dropped or ())}" for r in readings if r.failed
             )
@@ -172,67 +164,84 @@ def _unfit(session: Session, trained: Trained, kind: Format) -> str:
     return ""
 
 
-def _write(
+def _write_format(
     session: Session,
     trained: Trained,
+    bases: Sequence[Base],
     kind: Format,
     place: Path,
     dtype: str | None,
-    strength: float,
 ) -> list[Verdict]:
     """Write a format's files, one for each denoiser, and keep them if they stand the test."""
-    verdicts, suffix = [], place.name.removeprefix(kind)
+    title = session.run.name + place.name.removeprefix(kind)
     marks = read_dial(session.run.adapter).marks
+    about = describe_adapter(session, trained.step, marks, trained.strength)
+    verdicts = []
     with finished_folder(place) as temporary:
-        for name in session.findings.denoisers:
-            file = _file(session, kind, name, suffix)
-            path = temporary / file
-            base = base_of_run(session, name)
-            tensors = trained.part(session.findings.denoisers, name)
-            about = describe_adapter(session, trained.step, marks, strength)
-            about |= {"denoiser": name, "format": kind}
+        for base in bases:
+            file = _file(base, kind, title)
+            own = {**about, "denoiser": base.name, "format": kind}
             if kind == "fused":
-                weights = fused_weights(base.module, tensors, strength)
-                weights = weights if dtype is None else cast(weights, DTYPES[dtype])
-                write_tensors(path, weights, about, {})
-                config: Any = base.module
-                write_text(path.parent / "config.json", config.to_json_string())
+                _write_fused(temporary / file, trained, base, dtype, own)
             else:
-                small = cast(strengthened(tensors, strength), DTYPES[dtype or "fp32"])
-                write_file(path, kind, small, base, _spoken(session, about, suffix))
-            verdict = examine(path, base, (session, trained), kind)
-            if verdict.problems:
-                raise VerifyError(
-                    f"{place / file}: {verdict.problems[0]}",
-                    "Nothing of this format was kept. Please report the pipeline's class and "
-                    "adapter.targets.",
-                )
-            verdicts.append(replace(verdict, path=place / file))
+                tensors = cast(trained.strengthened(base.name), DTYPES[dtype or "fp32"])
+                words = _description(session, own, title)
+                write_lora(temporary / file, kind, tensors, base.names, own, words)
+            verdicts.append(_check(temporary / file, place / file, base, trained, kind))
     return verdicts
 
 
-def _file(session: Session, kind: Format, name: str, suffix: str) -> Path:
+def _check(path: Path, place: Path, base: Base, trained: Trained, kind: Format) -> Verdict:
+    """Read a written file as its clients do.
+
+    Args:
+        path: The file.
+        place: Where it will be.
+        base: What it is for.
+        trained: What it must give back.
+        kind: Its format.
+
+    Raises:
+        VerifyError: It does not, or a client would drop a part of it.
+    """
+    verdict = examine(read_lora(path, kind), base, trained)
+    if verdict.problems:
+        raise VerifyError(
+            f"{place}: {verdict.problems[0]}",
+            "Nothing of this format was kept. Please report the pipeline's class and "
+            "adapter.targets.",
+        )
+    return replace(verdict, path=place)
+
+
+def _write_fused(
+    path: Path, trained: Trained, base: Base, dtype: str | None, about: Mapping[str, Any]
+) -> None:
+    """Write a denoiser's whole weights with the adapter added, as diffusers opens them."""
+    weights = fused_weights(base.module, trained.parts[base.name], trained.strength)
+    write_tensors(path, weights if dtype is None else cast(weights, DTYPES[dtype]), about, {})
+    config: Any = base.module
+    write_text(path.parent / "config.json", config.to_json_string())
+
+
+def _file(base: Base, kind: Format, title: str) -> Path:
     """A file's place in its format's folder."""
-    denoisers, title = session.findings.denoisers, session.run.name + suffix
-    if kind in ("kohya", "transformer"):
-        return Path(title + ("" if name == denoisers[0] else f"-{name}") + ".safetensors")
-    file = {"diffusers": DIFFUSERS_FILE, "peft": PEFT_FILE, "fused": WEIGHTS}[kind]
-    return part_folder(Path(), denoisers, name) / file
+    if kind in FILES:
+        return part_folder(Path(), base.denoisers, base.name) / FILES[kind]
+    return Path(
+        title + ("" if base.name == base.denoisers[0] else f"-{base.name}") + ".safetensors"
+    )
 
 
-def _spoken(session: Session, about: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+def _description(session: Session, about: Mapping[str, Any], title: str) -> dict[str, str]:
     """A run for the metadata of other programs."""
     call, findings = session.settings.pipeline.call, session.findings
     sized, meant = {"width", "height"} <= call.keys(), Dial.from_json(about).stands_for
+    also = "".join(f", {name} {value:g}" for name, value in findings.also_off.items())
     return {
-        "json": about,
-        "title": session.run.name + suffix,
+        "title": title,
         "prediction_type": findings.prediction_type,
-        "hint": f"CFG {findings.off:g}{_also(findings)}, strength 1 = {meant}",
+        "hint": f"CFG {findings.off:g}{also}, strength 1 = {meant}",
         "description": "Guidance folded into a LoRA: one pass a step. " + about["usage_hint"],
         "size": f"{call['width']}x{call['height']}" if sized else "",
     }
-
-
-def _also(findings: Findings) -> str:
-    return "".join(f", {name} {value:g}" for name, value in findings.also_off.items())

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 
 from guidefold.adapter import layers_of
-from guidefold.deliver.clients import PARTS, flat, stem
+from guidefold.deliver.clients import PARTS, kohya_stem, stem
 from guidefold.deliver.layer_names import LayerNames
 from guidefold.errors import InputError, MismatchError, NonFiniteError
 from guidefold.settings import Format
@@ -41,51 +41,45 @@ APART = {
 }
 
 
-def unfit(
-    kind: Format, base: LayerNames, component: str, loader: str, layers: Collection[str]
-) -> str:
+def unfit(kind: Format, names: LayerNames, loader: str, layers: Collection[str]) -> str:
     """Why a format does not fit an adapter; nothing where it does.
 
     Args:
         kind: The format.
-        base: The denoiser's names.
-        component: The first denoiser's place in its pipeline.
+        names: What the denoiser's layers are called.
         loader: Who loads LoRAs into the pipeline.
         layers: The adapted layers.
     """
     if kind == "diffusers" and loader != "diffusers":
         return "diffusers has no LoRA loader for this pipeline"
-    if kind == "kohya" and not base.kohya:
+    if kind == "kohya" and not names.kohya:
         return "its names are for the UNets of latent diffusion"
     if kind == "kohya":
-        silent = sorted(set(layers) - base.kohya.keys())
+        silent = sorted(set(layers) - names.kohya.keys())
         if silent:
             more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
             return (
                 f"it has no name for {', '.join(silent[:3])}{more}; another adapter.targets may do"
             )
-    if kind == "transformer" and component != "transformer":
+    if kind == "transformer" and names.component != "transformer":
         return "it is for diffusion transformers"
     return ""
 
 
-def named(
-    kind: Format, tensors: Tensors, base: LayerNames, component: str
-) -> dict[str, torch.Tensor]:
+def named(kind: Format, tensors: Tensors, names: LayerNames) -> dict[str, torch.Tensor]:
     """Tensors under a format's names.
 
     Args:
         kind: ``diffusers``, ``kohya``, ``transformer`` or ``peft``.
         tensors: By peft's names; alpha equals the rank.
-        base: The denoiser's names.
-        component: The first denoiser's place in its pipeline.
+        names: What the denoiser's layers are called.
     """
     if kind != "kohya":
-        prefix = PEFT_PREFIX if kind == "peft" else f"{component}."
+        prefix = PEFT_PREFIX if kind == "peft" else f"{names.component}."
         return {prefix + name: tensor for name, tensor in tensors.items()}
     found = {}
     for layer in layers_of(tensors):
-        name = "lora_unet_" + flat(base.kohya[layer])
+        name = kohya_stem(names.kohya[layer])
         down = tensors[f"{layer}.lora_A.weight"]
         found[f"{name}.lora_down.weight"] = down
         found[f"{name}.lora_up.weight"] = tensors[f"{layer}.lora_B.weight"]
@@ -128,30 +122,29 @@ def format_of(keys: Collection[str], path: Path) -> Format:
 
 
 def read(
-    tensors: Tensors, kind: Format, base: LayerNames, component: str, about: Mapping[str, Any]
+    tensors: Tensors, kind: Format, names: LayerNames, about: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """A file's tensors by peft's names, alpha folded in.
 
     Args:
         tensors: As the file names them.
         kind: Its format.
-        base: The denoiser's names.
-        component: The first denoiser's place in its pipeline.
+        names: What the denoiser's layers are called.
         about: What says alpha elsewhere: peft's configuration.
 
     Raises:
         MismatchError: A layer that the denoiser does not have, or half a pair.
     """
-    names = layers_by_stem(kind, base, component)
+    known = layers_by_stem(kind, names)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        layer = names.get(stem(key))
+        layer = known.get(head := stem(key))
         if layer is None:
             raise MismatchError(
                 f"'{key}' belongs to no layer of this denoiser",
                 "Name the pipeline that the file was made for; other kinds of keys are not read.",
             )
-        parts.setdefault(layer, {})[_role(key)] = tensor
+        parts.setdefault(layer, {})[PARTS[key.removeprefix(head)]] = tensor
     found = {}
     for layer, pair in sorted(parts.items()):
         if not {"down", "up"} <= pair.keys():
@@ -215,24 +208,17 @@ def of_one_rank(tensors: Tensors) -> dict[str, torch.Tensor]:
     return found
 
 
-def layers_by_stem(kind: Format, base: LayerNames, component: str) -> dict[str, str]:
+def layers_by_stem(kind: Format, names: LayerNames) -> dict[str, str]:
     """From what stands before a key's last part to the layer."""
     if kind == "kohya":
-        both = [(layer, layer) for layer in base.layers] + list(base.original.items())
-        return {"lora_unet_" + flat(name): layer for layer, name in both}
-    prefix = PEFT_PREFIX if kind == "peft" else f"{component}."
-    found = {prefix + layer: layer for layer in base.layers}
-    for layer in base.layers:  # the old names of attention layers
+        both = [(layer, layer) for layer in names.layers] + list(names.original.items())
+        return {kohya_stem(name): layer for layer, name in both}
+    prefix = PEFT_PREFIX if kind == "peft" else f"{names.component}."
+    found = {prefix + layer: layer for layer in names.layers}
+    for layer in names.layers:  # the old names of attention layers
         old = re.sub(r"\.to_out\.0$", ".to_out", layer.replace(".to_", ".processor.to_"))
         found.setdefault(prefix + old, layer)
     return found
-
-
-def _role(key: str) -> str:
-    part = next(part for part in PARTS if key.endswith(part))
-    if part == ".alpha":
-        return "alpha"
-    return "down" if "down" in part or "lora_A" in part else "up"
 
 
 def _alpha(

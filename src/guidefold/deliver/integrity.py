@@ -1,29 +1,30 @@
-"""Where a file comes from by its own word: its bytes as they were written, its base as it was."""
+"""Check a file against its own metadata: unchanged since it was written, and made for this base."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from guidefold.adapter import PEFT_CONFIG
+from guidefold.deliver.lora_file import SINCE, LoraFile
 from guidefold.deliver.metadata import content_hash
 from guidefold.denoisers import as_one
 from guidefold.errors import CorruptFileError
 from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline
 from guidefold.probe import prediction_type
-from guidefold.runs import MANIFEST, check_file, read_json, read_labels, read_metadata, read_tensors
+from guidefold.runs import MANIFEST, check_file, read_json, sha256
 
 HASH = "modelspec.hash_sha256"
-SINCE = "damaged or edited since it was written; write it again with 'guidefold export'"
 
 
 @dataclass
-class Offered:
-    """A pipeline that files are held against.
+class GivenPipeline:
+    """A pipeline that files are compared with.
 
     Attributes:
         source: Where it was opened from.
@@ -59,19 +60,6 @@ class Offered:
         return prediction_type(self.pipeline) if told else "None"
 
 
-def said_of(path: Path) -> Mapping[str, Any]:
-    """What a file of Guidefold's says of itself; empty of other files.
-
-    Raises:
-        CorruptFileError: It cannot be read.
-    """
-    try:
-        about = read_metadata(path)
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: its metadata is no JSON ({error}): {SINCE}") from error
-    return about if isinstance(about, Mapping) else {}
-
-
 def denoiser_of(path: Path, about: Mapping[str, Any], denoisers: tuple[str, ...]) -> str:
     """The denoiser that a file is for: by its word, or by its folder, where an adapter has several.
 
@@ -84,22 +72,22 @@ def denoiser_of(path: Path, about: Mapping[str, Any], denoisers: tuple[str, ...]
     return str(about.get("denoiser", named))
 
 
-def damage(path: Path, about: Mapping[str, Any]) -> list[str]:
+def damage(file: LoraFile) -> list[str]:
     """How a file differs from what was written, in words: by its own hash and its folder's.
 
-    Args:
-        path: The file.
-        about: What it says of itself. Other programs mean other things by the same hash.
+    Other programs mean other things by the same hash.
     """
     wrong = []
-    told = read_labels(path).get(HASH)
-    if about and told is not None and told != content_hash(read_tensors(path)):
+    told = file.labels.get(HASH)
+    if file.about and told is not None and told != content_hash(file.tensors):
         wrong.append(f"its values are not those of its {HASH}: {SINCE}")
-    return wrong + [line for folder in path.parents[:2] for line in _unlike_manifest(folder, path)]
+    hashed = cache(sha256)  # several manifests may name the same file
+    folders = file.path.parents[:2]
+    return wrong + [line for folder in folders for line in _damage_by(folder, file.path, hashed)]
 
 
-def _unlike_manifest(folder: Path, path: Path) -> list[str]:
-    """Which of a file, and of what its loaders read beside it, a folder's manifest denies."""
+def _damage_by(folder: Path, path: Path, hashed: Callable[[Path], str]) -> list[str]:
+    """How a file, and what its loaders read beside it, differs from a folder's manifest."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         return []
@@ -108,7 +96,7 @@ def _unlike_manifest(folder: Path, path: Path) -> list[str]:
         for near in (path, path.with_name(PEFT_CONFIG), path.with_name("config.json")):
             entry = entries.get(near.relative_to(folder).as_posix())
             if entry is not None:
-                check_file(near, entry["sha256"], entry["size"])
+                check_file(near, entry["sha256"], entry["size"], hashed=hashed)
     except CorruptFileError as error:
         return [f"{error.message}: {SINCE}"]
     except (AttributeError, KeyError, TypeError):
@@ -129,7 +117,7 @@ def other_base(about: Mapping[str, Any], predicts: str, weights: Iterable[str]) 
     base = about.get("findings") or {}
     wrong = []
     if "fingerprint" in base:
-        asked, found = str(base["fingerprint"]), list(_until(str(base["fingerprint"]), weights))
+        asked, found = str(base["fingerprint"]), list(_up_to(str(base["fingerprint"]), weights))
         if asked not in found:
             wrong.append(f"weights {asked}, here {found[0] if found else 'no such denoiser'}")
     if base.get("prediction_type", predicts) != predicts:
@@ -142,8 +130,8 @@ def other_base(about: Mapping[str, Any], predicts: str, weights: Iterable[str]) 
     ]
 
 
-def _until(wanted: str, found: Iterable[str]) -> Iterator[str]:
-    """No further than what was looked for: what follows may take long."""
+def _up_to(wanted: str, found: Iterable[str]) -> Iterator[str]:
+    """Stop at the first match: later items are expensive to compute."""
     for one in found:
         yield one
         if one == wanted:

@@ -59,7 +59,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class LayerNames:
-    """A denoiser as far as the names of its layers go.
+    """What a denoiser's layers are called.
 
     Attributes:
         layers: Its linear layers and convolutions.
@@ -70,6 +70,8 @@ class LayerNames:
             original code.
         layout: What kind of diffusion transformer it is, where clients know it.
         config: Its configuration.
+        component: What stands before its keys in diffusers' files: the place of the first denoiser
+            in its pipeline.
     """
 
     layers: frozenset[str]
@@ -78,9 +80,10 @@ class LayerNames:
     added: bool = False
     layout: Layout | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    component: str = ""
 
 
-def layer_names(denoiser: nn.Module) -> LayerNames:
+def layer_names(denoiser: nn.Module, component: str = "") -> LayerNames:
     """What the clients know of a denoiser."""
     layers = frozenset(n for n, m in denoiser.named_modules() if isinstance(m, ALL))
     said = getattr(denoiser, "config", None)
@@ -89,7 +92,7 @@ def layer_names(denoiser: nn.Module) -> LayerNames:
     known = original_names(layers) if embedded in (None, "text_time") else {}
     added = embedded == "text_time"
     kohya = known if added else {layer: layer for layer in known}
-    return LayerNames(layers, known, kohya, added, find_layout(layers), config)
+    return LayerNames(layers, known, kohya, added, find_layout(layers), config, component)
 
 
 def original_names(layers: Iterable[str]) -> dict[str, str]:

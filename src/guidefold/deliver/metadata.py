@@ -20,7 +20,7 @@ ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 
 
 def labels(
-    kind: Format, tensors: Tensors, written: Tensors, base: LayerNames, about: Mapping[str, Any]
+    kind: Format, tensors: Tensors, written: Tensors, names: LayerNames, about: Mapping[str, Any]
 ) -> dict[str, str]:
     """Metadata by the keys of ModelSpec and, for kohya's files, of sd-scripts.
 
@@ -32,20 +32,21 @@ def labels(
         kind: The format.
         tensors: By peft's names.
         written: The same as the file names them.
-        base: The denoiser's names.
+        names: What the denoiser's layers are called.
         about: ``title``, ``prediction_type`` and ``hint``; ``size`` where it is known.
     """
-    version, v2, architecture = _base(base, about["prediction_type"])
+    predicts, plain = about["prediction_type"], kind != "kohya" or not names.added
+    version, v2, architecture = _base(names, predicts)
     found = {
         "modelspec.sai_model_spec": SPECIFICATION,
         "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": _implementation(kind, base),
+        "modelspec.implementation": "diffusers" if plain else ORIGINAL_CODE,
         "modelspec.title": about["title"],
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
         "modelspec.hash_sha256": content_hash(written),
         "modelspec.usage_hint": about["hint"],
         "modelspec.description": about["description"],
-        "modelspec.prediction_type": _prediction(about["prediction_type"]),
+        "modelspec.prediction_type": "v" if predicts == "v_prediction" else predicts,
         "modelspec.resolution": about.get("size", ""),
     }
     if kind == "kohya":
@@ -74,22 +75,14 @@ def _kohya(tensors: Tensors, version: str, v2: str) -> dict[str, str]:
     }
 
 
-def _base(base: LayerNames, prediction_type: str) -> tuple[str, str, str]:
+def _base(names: LayerNames, prediction_type: str) -> tuple[str, str, str]:
     """``(kohya's version, kohya's v2, architecture)``."""
-    if base.layout is not None:
-        return base.layout.version, "", base.layout.architecture
-    if not base.original:
-        return "", "", str(base.config.get("_class_name", "unknown")).lower()
-    known = {**base.config, "prediction_type": prediction_type}
+    if names.layout is not None:
+        return names.layout.version, "", names.layout.architecture
+    if not names.original:
+        return "", "", str(names.config.get("_class_name", "unknown")).lower()
+    known = {**names.config, "prediction_type": prediction_type}
     for entry in client_facts()["base"]:
         if all(known.get(name) == value for name, value in entry["when"].items()):
             return entry["version"], entry["v2"], entry["architecture"]
     raise AssertionError("the last entry fits every base")
-
-
-def _implementation(kind: Format, base: LayerNames) -> str:
-    return ORIGINAL_CODE if kind == "kohya" and base.added else "diffusers"
-
-
-def _prediction(prediction_type: str) -> str:
-    return {"v_prediction": "v"}.get(prediction_type, prediction_type)

@@ -13,11 +13,14 @@ from guidefold.about import read_adapter
 from guidefold.adapter import adapted_layers, check_turned_on, load_adapter, set_strength
 from guidefold.capture import GUIDER, guiders
 from guidefold.denoisers import as_one, denoisers
-from guidefold.errors import InputError, MismatchError
+from guidefold.errors import InputError, MismatchError, RunError
 from guidefold.findings import Findings
 from guidefold.lora.dial import Dial
 from guidefold.pipelines import fingerprint
 from guidefold.probe import prediction_type
+from guidefold.run.folder import RunFolder
+from guidefold.runs import restore_folder
+from guidefold.session import Session
 
 
 class IgnoredNegativePromptWarning(UserWarning):
@@ -173,3 +176,39 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
             OtherBaseWarning,
             stacklevel=3,
         )
+
+
+def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
+    """The folder of a run's adapter, or another one that was named.
+
+    Raises:
+        RunError: The run has none yet.
+    """
+    if folder is None:
+        folder = run.adapter
+        restore_folder(folder)
+        if not folder.exists():
+            raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
+    return folder
+
+
+def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
+    """Load a written adapter into a session's stock pipeline, after making sure it belongs there.
+
+    Raises:
+        RunError: There is none yet.
+        CorruptFileError: Its files are not the ones that were written.
+        MismatchError: It was trained on another base.
+    """
+    folder = find_adapter(session.run, folder)
+    about = read_adapter(folder)
+    trained_on = Findings.from_json(about["findings"])
+    trained_on.check_same_base(session.findings)
+    if about["g_ref"] != session.settings.adapter.g_ref:
+        raise MismatchError(
+            f"{folder}: strength 1 stands for guidance {about['g_ref']:g} in the adapter and "
+            f"{session.settings.adapter.g_ref:g} in the settings",
+            "Use the run's own settings.",
+        )
+    findings = session.findings
+    load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, strength)

@@ -14,8 +14,8 @@ from guidefold.progress import plural
 
 SHOWN = 3
 PARTS = ("lora_A", "lora_B")
-# Of a layer's update in float32: thousands of times what two orders of adding up differ by, and a
-# thousandth of what scaling by 0.99 does.
+# Of a layer's update: far above what two orders of summation differ by in float32, and a thousandth
+# of what scaling by 0.99 does.
 EXACT = 1e-5
 # Of a fused update: half of what scaling by 0.99 does.
 FUSED = 5e-3
@@ -23,22 +23,22 @@ FUSED = 5e-3
 SUMS = 1e-6
 
 
-def some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few of a list; dots where there are more."""
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
-def misfits(wanted: Tensors, denoiser: nn.Module) -> list[str]:
+def wrong_widths(wanted: Tensors, denoiser: nn.Module) -> list[str]:
     """The layers that a LoRA was made for with another width, in words; nothing where all fit."""
     wrong = [
         f"{layer} ({_width(wanted, layer)}, here {here})"
         for layer in layers_of(wanted)
         if _width(wanted, layer) != (here := _width_of(denoiser.get_submodule(layer)))
     ]
-    return [f"made for layers of another width: {some(wrong)}"] if wrong else []
+    return [f"made for layers of another width: {first_few(wrong)}"] if wrong else []
 
 
-def strangers(weights: Tensors, denoiser: nn.Module) -> list[str]:
+def wrong_weights(weights: Tensors, denoiser: nn.Module) -> list[str]:
     """Whole weights of other names or shapes than a denoiser's, in words; nothing where all fit."""
     own = denoiser.state_dict()
     wrong = [f"{name} (not in the file)" for name in sorted(own.keys() - weights.keys())]
@@ -48,11 +48,11 @@ def strangers(weights: Tensors, denoiser: nn.Module) -> list[str]:
         for name in sorted(weights.keys() & own.keys())
         if weights[name].shape != own[name].shape
     ]
-    return [f"made for a denoiser of other layers: {some(wrong)}"] if wrong else []
+    return [f"made for a denoiser of other layers: {first_few(wrong)}"] if wrong else []
 
 
-def others(found: Tensors, wanted: Tensors, loader: str) -> list[str]:
-    """What a loader has made of a file, where it is not what the file says."""
+def loaded_otherwise(found: Tensors, wanted: Tensors, loader: str) -> list[str]:
+    """Differences between a file's tensors and those that a library loaded from it, in words."""
     odd = found.keys() ^ wanted.keys()
     if odd:
         return [f"{loader} loads other layers than the file's: {', '.join(layers_of(odd))}"]
@@ -82,7 +82,7 @@ def off_student(found: Tensors, student: Tensors, strength: float) -> list[str]:
     """
     odd = layers_of([*(found.keys() ^ student.keys())])
     if odd:
-        return [f"other layers than the trained student's: {some(odd)}"]
+        return [f"other layers than the trained student's: {first_few(odd)}"]
     wrong = {}
     for layer in layers_of(student):
         (down, up), own = _pair(found, layer), _pair(student, layer)
@@ -151,7 +151,7 @@ def _told(wrong: dict[str, float], what: str) -> list[str]:
     if not wrong:
         return []
     worst = sorted(wrong, key=lambda name: -wrong[name])
-    shown = some([f"{name} (by {100 * wrong[name]:.3g}%)" for name in worst])
+    shown = first_few([f"{name} (by {100 * wrong[name]:.3g}%)" for name in worst])
     return [f"{plural(len(wrong), what)} off the trained student's: {shown}"]
 
 

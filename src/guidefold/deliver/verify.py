@@ -9,63 +9,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.adapter import PEFT_CONFIG, load_part, loaded_tensors, unload_adapter
+from guidefold.adapter import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
+from guidefold.arguments import Tree, tree_map
 from guidefold.config import load_settings
-from guidefold.deliver.clients import Reading, read_by_clients, stem
-from guidefold.deliver.formats import Tensors, alphas_of, format_of, layers_by_stem, read
-from guidefold.deliver.integrity import Offered, damage, denoiser_of, other_base, said_of
-from guidefold.deliver.layer_names import LayerNames, layer_names
-from guidefold.deliver.tensor_checks import misfits, off_fused, off_student, others, some, strangers
-from guidefold.deliver.trained import Trained, check_layers, check_loaded, read_trained
+from guidefold.deliver.base_model import Base, base_of, base_of_run
+from guidefold.deliver.clients import Reading, read_by_clients
+from guidefold.deliver.formats import Tensors
+from guidefold.deliver.integrity import GivenPipeline, damage, denoiser_of, other_base
+from guidefold.deliver.lora_file import LoraFile, read_lora
+from guidefold.deliver.tensor_checks import (
+    first_few,
+    loaded_otherwise,
+    off_fused,
+    off_student,
+    wrong_weights,
+    wrong_widths,
+)
+from guidefold.deliver.trained import Trained, read_trained
+from guidefold.denoisers import COMPONENT, as_one, denoisers
 from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
-from guidefold.pipelines import modules, open_pipeline
-from guidefold.probe import lora_loader
+from guidefold.outputs import output_tensor
+from guidefold.pipelines import DTYPES, open_pipeline
 from guidefold.run.folder import require_run
-from guidefold.runs import read_json, read_labels, read_tensors
 from guidefold.session import Session, open_session
 from guidefold.settings import Format
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
 REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, OSError)
 
 
 @dataclass(frozen=True)
-class Base:
-    """What a file is loaded onto.
-
-    Attributes:
-        pipeline: A stock pipeline.
-        denoisers: Its components that LoRAs are made for.
-        name: The one that the file is for.
-        loader: Who loads LoRAs into the pipeline.
-        names: What the denoiser's layers are called.
-    """
-
-    pipeline: DiffusionPipeline
-    denoisers: tuple[str, ...]
-    name: str
-    loader: str
-    names: LayerNames
-
-    @property
-    def component(self) -> str:
-        """What stands before the keys of diffusers' files."""
-        return self.denoisers[0]
-
-    @property
-    def module(self) -> nn.Module:
-        """The denoiser."""
-        found: nn.Module = getattr(self.pipeline, self.name)
-        return found
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """What a file is worth.
+    """The result of checking one file.
 
     Attributes:
         path: The file.
@@ -124,8 +101,8 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
         require_run(run)
         with open_session(load_settings(run)) as session:
             return _of_a_run(files, session)
-    offered = Offered(str(pipeline), open_pipeline(str(pipeline)))
-    return [_of_a_pipeline(file, offered) for file in files]
+    given = GivenPipeline(str(pipeline), open_pipeline(str(pipeline)))
+    return [_of_a_pipeline(read_lora(file), given) for file in files]
 
 
 def safetensors_of(path: Path) -> list[Path]:
@@ -142,110 +119,94 @@ def safetensors_of(path: Path) -> list[Path]:
     return files
 
 
-def base_of(pipeline: DiffusionPipeline, path: Path) -> Base:
-    """The component of a pipeline that a file's layers are found in.
-
-    Raises:
-        MismatchError: In none of them.
-    """
-    tensors = read_tensors(path)
-    kind = format_of(tensors.keys(), path)
-
-    def hits(name: str, module: nn.Module) -> int:
-        if kind == "fused":
-            return len(module.state_dict().keys() & tensors.keys())
-        names = layers_by_stem(kind, layer_names(module), name)
-        return sum(stem(key) in names for key in tensors)
-
-    found = {name: hits(name, module) for name, module in modules(pipeline).items()}
-    best = max(found, key=lambda name: found[name])
-    if not found[best]:
-        raise MismatchError(
-            f"{path}: no component of {type(pipeline).__name__} has the file's layers, such as "
-            f"'{min(tensors)}'",
-            "Name the pipeline that it was made for with --pipeline.",
+def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
+    findings = session.findings
+    trained: dict[float, Trained] = {}
+    verdicts = []
+    for path in files:
+        file = read_lora(path, own=True)
+        if file.strength not in trained:
+            trained[file.strength] = read_trained(session, file.strength)
+        name = denoiser_of(file.path, file.about, findings.denoisers)
+        if name not in findings.denoisers:
+            raise MismatchError(
+                f"{file.path}: it is for '{name}', which this run has not adapted", ""
+            )
+        base = base_of_run(session, name)
+        verdict = examine(file, base, trained[file.strength])
+        verdicts.append(
+            _with_origin(verdict, file, findings.prediction_type, [findings.fingerprint])
         )
-    loader = lora_loader(pipeline, [best])
-    return Base(pipeline, (best,), best, loader, layer_names(getattr(pipeline, best)))
+    return verdicts
 
 
-def base_of_run(session: Session, name: str) -> Base:
-    """One denoiser of a session's pipeline."""
-    findings, module = session.findings, session.denoisers[name]
-    return Base(session.pipeline, findings.denoisers, name, findings.loader, layer_names(module))
+def _of_a_pipeline(file: LoraFile, given: GivenPipeline) -> Verdict:
+    verdict = examine(file, base_of(given.pipeline, file))
+    names = tuple(file.about.get("findings", {}).get("denoisers", ()))
+    return _with_origin(verdict, file, given.prediction_type, given.fingerprints(names))
 
 
-def examine(
-    path: Path,
-    base: Base,
-    student: tuple[Session, Trained] | None = None,
-    kind: Format | None = None,
+def _with_origin(
+    verdict: Verdict, file: LoraFile, predicts: str, weights: Iterable[str]
 ) -> Verdict:
+    """Add the problems found by comparing the file with its own metadata."""
+    first = [*damage(file), *other_base(file.about, predicts, weights)]
+    return replace(verdict, problems=(*first, *verdict.problems))
+
+
+def examine(file: LoraFile, base: Base, trained: Trained | None = None) -> Verdict:
     """Read a file as its clients do.
 
     Args:
-        path: The file.
+        file: The file.
         base: What it is for.
-        student: What its predictions are compared with.
-        kind: Its format, where it is known; keys of diffusers and of transformers look alike.
+        trained: What its tensors and its predictions are compared with.
     """
-    tensors = read_tensors(path)
-    kind = kind or format_of(tensors.keys(), path)
-    problems: list[str] = []
-    readings: list[Reading] = []
-    if kind != "fused":
-        readings = read_by_clients(tensors.keys(), kind, base.names, base.component, base.loader)
-        problems += [
-            f"{r.client} drops {len(r.dropped or ())} of {len(tensors)} keys: "
-            f"{some(r.dropped or ())}"
-            for r in readings
-            if r.failed
-        ]
+    kind, keys, whole = file.kind, file.tensors.keys(), file.kind == "fused"
+    readings = [] if whole else read_by_clients(keys, kind, base.names, base.loader)
+    problems = [
+        f"{r.client} drops {len(r.dropped or ())} of {len(keys)} keys: {first_few(r.dropped or ())}"
+        for r in readings
+        if r.failed
+    ]
     loader, difference = _loader_of(kind, base), None
     try:
-        wanted = {} if kind == "fused" else read_file(path, tensors, kind, base)
-        wrong = strangers(tensors, base.module) if kind == "fused" else misfits(wanted, base.module)
+        tensors = file.tensors if whole else file.plain(base.names)
+        wrong = wrong_weights(tensors, base.module) if whole else wrong_widths(tensors, base.module)
         if wrong:
             loader = ""
-        elif student is not None:
-            wrong = _off(student[1], path, base, kind, tensors if kind == "fused" else wanted)
+        elif trained is not None:
+            wrong = _off_student(file, tensors, base, trained)
         problems += wrong
         if loader:
-            with loaded(path, kind, base, loader, student):
-                if kind != "fused":
-                    problems += others(loaded_tensors(base.module), wanted, loader)
-                if student is not None:
-                    difference = _compare(student, base, kind, loader, tensors)
+            with _loaded(file, base, loader) as denoiser:
+                if not whole:
+                    problems += loaded_otherwise(loaded_tensors(denoiser), tensors, loader)
+                if trained is not None:
+                    difference = _compare(trained, denoiser, file, base, loader)
     except GuidefoldError as error:
         problems.append(error.message)
-    return Verdict(path, kind, len(tensors), tuple(readings), loader, difference, tuple(problems))
+    return Verdict(file.path, kind, len(keys), tuple(readings), loader, difference, tuple(problems))
 
 
-def read_file(path: Path, tensors: Tensors, kind: Format, base: Base) -> dict[str, torch.Tensor]:
-    """A file's tensors by peft's names, its alpha folded in wherever it is written.
+def _loader_of(kind: Format, base: Base) -> str:
+    """Who loads a file here; empty where no plain library can."""
+    if kind == "peft":
+        return "peft"
+    return "diffusers" if kind == "fused" or base.loader == "diffusers" else ""
 
-    Raises:
-        InputError: Its configuration asks for more than a LoRA, or its keys are not the
-            denoiser's.
-    """
-    beside = path.parent / PEFT_CONFIG
-    about: Mapping[str, Any] = alphas_of(read_labels(path), base.component)
-    if kind == "peft" and beside.exists():
-        about = read_json(beside)
-    for name in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"):
-        if about.get(name):
-            raise InputError(f"{path}: '{name}' is set, which is more than a LoRA", "")
-    try:
-        return read(tensors, kind, base.names, base.component, about)
-    except MismatchError as error:
-        raise MismatchError(f"{path}: {error.message}", error.remedy) from error
+
+def _off_student(file: LoraFile, plain: Tensors, base: Base, trained: Trained) -> list[str]:
+    """Where a file's tensors are not the student's; predictions hide what a single layer does."""
+    student = trained.parts[base.name]
+    if file.kind == "fused":
+        return off_fused(file.tensors, base.module, student, file.strength)
+    return off_student(plain, student, file.strength)
 
 
 @contextmanager
-def loaded(
-    path: Path, kind: Format, base: Base, loader: str, student: tuple[Session, Trained] | None
-) -> Iterator[None]:
-    """The file in its pipeline, put there by the library alone, for a while.
+def _loaded(file: LoraFile, base: Base, loader: str) -> Iterator[nn.Module]:
+    """The denoiser with the file in it, put there by the library alone, for a while.
 
     Raises:
         VerifyError: The library does not take it.
@@ -253,20 +214,20 @@ def loaded(
     plain = base.module
     try:
         try:
-            if kind == "fused":
-                _place(base, _opened(path, plain), student)
+            if file.kind == "fused":
+                loaded = _open_denoiser(file.path, plain)
             else:
-                load_part(base.pipeline, base.denoisers, base.name, loader, path)
+                load_part(base.pipeline, base.denoisers, base.name, loader, file.path)
+                loaded = base.module
         except REFUSALS as error:
             reason = " ".join(str(error).split())[:300]
             raise VerifyError(f"{loader} does not take the file: {reason}") from error
-        yield
+        yield loaded
     finally:
         unload_adapter(plain)
-        _place(base, plain, student)
 
 
-def _opened(path: Path, like: nn.Module) -> nn.Module:
+def _open_denoiser(path: Path, like: nn.Module) -> nn.Module:
     """A denoiser's whole weights, opened by diffusers."""
     kind, first = type(like), next(like.parameters())
     opened: nn.Module = kind.from_pretrained(  # type: ignore[attr-defined]
@@ -275,65 +236,57 @@ def _opened(path: Path, like: nn.Module) -> nn.Module:
     return opened.eval().to(first.device)
 
 
-def _place(base: Base, module: nn.Module, student: tuple[Session, Trained] | None) -> None:
-    setattr(base.pipeline, base.name, module)
-    if student is not None:  # it remembers the module that it had
-        student[0].__dict__.pop("denoiser", None)
-
-
-def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
-    trained: dict[float, Trained] = {}
-    verdicts = []
-    for file in files:
-        about = said_of(file)
-        strength = float(about.get("strength", 1.0))
-        if strength not in trained:
-            trained[strength] = read_trained(session, strength)
-        name = denoiser_of(file, about, session.findings.denoisers)
-        if name not in session.findings.denoisers:
-            raise MismatchError(f"{file}: it is for '{name}', which this run has not adapted", "")
-        base = base_of_run(session, name)
-        verdict = examine(file, base, (session, trained[strength]), about.get("format"))
-        here = session.findings
-        verdicts.append(_judged(verdict, here.prediction_type, [here.fingerprint]))
-    return verdicts
-
-
-def _of_a_pipeline(file: Path, offered: Offered) -> Verdict:
-    verdict = examine(file, base_of(offered.pipeline, file))
-    names = tuple(said_of(file).get("findings", {}).get("denoisers", ()))
-    return _judged(verdict, offered.prediction_type, offered.fingerprints(names))
-
-
-def _judged(verdict: Verdict, predicts: str, weights: Iterable[str]) -> Verdict:
-    """A verdict that also holds a file against its own word."""
-    about = said_of(verdict.path)
-    first = [*damage(verdict.path, about), *other_base(about, predicts, weights)]
-    return replace(verdict, problems=(*first, *verdict.problems))
-
-
-def _loader_of(kind: Format, base: Base) -> str:
-    """Who loads a file here; empty where no plain library can."""
-    if kind in ("fused", "peft"):
-        return "diffusers" if kind == "fused" else "peft"
-    return "diffusers" if base.loader == "diffusers" else ""
-
-
-def _off(trained: Trained, path: Path, base: Base, kind: Format, found: Tensors) -> list[str]:
-    """Where a file's own values are not the student's; predictions hide what a layer does."""
-    student = trained.part(base.denoisers, base.name)
-    strength = float(said_of(path).get("strength", 1.0))
-    if kind == "fused":
-        return off_fused(found, base.module, student, strength)
-    return off_student(found, student, strength)
-
-
 def _compare(
-    student: tuple[Session, Trained], base: Base, kind: Format, loader: str, tensors: Tensors
+    trained: Trained, denoiser: nn.Module, file: LoraFile, base: Base, loader: str
 ) -> float:
-    """How far the loaded file's predictions are from the student's."""
-    session, trained = student
-    eps = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
-    if kind != "fused":
-        check_layers(session, trained, [base.name], loader)
-    return check_loaded(session, trained, [base.name], loader, eps)
+    """How far a loaded file's predictions are from the student's, as a share of the largest.
+
+    In half precision clients round the adapter too; what then hides in the tolerance, a layer that
+    was not loaded, is found by its name.
+
+    Raises:
+        VerifyError: Other layers than were trained, or other predictions.
+    """
+    if file.kind != "fused":
+        _check_layers(trained, base, loader)
+    # Some layers stay in float32 whatever a pipeline is opened in: the coarsest type counts.
+    held = {p.dtype for p in denoiser.parameters()} & set(DTYPES.values())
+    held |= {t.dtype for t in file.tensors.values() if t.is_floating_point()}
+    tolerance = max(1e-3, 4 * max(torch.finfo(dtype).eps for dtype in held))
+    worst = 0.0
+    for ref, truth in zip(trained.refs, trained.expected, strict=True):
+        args, kwargs = ref.read().arguments
+        if kwargs.get(COMPONENT, base.name) != base.name:
+            continue  # another denoiser is called at this state
+        apart = float((_predict(denoiser, args, kwargs) - truth).abs().max() / truth.abs().max())
+        worst = max(worst, apart)
+        if not apart <= tolerance:
+            raise VerifyError(
+                f"{trained.run}: the written adapter, loaded by {loader}, is {apart:.2g} off the "
+                "trained student"
+            )
+    return worst
+
+
+@torch.no_grad()
+def _predict(denoiser: nn.Module, args: Tree, kwargs: Mapping[str, Any]) -> torch.Tensor:
+    device = next(denoiser.parameters()).device
+    own = {name: value for name, value in kwargs.items() if name != COMPONENT}
+    args, own = tree_map(lambda tensor: tensor.to(device), (args, own))
+    return output_tensor(denoiser(*args, **own)).float()
+
+
+def _check_layers(trained: Trained, base: Base, loader: str) -> None:
+    """Compare by name the layers that a loader put a LoRA on with those that were trained.
+
+    Raises:
+        VerifyError: They differ.
+    """
+    whole = as_one(denoisers(base.pipeline, base.denoisers))
+    inner = "" if len(base.denoisers) == 1 else f"{base.name}."
+    wanted = {inner + layer for layer in layers_of(trained.parts[base.name])}
+    missed = sorted(adapted_layers(whole) ^ wanted)
+    if missed:
+        raise VerifyError(
+            f"{trained.run}: {loader} loads other layers than were trained: {', '.join(missed)}"
+        )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guidefold.about import read_dial
 from guidefold.adapter import adapter_off, set_strength
-from guidefold.deliver.trained import open_adapter
+from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.draw.draw import PictureRequest
 from guidefold.draw.picture_cache import PictureCache
 from guidefold.draw.pictures import Drawn, Picture, png

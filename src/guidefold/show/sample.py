@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidefold.about import read_dial
-from guidefold.deliver.trained import find_adapter, open_adapter
+from guidefold.deliver.student_pipeline import find_adapter, open_adapter
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.pictures import Drawn, animation, grid, heading, png
 from guidefold.errors import InputError
