@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from guidefold.about import read_dial
 from guidefold.config import flatten, load_settings
+from guidefold.deliver.metadata import read_dial
 from guidefold.demo.judge import judge_of
 from guidefold.draw.pictures import grid, png
 from guidefold.errors import InputError

@@ -16,7 +16,7 @@ ORDER = """
     __init__ errors randomness media prompts settings config progress runs loading
     pipelines distilled arguments outputs stub capture selective denoisers asking proofs
     inputs targets switches findings probe calls adapter frozen
-    features alignment session about
+    features alignment session
     weights evaluate charts exhibits document report
     licences workflow comfyui card pack hub server demo options bench api
     probe_command delivery_command hub_command compare_command cli __main__

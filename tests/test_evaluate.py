@@ -17,10 +17,10 @@ from listening import Heard, run_by_hand
 from PIL import Image
 from zoo import ZOO
 
-from guidefold.about import read_dial
 from guidefold.alignment import Judge
 from guidefold.capture import Step
 from guidefold.deliver.export import export
+from guidefold.deliver.metadata import read_dial
 from guidefold.draw.draw import picture_seeds
 from guidefold.draw.pictures import Drawn
 from guidefold.errors import RunError

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from guidefold.about import read_dial
 from guidefold.alignment import Judge, by_category, ratio_interval, share
 from guidefold.calls import run_inputs
 from guidefold.capture import Step, drive, follow
+from guidefold.deliver.metadata import read_dial
 from guidefold.draw import dial_pictures
 from guidefold.draw.draw import draw, picture_requests, picture_seeds
 from guidefold.draw.picture_cache import EvaluationPictures

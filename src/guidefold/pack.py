@@ -12,11 +12,11 @@ from typing import Any
 from PIL import Image
 
 from guidefold import __version__
-from guidefold.about import read_adapter
 from guidefold.card import WORKFLOW, Held, card
 from guidefold.comfyui import comparison, unsuitable
 from guidefold.config import hub_id
 from guidefold.deliver.export import deliver_kinds
+from guidefold.deliver.metadata import read_adapter
 from guidefold.deliver.student_pipeline import find_adapter
 from guidefold.deliver.trained import read_trained
 from guidefold.deliver.verify import Verdict

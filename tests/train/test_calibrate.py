@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.about import read_dial
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.deliver.export import deliver, export
+from guidefold.deliver.metadata import read_dial
 from guidefold.errors import InputError
 from guidefold.lora.dial import Dial
 from guidefold.record.rounds import recorded_states

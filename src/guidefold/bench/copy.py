@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guidefold.about import describe_adapter
 from guidefold.adapter import Adapter
+from guidefold.deliver.metadata import describe_adapter
 from guidefold.run.folder import METADATA
 from guidefold.runs import check_folder, finished_folder, read_tensors, write_json, write_tensors
 from guidefold.session import Session

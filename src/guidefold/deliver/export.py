@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guidefold.about import describe_adapter, read_dial
 from guidefold.adapter import layers_of, part_folder
 from guidefold.deliver.base_model import Base, base_of_run
 from guidefold.deliver.clients import read_by_clients
 from guidefold.deliver.formats import FORMATS, cast, named, unfit
 from guidefold.deliver.lora_file import FILES, read_lora, write_lora
+from guidefold.deliver.metadata import describe_adapter, read_dial
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import Verdict, examine

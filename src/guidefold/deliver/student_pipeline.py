@@ -9,9 +9,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.about import read_adapter
 from guidefold.adapter import adapted_layers, check_turned_on, load_adapter, set_strength
 from guidefold.capture import GUIDER, guiders
+from guidefold.deliver.metadata import read_adapter
 from guidefold.denoisers import as_one, denoisers
 from guidefold.errors import InputError, MismatchError, RunError
 from guidefold.findings import Findings

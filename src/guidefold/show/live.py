@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from guidefold.about import read_dial
 from guidefold.adapter import adapter_off, set_strength
+from guidefold.deliver.metadata import read_dial
 from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.draw.draw import PictureRequest
 from guidefold.draw.picture_cache import PictureCache

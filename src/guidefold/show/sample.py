@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidefold.about import read_dial
+from guidefold.deliver.metadata import read_dial
 from guidefold.deliver.student_pipeline import find_adapter, open_adapter
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.pictures import Drawn, animation, grid, heading, png
