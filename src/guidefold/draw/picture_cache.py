@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from diffusers import DiffusionPipeline
@@ -53,7 +54,12 @@ class PictureCache(ABC, Generic[Kept]):
         self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
     ) -> Drawn:
         """Draw requests that differ in prompt and seed only, whether they are kept or not."""
-        return draw(self.session, requests, on_step)
+        with self.adapter_at(requests[0].strength):
+            return draw(self.session, requests, on_step)
+
+    def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
+        """Set the adapter for a drawing: None switches it off. Here the caller has done so."""
+        return nullcontext()
 
     def missing(self, requests: Sequence[PictureRequest]) -> list[PictureRequest]:
         """The requests that have yet to be drawn."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from guidefold.adapter import Adapter
@@ -14,9 +15,6 @@ from guidefold.progress import Task, console
 from guidefold.run.records import PreviewIndex
 from guidefold.runs import write_bytes, write_json
 from guidefold.session import Session
-from guidefold.settings import Kind
-
-FIXED: tuple[Kind, ...] = ("teacher", "unguided")  # training changes nothing about their pictures
 
 
 class Previews(PictureCache[Path]):
@@ -49,7 +47,8 @@ class Previews(PictureCache[Path]):
         )
         self.steps = _indexed(self.index, self.about)
         if self.steps:
-            self.kept = {self.key(request): self.key(request) for request in self._fixed()}
+            files = [self.key(request) for requests in self._fixed() for request in requests]
+            self.kept = dict(zip(files, files, strict=True))
 
     def key(self, request: PictureRequest) -> Path:
         """A picture's file; the index says what the pictures depend on."""
@@ -67,16 +66,11 @@ class Previews(PictureCache[Path]):
             self.kept.clear()
         return super().missing(requests)
 
-    def draw_anew(
-        self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
-    ) -> Drawn:
-        """Draw with the adapter as it is now, on for the student only."""
-        strength = requests[0].strength
+    def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
+        """The adapter as it is now, on for the student only."""
         if strength is None:
-            with self.adapter.teacher_mode():
-                return super().draw_anew(requests, on_step)
-        with self.adapter.student_mode(strength, train=False):
-            return super().draw_anew(requests, on_step)
+            return self.adapter.teacher_mode()
+        return self.adapter.student_mode(strength, train=False)
 
     def due(self, step: int) -> bool:
         """Whether a step is one of those that are drawn."""
@@ -89,11 +83,11 @@ class Previews(PictureCache[Path]):
 
     def teacher_missing(self) -> bool:
         """Whether the teacher's own pictures have yet to be drawn."""
-        return bool(self.missing(self._fixed()))
+        return any(map(self.missing, self._fixed()))
 
     def work(self) -> int:
         """Denoising steps of the next drawing, counted picture by picture."""
-        count = len(self.missing(self._fixed())) + len(self.prompts)
+        count = sum(len(self.missing(requests)) for requests in self._fixed()) + len(self.prompts)
         return count * self.session.settings.evaluate.steps
 
     def draw(self, step: int, progress: Task) -> Picture | None:
@@ -141,16 +135,13 @@ class Previews(PictureCache[Path]):
         """
         try:
             with self.session.whole():
-                columns = [self._teachers(kind, progress) for kind in FIXED]
+                fixed = [self.fetch(requests, progress.advance) for requests in self._fixed()]
+                columns = [[read_picture(path) for path in column] for column in fixed]
                 return columns if step is None else [*columns, self._students(step, progress)]
         except (InputError, ValueError) as error:  # diffusers' word for an unknown output type
             console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
             self.prompts = []
             return None
-
-    def _teachers(self, kind: Kind, progress: Task) -> list[Picture]:
-        requests = picture_requests(self.session, kind, self.prompts)
-        return [read_picture(path) for path in self.fetch(requests, progress.advance)]
 
     def _students(self, step: int, progress: Task) -> list[Picture]:
         requests = picture_requests(self.session, "student", self.prompts)
@@ -159,9 +150,10 @@ class Previews(PictureCache[Path]):
             write_bytes(self.folder / f"student-{k}-step-{step:06d}.png", png(picture))
         return pictures
 
-    def _fixed(self) -> list[PictureRequest]:
-        """What is drawn once."""
-        return [r for kind in FIXED for r in picture_requests(self.session, kind, self.prompts)]
+    def _fixed(self) -> list[list[PictureRequest]]:
+        """What training changes nothing about: the teacher, guided and unguided."""
+        teacher = picture_requests(self.session, "teacher", self.prompts)
+        return [teacher, picture_requests(self.session, "unguided", self.prompts)]
 
 
 def _indexed(index: Path, about: PreviewIndex) -> list[int]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import secrets
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -146,16 +146,12 @@ class LivePictures(PictureCache[Finished]):
         }
         return Finished(secrets.token_hex(16), png(picture), about)
 
-    def draw_anew(
-        self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
-    ) -> Drawn:
-        """Draw with the adapter at the requested strength; off for the teacher."""
-        strength = requests[0].strength
+    def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
+        """The adapter at a strength; off for the teacher."""
         if strength is None:
-            with adapter_off(self.session.denoiser):
-                return super().draw_anew(requests, on_step)
+            return adapter_off(self.session.denoiser)
         set_strength(self.session.denoiser, strength)
-        return super().draw_anew(requests, on_step)
+        return nullcontext()
 
     @property
     def dial(self) -> list[tuple[float, float]]:

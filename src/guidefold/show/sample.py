@@ -59,8 +59,11 @@ def sample(
         dial = read_dial(find_adapter(run, adapter))
         strength = dial.measured_strength(guidance)
         console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
-    if "student" in kinds:
-        _warn_of_negatives(rows)
+    if "student" in kinds and any("negative_prompt" in row.values for row in rows):
+        console.print(
+            "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "
+            "is folded in training (pipeline.negative_prompt)."
+        )
     unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
     pairs = list(unlike.values())
     drawn = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
@@ -78,14 +81,6 @@ def _checked(prompts: Sequence[str | Prompt], strength: float | None) -> list[Pr
     if strength is not None and not math.isfinite(strength):
         raise InputError(f"strength: {strength} is no number to multiply by", "Try 1.0.")
     return rows
-
-
-def _warn_of_negatives(rows: Sequence[Prompt]) -> None:
-    if any("negative_prompt" in row.values for row in rows):
-        console.print(
-            "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "
-            "is folded in training (pipeline.negative_prompt)."
-        )
 
 
 def _draw_kinds(
