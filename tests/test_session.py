@@ -192,6 +192,91 @@ def test_a_base_that_cannot_be_opened_leaves_no_folder(settings: Settings) -> No
     assert not Path(settings.run).exists()
 
 
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every probe of a pipeline."""
+    real, counted = sessions.probe, list[int]()
+
+    def probe(*args: Any) -> Any:
+        counted.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(sessions, "probe", probe)
+    return counted
+
+
+def test_a_run_is_probed_once_as_long_as_nothing_changes(
+    settings: Settings, probes: list[int]
+) -> None:
+    found = []
+    for _ in range(3):
+        with open_session(settings) as session:
+            found.append(session.findings)
+    assert len(probes) == 1
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"pipeline": {"call": {"height": 32, "width": 32}}}, {"pipeline": {"negative_prompt": "x"}}],
+)
+def test_another_call_is_probed_anew(
+    begun: Settings, probes: list[int], tables: dict[str, Any], tmp_path: Path
+) -> None:
+    other = with_(begun, **tables)
+    shutil.copytree(begun.run, tmp_path / "other")
+    (tmp_path / "other" / "config.toml").unlink()
+    with open_session(other.model_copy(update={"run": str(tmp_path / "other")})):
+        pass
+    assert len(probes) == 1
+
+
+@pytest.mark.parametrize("changed", ["probe.json", "library", "scheduler", "absent"])
+def test_findings_are_not_trusted_where_anything_disagrees(
+    begun: Settings, probes: list[int], changed: str
+) -> None:
+    run = RunFolder(begun.run)
+    told = json.loads(run.probe.read_text())
+    if changed == "probe.json":
+        run.probe.write_text(json.dumps(told | {"left_out": told["left_out"] + 1}))
+    elif changed == "scheduler":
+        path = Path(begun.pipeline.source) / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.011}))
+    elif changed == "library":
+        kept = json.loads(run.probe_conditions.read_text())
+        kept["libraries"]["diffusers"] = "0.1"
+        run.probe_conditions.write_text(json.dumps(kept))
+    else:
+        run.probe_conditions.unlink()
+    for _ in range(2):
+        with open_session(begun) as session:
+            assert session.findings.to_json() | {"denoisers": ["unet"]} == told
+    assert len(probes) == 1
+    assert json.loads(run.probe.read_text()) == told
+
+
+def test_a_session_is_made_ready_again_whatever_a_verb_did_to_its_pipeline(
+    settings: Settings,
+) -> None:
+    with open_session(settings) as session:
+        first = session.pipeline
+        session.require()
+        session.park()
+        session.require()
+        assert session.pipeline is first
+        assert not session.parked
+        session.keep_denoiser_only()
+        session.require(whole=False)
+        assert session.pipeline is first
+        session.require()
+        assert loaded(session) == {"unet", "vae", "text_encoder"}
+        denoiser = session.denoiser
+        session.pristine = False
+        session.require(whole=False)
+        assert session.denoiser is not denoiser
+        assert session.denoiser is session.pipeline.unet
+
+
 def nothing(*_: object) -> bool:
     return False
 
@@ -301,7 +386,9 @@ def elsewhere() -> Session:
     parts = {name: Part("meta") for name in ("unet", "vae", "text_encoder")}
     pipeline = SimpleNamespace(components={**parts, "tokenizer": None}, **parts)
     settings = SimpleNamespace(pipeline=SimpleNamespace(offload=False))
-    return Session(RunFolder(""), settings, [], [], pipeline, SimpleNamespace(denoisers=("unet",)))
+    return Session(
+        RunFolder(""), settings, [], [], pipeline, SimpleNamespace(denoisers=("unet",)), "meta"
+    )
 
 
 def test_offloaded_components_come_and_go_no_more_once_training_begins(

@@ -194,6 +194,17 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def identity(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """All of a pipeline that its pictures depend on: weights and precision by component, scheduler.
+
+    Returns:
+        Each loaded module's fingerprint, and under ``scheduler`` its class and configuration.
+    """
+    parts = {name: fingerprint(module) for name, module in modules(pipeline).items()}
+    scheduler = json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str)
+    return {**parts, "scheduler": f"{type(pipeline.scheduler).__name__} {scheduler}"}
+
+
 def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
     """Each tensor's name, and what is hashed of it; offloaded weights are brought in for it."""
     module = getattr(module, "_orig_mod", module)  # within a compiled one

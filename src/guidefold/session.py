@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -19,20 +20,21 @@ from guidefold.distilled import refuse_folded
 from guidefold.errors import ConfigError, PipelineError
 from guidefold.findings import Findings
 from guidefold.inputs import check_rows
+from guidefold.listen.probe_record import read_findings, trusted, write_findings
 from guidefold.lora.dial import Compared, Dial
 from guidefold.pipelines import (
     DTYPES,
-    fingerprint,
     modules,
     offload,
     open_pipeline,
     pipeline_class,
     resolve_device,
 )
-from guidefold.probe import prediction_type, probe
+from guidefold.probe import probe
 from guidefold.prompts import Prompt, load_prompts, split_prompts
+from guidefold.proofs import check_tokenizers
 from guidefold.run.folder import RunFolder, locked
-from guidefold.runs import read_json, write_json, write_text
+from guidefold.runs import write_text
 from guidefold.settings import Kind, PipelineSettings, Settings
 
 Need = Callable[[Settings, list[Prompt], list[Prompt]], bool]
@@ -49,7 +51,10 @@ class Session:
         held_out: For measuring.
         pipeline: The teacher's pipeline, nothing attached.
         findings: What the probe found.
-        parked: Whether all but the denoiser wait on the CPU.
+        device: Where the pipeline runs.
+        complete: Whether the pipeline has all of its components.
+        pristine: Whether the denoiser's weights are the teacher's.
+        parked: Whether all components but the denoiser wait on the CPU.
     """
 
     run: RunFolder
@@ -58,7 +63,24 @@ class Session:
     held_out: list[Prompt]
     pipeline: DiffusionPipeline
     findings: Findings
+    device: str
+    complete: bool = True
+    pristine: bool = True
     parked: bool = False
+
+    def require(self, *, whole: bool = True) -> None:
+        """Make the pipeline ready for a verb, whatever the verbs before did to it.
+
+        Args:
+            whole: Whether the verb needs all components; otherwise the denoiser alone.
+        """
+        if not self.pristine or (whole and not self.complete):
+            self.pipeline = _open_pipeline(self.settings, self.device)
+            self.__dict__.pop("denoiser", None)  # cached, of the pipeline that was
+            self.complete, self.pristine, self.parked = True, True, False
+        elif whole and self.parked:
+            self._move_others(next(self.denoiser.parameters()).device)
+            self.parked = False
 
     @property
     def denoisers(self) -> dict[str, nn.Module]:
@@ -73,6 +95,7 @@ class Session:
     def keep_denoiser_only(self) -> None:
         """Let go of encoders and autoencoder: training on recorded states needs none of them."""
         self._stay()
+        self.complete = False
         for name in self._others():
             setattr(self.pipeline, name, None)
 
@@ -98,6 +121,7 @@ class Session:
         """No component comes and goes any more as it is called."""
         if self.settings.pipeline.offload:
             self.pipeline.remove_all_hooks()
+            self.complete = False
 
     def _others(self) -> dict[str, nn.Module]:
         found = modules(self.pipeline)
@@ -166,11 +190,9 @@ def open_session(
     with locked(run.path, reading=not keep_settings and run.config.exists()) as writable:
         if run.config.exists():
             check_same(load_settings(run.config), settings, run.path)
-        session = _open(run, settings, prompts, held_out, place, whole)
+        session = _open(run, settings, prompts, held_out, place, whole, write=writable)
         if keep_settings or not run.config.exists():
             write_text(run.config, dump_toml(rooted(settings)))
-        if writable:
-            write_json(run.probe, session.findings.to_json())
         yield session
 
 
@@ -181,25 +203,34 @@ def _open(
     held_out: list[Prompt],
     device: str,
     whole: Need | None,
+    *,
+    write: bool = False,
 ) -> Session:
-    asked, again = settings.pipeline, "Remove it to probe again."
-    stored = Findings.from_json(read_json(run.probe, again)) if run.probe.exists() else None
-    opened = None
-    if stored is not None and whole is not None and not whole(settings, prompts, held_out):
-        opened = _open_denoiser(asked, stored, device)
-    if opened is None:
-        opened = _open_whole(settings, device, prompts)
-    pipeline, findings = opened
+    stored, call = read_findings(run), _probed_call(settings, prompts)
+    complete = stored is None or whole is None or whole(settings, prompts, held_out)
+    pipeline = None
+    if stored is not None and not complete:
+        pipeline = _open_denoiser(settings.pipeline, stored, device)
+        if pipeline is not None and not trusted(run, stored, pipeline, call.kept):
+            pipeline = None  # for the whole pipeline to show, probed anew
+    if stored is not None and pipeline is not None:
+        _check_guidance(settings, stored)
+        return Session(run, settings, prompts, held_out, pipeline, stored, device, complete=False)
+    pipeline = _open_pipeline(settings, device)
+    refuse_folded(pipeline, settings.pipeline.source)
+    check_tokenizers(pipeline)
+    known = stored is not None and trusted(run, stored, pipeline, call.kept)
+    findings = stored if stored is not None and known else probe(pipeline, *call.given)
     _check_guidance(settings, findings)
     if stored is not None:
         stored.check_same_base(findings)
-    return Session(run, settings, prompts, held_out, pipeline, findings)
+    if write and not known:
+        write_findings(run, findings, pipeline, call.kept)
+    return Session(run, settings, prompts, held_out, pipeline, findings, device)
 
 
-def _open_whole(
-    settings: Settings, device: str, prompts: list[Prompt]
-) -> tuple[DiffusionPipeline, Findings]:
-    """The pipeline, probed."""
+def _open_pipeline(settings: Settings, device: str) -> DiffusionPipeline:
+    """The whole pipeline, where it will run."""
     asked = settings.pipeline
     place = "cpu" if asked.offload else device
     pipeline = open_pipeline(
@@ -207,25 +238,48 @@ def _open_whole(
     )
     if asked.offload:
         offload(pipeline, device)
-    refuse_folded(pipeline, asked.source)
+    return pipeline
+
+
+class _ProbedCall(NamedTuple):
+    """What a probe is given beside the pipeline.
+
+    Attributes:
+        given: The arguments of :func:`~guidefold.probe.probe`.
+        kept: The same as JSON can hold it.
+    """
+
+    given: tuple[Any, ...]
+    kept: dict[str, Any]
+
+
+def _probed_call(settings: Settings, prompts: list[Prompt]) -> _ProbedCall:
+    asked = settings.pipeline
     guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
     rows = [prompt for prompt in prompts[:2] if prompt.columns]
-    found = probe(pipeline, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows)
-    return pipeline, found
+    kept = {
+        "call": asked.call,
+        "guidance": guidance,
+        "negative_prompt": asked.negative_prompt,
+        "guided_share": asked.guided_share,
+        "rows": [row.digest for row in rows],
+    }
+    return _ProbedCall(
+        (asked.call, guidance, asked.negative_prompt, asked.guided_share, rows), kept
+    )
 
 
 def _open_denoiser(
     asked: PipelineSettings, stored: Findings, device: str
-) -> tuple[DiffusionPipeline, Findings] | None:
+) -> DiffusionPipeline | None:
     """The pipeline without encoders and autoencoder, which are not even loaded.
 
     Returns:
-        The pipeline and what was found of it before; None where it cannot be opened so, or is not
-        seen to be the same: that is for the whole pipeline to show.
+        The pipeline; None where it cannot be opened so.
     """
     if Path(asked.source).is_file():
         return None
-    said = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that a safety checker is missing is no news
     try:
         pipeline = open_pipeline(
@@ -234,18 +288,8 @@ def _open_denoiser(
     except PipelineError:
         return None
     finally:
-        logging.set_verbosity(said)
-    if not modules(pipeline).keys() >= set(stored.denoisers):
-        return None
-    parts = denoisers(pipeline, stored.denoisers)
-    found = replace(
-        stored,
-        pipeline=type(pipeline).__name__,
-        prediction_type=prediction_type(pipeline),
-        denoiser_class=type(parts[stored.denoisers[0]]).__name__,
-        fingerprint=fingerprint(as_one(parts)),
-    )
-    return (pipeline, stored) if found == stored else None
+        logging.set_verbosity(verbosity)
+    return pipeline if modules(pipeline).keys() >= set(stored.denoisers) else None
 
 
 def _check_guidance(settings: Settings, findings: Findings) -> None:

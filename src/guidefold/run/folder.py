@@ -27,6 +27,7 @@ class RunFolder:
         path: The run's folder.
         config: The resolved settings.
         probe: What the probe found.
+        probe_conditions: Of which pipeline, with which call and libraries.
         trajectories: What was recorded, a folder for each round.
         log: A line for each logged step and each validation.
         adapter: The adapter that users keep.
@@ -49,6 +50,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.toml"
         self.probe = self.path / "probe.json"
+        self.probe_conditions = self.path / "probe-conditions.json"
         self.trajectories = self.path / "trajectories"
         self.log = self.path / "log.jsonl"
         self.adapter = self.path / "adapter"
