@@ -15,6 +15,7 @@ from accelerate import cpu_offload_with_hook
 from safetensors.torch import load_file, save_file
 from zoo import WARNINGS
 
+from guidefold import api
 from guidefold import session as sessions
 from guidefold.config import load_settings
 from guidefold.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
@@ -250,7 +251,7 @@ def test_findings_are_not_trusted_where_anything_disagrees(
         run.probe_conditions.unlink()
     for _ in range(2):
         with open_session(begun) as session:
-            assert session.findings.to_json() | {"denoisers": ["unet"]} == told
+            assert json.loads(json.dumps(session.findings.to_json())) == told
     assert len(probes) == 1
     assert json.loads(run.probe.read_text()) == told
 
@@ -449,7 +450,7 @@ def test_strength_stands_for_the_guidance_that_is_measured_at(
 ) -> None:
     findings = SimpleNamespace(off=0.0, origin=1.0)
     asked = with_(settings, evaluate=evaluate, adapter=adapter)
-    session = Session(RunFolder(""), asked, [], [], None, findings)
+    session = Session(RunFolder(""), asked, [], [], None, findings, "cpu")
     assert session.compared == (guidance, strength)
 
 
@@ -479,3 +480,50 @@ def test_a_measured_guidance_scale_where_guidance_is_off_is_refused(settings_for
     asked = settings_for("sd15", tmp_path, evaluate={"guidance": 1.0})
     with pytest.raises(ConfigError, match=r"evaluate\.guidance: 1,"), open_session(asked):
         pass
+
+
+def test_one_open_run_serves_every_verb_and_is_probed_once(
+    settings_for: Make, tmp_path: Path, probes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline is opened once; what each verb writes is what it writes in a run of its own."""
+    opened, real = list[str](), sessions.open_pipeline
+
+    def count(source: str, **options: Any) -> Any:
+        opened.append(source)
+        return real(source, **options)
+
+    monkeypatch.setattr(sessions, "open_pipeline", count)
+    together = settings_for("sd15", tmp_path / "together")
+    with api.open_run(together) as run:
+        run.record()
+        run.distill()
+        adapter = run.export()
+        results = run.evaluate()
+    assert (len(opened), len(probes)) == (1, 1)
+    apart = settings_for("sd15", tmp_path / "apart")
+    api.record(apart)
+    api.distill(apart)
+    other, others = api.export(apart), api.evaluate(apart)
+    (name,) = (path.name for path in adapter.glob("*.safetensors"))
+    mine, theirs = load_file(adapter / name), load_file(other / name)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    for name in ("residual_guidance", "relative_distance", "strength", "guidance"):
+        assert results[name] == others[name]
+
+
+@pytest.mark.parametrize("tables", [{"frozen_weights": "bf16"}, {"preview_prompts": 0}])
+def test_a_verb_finds_the_teacher_whole_again_after_lean_training(
+    settings_for: Make, tmp_path: Path, tables: dict[str, Any]
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill=tables)
+    with api.open_run(settings) as run:
+        run.distill()
+        run.export()
+        results = run.evaluate()
+        again = run.evaluate()  # after one that has fused the adapter into the weights
+    assert (
+        results["residual_guidance"]
+        == again["residual_guidance"]
+        == api.evaluate(settings)["residual_guidance"]
+    )

@@ -3,33 +3,49 @@
 from guidefold import api
 
 settings = api.load_settings("sd15", ["pipeline.source=FOLDER", "run=runs/mine"])
-api.distill(settings)
-api.export(settings)
-results = api.evaluate(settings)
+with api.open_run(settings) as run:  # the pipeline is opened once for all of them
+    run.distill()
+    run.export()
+    results = run.evaluate()
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from guidefold.alignment import Judge
 from guidefold.capture import drive, follow
 from guidefold.config import load_settings
 from guidefold.deliver.convert import convert
-from guidefold.deliver.export import deliver, export
+from guidefold.deliver.export import deliver, export, write_adapter
 from guidefold.deliver.student_pipeline import StockStudent, open_student
 from guidefold.deliver.verify import verify
 from guidefold.errors import GuidefoldError
-from guidefold.evaluate import evaluate
+from guidefold.evaluate import evaluate, measure_adapter
 from guidefold.hub import push
 from guidefold.pack import pack
 from guidefold.pipelines import open_pipeline
 from guidefold.probe import probe
+from guidefold.progress import stop_on_signals
 from guidefold.prompts import load_prompts
 from guidefold.record.gather import gather
-from guidefold.record.rounds import record
+from guidefold.record.rounds import record, record_rounds
 from guidefold.report import report
+from guidefold.session import Session
 from guidefold.settings import Settings
 from guidefold.show.sample import sample
-from guidefold.train.distill import distill
+from guidefold.train.distill import distill, fold
+from guidefold.train.launch import Launch, open_to_train
 
 __all__ = [
     "GuidefoldError",
+    "Run",
     "Settings",
     "StockStudent",
     "convert",
@@ -43,6 +59,7 @@ __all__ = [
     "load_prompts",
     "load_settings",
     "open_pipeline",
+    "open_run",
     "open_student",
     "pack",
     "probe",
@@ -52,3 +69,52 @@ __all__ = [
     "sample",
     "verify",
 ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is open for as many verbs as wanted; made by :func:`open_run`.
+
+    Attributes:
+        session: The run's folder and its pipeline, opened and probed once.
+        accelerator: The devices and processes that train.
+    """
+
+    session: Session
+    accelerator: Accelerator
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes; the other processes of a launch only train."""
+        return bool(self.accelerator.is_main_process)
+
+    def record(self) -> Path:
+        """:func:`record`."""
+        return record_rounds(self.session)
+
+    def distill(self) -> Path:
+        """:func:`distill`."""
+        with stop_on_signals() as stop:
+            return fold(Launch(self.session, self.accelerator, stop))
+
+    def export(self) -> Path:
+        """:func:`export`."""
+        return write_adapter(self.session)
+
+    def evaluate(self, judge: Judge | None = None) -> dict[str, Any]:
+        """:func:`evaluate`."""
+        return measure_adapter(self.session, judge).to_json()
+
+
+@contextmanager
+def open_run(settings: Settings) -> Iterator[Run]:
+    """Open a run once for several verbs; each leaves the pipeline as the next one needs it.
+
+    Args:
+        settings: The run's; it goes on with them.
+
+    Raises:
+        InputError: Wrong prompts, settings, pipeline or base; a folder in use.
+    """
+    with open_to_train(settings) as (session, accelerator):
+        yield Run(session, accelerator)

@@ -28,6 +28,7 @@ from guidefold.run.folder import RunFolder
 from guidefold.settings import KINDS
 
 if TYPE_CHECKING:
+    from guidefold import api
     from guidefold.run.records import Results
     from guidefold.settings import Settings
 
@@ -100,9 +101,15 @@ def demo(overrides: Overrides = None) -> None:
 
     From recording to pictures: the same as distill and evaluate with the preset 'demo'.
     """
+    from guidefold import api
+    from guidefold.demo.judge import judge_of
+
     settings = _settings("demo", overrides)
-    _teach(settings)
-    _measure(settings)
+    with api.open_run(settings) as run:
+        _teach(run)
+        results = run.evaluate(judge_of(settings.pipeline.source)) if run.main else None
+    if results is not None:
+        _measured(results, settings)
 
 
 app.command()(probe)
@@ -159,7 +166,10 @@ def distill(config: Config, overrides: Overrides = None) -> None:
 
     guidefold distill sd15 pipeline.source=FOLDER run=runs/mine
     """
-    _teach(_settings(config, overrides))
+    from guidefold import api
+
+    with api.open_run(_settings(config, overrides)) as run:
+        _teach(run)
 
 
 @app.command()
@@ -227,7 +237,12 @@ def sample(
 @app.command()
 def evaluate(run: Run, overrides: Overrides = None) -> None:
     """Measure teacher, unguided and student on held-out prompts."""
-    _measure(settings_of_run(run, overrides))
+    from guidefold import api
+    from guidefold.demo.judge import judge_of
+
+    settings = settings_of_run(run, overrides)
+    results = api.evaluate(settings, judge_of(settings.pipeline.source))
+    _measured(results, settings)
 
 
 app.command()(export)
@@ -267,15 +282,14 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def _teach(settings: Settings) -> None:
+def _teach(run: api.Run) -> None:
     """Record, train, write, check."""
-    from guidefold import api
     from guidefold.lora.dial import Dial
 
-    api.distill(settings)
-    if not _main_process():
+    run.distill()
+    if not run.main:
         return
-    folder = api.export(settings)
+    folder = run.export()
     about = json.loads((folder / "guidefold.json").read_text(encoding="utf-8"))
     loader = about["findings"]["loader"]
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
@@ -307,14 +321,13 @@ def _dial_lines(marks: Sequence[dict[str, float]]) -> list[str]:
     ]
 
 
-def _measure(settings: Settings) -> None:
-    """Measure, write the page, print the table."""
+def _measured(results: dict[str, Any], settings: Settings) -> None:
+    """Write the page of a measured run, print the table."""
     from guidefold import api
-    from guidefold.demo.judge import judge_of
     from guidefold.run.records import Results
 
-    results = Results.model_validate(api.evaluate(settings, judge_of(settings.pipeline.source)))
-    _print_results(results, RunFolder(settings.run), api.report(settings))
+    page = api.report(settings)
+    _print_results(Results.model_validate(results), RunFolder(settings.run), page)
 
 
 def _print_results(results: Results, run: RunFolder, page: Path) -> None:

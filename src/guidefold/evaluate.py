@@ -95,8 +95,16 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
         Stopped: On Ctrl-C; pictures that were drawn stand.
     """
     require_run(settings.run)
-    with open_session(_served(settings)) as session:
-        return measure(session, judge, Lora()).to_json()
+    with open_session(settings) as session:
+        return measure_adapter(session, judge).to_json()
+
+
+def measure_adapter(session: Session, judge: Judge | None = None) -> Results:
+    """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
+    session.require()
+    session.settings = _served(session.settings)
+    session.pristine = False  # the adapter's update goes into the weights, and stays there
+    return measure(session, judge, Lora())
 
 
 def _served(settings: Settings) -> Settings:

@@ -49,12 +49,19 @@ def record(settings: Settings, shard: tuple[int, int] = ALL) -> Path:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
         Stopped: On request; what was recorded stands.
     """
-    with stop_on_signals() as stop, open_session(settings, keep_settings=True) as session:
-        for number, source in enumerate(settings.record.rounds):
+    with open_session(settings, keep_settings=True) as session:
+        return record_rounds(session, shard)
+
+
+def record_rounds(session: Session, shard: tuple[int, int] = ALL) -> Path:
+    """:func:`record` within an open session."""
+    session.require()
+    with stop_on_signals() as stop:
+        for number, source in enumerate(session.settings.record.rounds):
             if source != "student":
                 drop_damaged(session.run.round(number))
                 fill_round(session, number, None, stop, shard)
-    return Path(settings.run)
+    return session.run.path
 
 
 def fill_round(

@@ -46,8 +46,19 @@ def distill(settings: Settings) -> Path:
         Stopped: On request; a checkpoint was saved.
     """
     with open_launch(settings) as launch:
-        refs = launch.record_teacher()
-        return train(launch, lora_student(launch.session, refs))
+        return fold(launch)
+
+
+def fold(launch: Launch) -> Path:
+    """:func:`distill` within an open run, whose pipeline is left without a LoRA."""
+    session = launch.session
+    student = lora_student(session, launch.record_teacher())
+    try:
+        return train(launch, student)
+    finally:
+        session.pristine = student.whole
+        if student.whole:
+            student.adapter.detach()
 
 
 def train(launch: Launch, student: Student) -> Path:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from guidefold.adapter import Adapter
 from guidefold.errors import RunError
+from guidefold.pipelines import resolve_device
 from guidefold.progress import Stop, stop_on_signals
 from guidefold.record.rounds import fill_round, recorded_states, something_missing
 from guidefold.record.trajectory_files import Split, StateRef
@@ -45,6 +46,7 @@ class Launch:
             The states of the first round; the pipeline is left ready to train on them.
         """
         settings, session = self.session.settings, self.session
+        session.require(whole=something_missing(settings, session.prompts, session.held_out))
         for number, source in enumerate(settings.record.rounds):
             if source != "student":
                 self.record(number)
@@ -72,11 +74,22 @@ class Launch:
 
 @contextmanager
 def open_launch(settings: Settings) -> Iterator[Launch]:
-    """Open all that training needs; what can be refused early is refused first."""
+    """Open all that training needs."""
+    with stop_on_signals() as stop, open_to_train(settings) as (session, accelerator):
+        yield Launch(session, accelerator, stop)
+
+
+@contextmanager
+def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
+    """Open a run with its devices and processes; what can be refused early is refused first.
+
+    Raises:
+        InputError: Wrong prompts, settings, pipeline or base; a folder in use.
+    """
     check_optimizer(settings.distill.optimizer)
+    resolve_device(settings.pipeline.device)
     with (
         open_accelerator(settings) as accelerator,
-        stop_on_signals() as stop,
         open_session(
             settings,
             accelerator.device,
@@ -85,4 +98,4 @@ def open_launch(settings: Settings) -> Iterator[Launch]:
             whole=something_missing,
         ) as session,
     ):
-        yield Launch(session, accelerator, stop)
+        yield session, accelerator
