@@ -319,7 +319,7 @@ def test_what_ends_the_work_decides_the_code(
     def fail(_settings: Settings) -> None:
         raise error
 
-    monkeypatch.setattr(api, "distill", fail)
+    monkeypatch.setattr(api, "open_run", fail)
     answer = run("distill", config)
     assert answer.code == code
     assert said in answer.err
@@ -333,7 +333,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(cli, "_quiet", lambda: None)
-    monkeypatch.setattr(api, "distill", fail)
+    monkeypatch.setattr(api, "open_run", fail)
     monkeypatch.setattr(sys, "argv", ["guidefold", "distill", str(config)])
     with pytest.raises(RuntimeError, match="a fault of ours"):
         cli.main()
