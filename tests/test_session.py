@@ -493,14 +493,15 @@ def test_one_open_run_serves_every_verb_and_is_probed_once(
         return real(source, **options)
 
     monkeypatch.setattr(sessions, "open_pipeline", count)
-    together = settings_for("sd15", tmp_path / "together")
+    pictures = {"preview_prompts": 1}  # so that training keeps what draws
+    together = settings_for("sd15", tmp_path / "together", distill=pictures)
     with api.open_run(together) as run:
         run.record()
         run.distill()
         adapter = run.export()
         results = run.evaluate()
     assert (len(opened), len(probes)) == (1, 1)
-    apart = settings_for("sd15", tmp_path / "apart")
+    apart = settings_for("sd15", tmp_path / "apart", distill=pictures)
     api.record(apart)
     api.distill(apart)
     other, others = api.export(apart), api.evaluate(apart)
