@@ -13,7 +13,7 @@ from guidefold import api
 
 ROOT = Path(guidefold.__file__).parent
 ORDER = """
-    __init__ errors randomness media prompts settings config progress runs loading
+    __init__ errors compat randomness media prompts settings config progress runs loading
     pipelines distilled arguments outputs stub capture selective denoisers asking proofs
     inputs targets switches findings probe calls adapter frozen
     features alignment session
@@ -116,6 +116,48 @@ def test_no_pickle_and_no_remote_code(name: str) -> None:
         assert not words & {"trust_remote_code", "custom_pipeline", "weights_only"}
         whole = ast.unparse(call.func)
         assert whole not in {"torch.load", "torch.save"}
+
+
+PUBLIC_AFTER_ALL = {"_asdict", "_replace"}  # of named tuples
+BASE_CLASSES = {
+    "bench/watch.py": {"torch.utils._python_dispatch"}
+}  # a base cannot be looked up late
+DEFINED = {
+    getattr(node, "attr", "") or getattr(node, "name", "") or getattr(node, "id", "")
+    for tree in TREES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    or (isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store))
+}
+
+
+def insides(tree: ast.AST) -> Iterator[str]:
+    """Private names of other libraries that code reads, and sources that it looks into."""
+    own = DEFINED | PUBLIC_AFTER_ALL
+    for module in imports(tree):
+        parent = module.rsplit(".", 1)[0]
+        if not module.startswith(("guidefold", "__")) and "._" in module:
+            yield parent
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in own:
+            yield node.attr
+        if isinstance(node, ast.Attribute) and node.attr == "__bases__":
+            yield node.attr
+    for called, call in calls(tree):
+        if called in {".getsource", "getsource"}:
+            yield called
+        if called in {"getattr", "hasattr", "setattr", "delattr", ".pop"}:
+            yield from (text for text in texts(call) if private(text) and text not in own)
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@each([name for name in FILES if name != "compat.py"])
+def test_only_compat_knows_the_insides_of_other_libraries(name: str) -> None:
+    found = set(insides(TREES[name])) - BASE_CLASSES.get(name, set())
+    assert not found, found
 
 
 def seam_patches(tree: ast.AST) -> Iterator[str]:
@@ -267,3 +309,9 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert list(imports(wrong)) == ["peft", "guidefold.cli"]
     assert sorted(seam_patches(wrong)) == ["forward", "forward", "step"]
     assert sorted(writes(wrong)) == [".open", ".save", ".write_text", "open", "save_file"]
+    foreign = ast.parse(
+        "from torch._subclasses.fake_tensor import F\nmodel._hf_hook\ngetattr(model, '_orig_mod')\n"
+        "inspect.getsource(model)\nError.__bases__\nvalues._asdict()\nmodel.public"
+    )
+    known = {"torch._subclasses.fake_tensor", "_hf_hook", "_orig_mod", ".getsource", "__bases__"}
+    assert set(insides(foreign)) == known

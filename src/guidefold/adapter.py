@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import recurse_remove_peft_layers
 from peft import (
     LoraConfig,
     PeftModel,
@@ -26,6 +25,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from guidefold import compat
 from guidefold.denoisers import unwrap
 from guidefold.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
 from guidefold.randomness import derive_seed
@@ -322,12 +322,7 @@ def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
 
 def unload_adapter(denoiser: Any) -> None:
     """Take every LoRA off a denoiser, whoever put it there."""
-    recurse_remove_peft_layers(denoiser)  # not every class of denoisers has diffusers' unload_lora
-    for module in (denoiser, *denoiser.children()):  # several denoisers are a module of modules
-        if hasattr(module, "peft_config"):
-            del module.peft_config
-        if hasattr(module, "_hf_peft_config_loaded"):  # else diffusers believes that one is loaded
-            module._hf_peft_config_loaded = False
+    compat.remove_adapters(denoiser)
 
 
 def fuse_adapter(denoiser: nn.Module) -> None:

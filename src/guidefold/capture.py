@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.guiders.guider_utils import BaseGuidance
 from torch import nn
 
+from guidefold import compat
 from guidefold.arguments import Tree, tree_map
 from guidefold.errors import CaptureError, NonFiniteError, UnfoldableError
 from guidefold.outputs import fit_rows, rows_of
@@ -309,7 +309,7 @@ def _own_randomness(seeds: Sequence[int]) -> Iterator[None]:
 
 def _undecoded(pipeline: DiffusionPipeline) -> str:
     """The output type that costs least; that they know no latents is said only after the run."""
-    return "latent" if '"latent"' in inspect.getsource(type(pipeline)) else "pt"
+    return "latent" if compat.names_latents(pipeline) else "pt"
 
 
 @contextmanager
@@ -328,7 +328,8 @@ def _guided(pipeline: DiffusionPipeline, asked: Mapping[str, Any]) -> Iterator[N
 
 def guiders(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """The components that guide, by name."""
-    return {n: c for n, c in pipeline.components.items() if isinstance(c, BaseGuidance)}
+    kind = compat.guidance_class()
+    return {n: c for n, c in pipeline.components.items() if isinstance(c, kind)}
 
 
 def denoisers_of(steps: Iterable[Step]) -> tuple[str, ...]:

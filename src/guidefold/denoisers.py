@@ -8,6 +8,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from guidefold import compat
+
 COMPONENT = "component"
 """The keyword that says, in recorded arguments, which of several denoisers is called."""
 
@@ -31,7 +33,7 @@ class Denoisers(nn.Module):
     @property
     def _supports_gradient_checkpointing(self) -> bool:
         parts = self.children()
-        return all(getattr(part, "_supports_gradient_checkpointing", False) for part in parts)
+        return all(compat.supports_checkpointing(part) for part in parts)
 
     def enable_gradient_checkpointing(self) -> None:
         """In each of them."""
@@ -52,9 +54,9 @@ def as_one(parts: Mapping[str, nn.Module]) -> nn.Module:
 def unwrap(module: nn.Module) -> nn.Module:
     """The module within compiled and data-parallel wrappers."""
     while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
-            inner = module.module
-        if inner is None:
+        inner = compat.uncompiled(module)
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        if inner is module:
             return module
         module = inner

@@ -9,6 +9,7 @@
     │   ├── MismatchError     two things that do not belong together
     │   └── RunError          a run folder is missing, busy or unfinished
     └── FailedError           a run that began did not succeed (exit code 1)
+        ├── LibraryError      an installed library lacks what Guidefold needs of it
         ├── CorruptFileError  a finished file is truncated or altered
         ├── CaptureError      a pipeline did not do twice what it did once
         ├── NonFiniteError    a NaN or an infinity turned up
@@ -70,6 +71,10 @@ class RunError(InputError):
 
 class FailedError(GuidefoldError):
     """A run that began did not succeed."""
+
+
+class LibraryError(FailedError):
+    """An installed library lacks what Guidefold needs of it."""
 
 
 class CorruptFileError(FailedError):

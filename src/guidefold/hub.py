@@ -9,13 +9,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from guidefold import __version__
+from guidefold import __version__, compat
 from guidefold.card import REPOSITORY
 from guidefold.errors import FailedError, InputError
 from guidefold.pack import CARD, current_adapter, pack, packed_as, stamp
-from guidefold.pipelines import NETWORK_ERRORS
 from guidefold.run.folder import METADATA, RunFolder, require_run
 from guidefold.runs import MANIFEST
 from guidefold.settings import Settings
@@ -104,7 +102,7 @@ def check_name(repository: str) -> None:
         InputError: It is no ``OWNER/NAME``.
     """
     try:
-        validate_repo_id(repository)
+        compat.check_repository_name(repository)
     except HFValidationError as error:
         raise InputError(f"{repository}: no name for a repository: {error}", "") from error
     if "/" not in repository:
@@ -163,7 +161,7 @@ def _in_words(repository: str) -> Iterator[None]:
         raise InputError("HF_HUB_OFFLINE is set", "Unset it to reach the hub.") from error
     except HfHubHTTPError as error:
         raise _refusal(repository, error) from error
-    except NETWORK_ERRORS as error:
+    except compat.network_errors() as error:
         raise FailedError(
             f"no connection to {constants.ENDPOINT} ({error})",
             "Nothing is half done: the same command begins again.",

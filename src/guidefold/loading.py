@@ -11,23 +11,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 
+from guidefold import compat
 from guidefold.errors import PipelineError
 
-# What the loaders raise; the last two are plain exceptions.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    SafetensorError,
-    SingleFileComponentError,
-)
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' word for weights that are not in the files: it fills them with random values.
 MADE_UP = "newly initialized"
@@ -35,6 +24,12 @@ MADE_UP = "newly initialized"
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors"
 )
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What the loaders raise; the last two are plain exceptions."""
+    usual = (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)
+    return (*usual, SafetensorError, compat.single_file_error())
 
 
 def load_pipeline(
@@ -56,7 +51,7 @@ def load_pipeline(
             pipeline: DiffusionPipeline = loader(
                 source, dtype=dtype, use_safetensors=True, **options
             )
-    except LOADING_ERRORS as error:
+    except loading_errors() as error:
         raise PipelineError(f"{source}: diffusers cannot open it: {error}", REMEDY) from error
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and (missing := _without_weights(module)):

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -18,6 +19,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
+from guidefold import compat
 from guidefold.errors import ConfigError, PipelineError
 from guidefold.loading import check_variants, load_pipeline
 
@@ -26,8 +28,6 @@ CODE = {".py"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 SINGLE_FILES = {".safetensors"}
 HUB_SECONDS = 10.0
-# What the hub's HTTP client raises, whichever that is: the hub's own error derives from it.
-NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 
 
 def open_pipeline(
@@ -207,14 +207,14 @@ def identity(pipeline: DiffusionPipeline) -> dict[str, str]:
 
 def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
     """Each tensor's name, and what is hashed of it; offloaded weights are brought in for it."""
-    module = getattr(module, "_orig_mod", module)  # within a compiled one
+    module = compat.uncompiled(module)
     stored = module.state_dict().keys()
     for prefix, inner in module.named_modules():
         with align_module_device(inner):
-            tensors = {**inner._parameters, **inner._buffers}
-            for short, tensor in tensors.items():
-                name = f"{prefix}.{short}" if prefix else short
-                if tensor is None or name not in stored:
+            parameters = inner.named_parameters(prefix, recurse=False, remove_duplicate=False)
+            buffers = inner.named_buffers(prefix, recurse=False, remove_duplicate=False)
+            for name, tensor in chain[tuple[str, torch.Tensor]](parameters, buffers):
+                if name not in stored:
                     continue
                 about = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
                 flat = tensor.detach().reshape(-1)
@@ -249,17 +249,8 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
 
 def _infer_config(path: Path) -> str:
     """The hub id whose configuration fits a checkpoint, as diffusers infers it from its keys."""
-    from diffusers.loaders.single_file_utils import (
-        fetch_diffusers_config,
-        load_single_file_checkpoint,
-    )
-
     try:
-        return str(
-            fetch_diffusers_config(load_single_file_checkpoint(str(path)))[
-                "pretrained_model_name_or_path"
-            ]
-        )
+        return compat.single_file_config(str(path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise PipelineError(
             f"{path}: cannot tell what kind of pipeline it is ({error})",
@@ -299,7 +290,7 @@ def _why_unreachable(hub_id: str) -> str | None:
         return None  # a mirror may give files without this door
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set, and it was not downloaded before"
-    except NETWORK_ERRORS:
+    except compat.network_errors():
         return f"no connection to {constants.ENDPOINT}, and it was not downloaded before"
     return None
 

@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from guidefold import compat
 from guidefold.arguments import Layout, Tree, find_layout
 from guidefold.asking import Asked, arguments_of, ask, check_pairs
 from guidefold.capture import Step, denoisers_of, drive, passes_of
@@ -200,7 +201,7 @@ class _Probe:
 
 def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:
     """Who can load an adapter for these denoisers: ``diffusers`` or plain ``peft``."""
-    loadable = getattr(pipeline, "_lora_loadable_modules", ())
+    loadable = compat.lora_components(pipeline)
     able = all(
         name in loadable and hasattr(getattr(pipeline, name), "load_lora_adapter") for name in names
     )

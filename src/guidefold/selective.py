@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from guidefold import compat
 from guidefold.errors import UnfoldableError
 
 CALLBACK = "callback_on_step_end"
@@ -47,10 +48,10 @@ def stop_guiding(
     def after_step(this: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> Any:
         if index + 1 != max(1, round(share * _count(this))):
             return {}
-        setattr(this, f"_{argument}", off)
+        compat.set_guidance(this, argument, off)
         return {name: _conditional_half(name, value, tensors) for name, value in tensors.items()}
 
-    names = list(getattr(pipeline, "_callback_tensor_inputs", ()))
+    names = compat.callback_tensors(pipeline)
     return {CALLBACK: after_step, f"{CALLBACK}_tensor_inputs": names}
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from guidefold import compat
 from guidefold.bench.cases import Case, Subject
 from guidefold.bench.training import Training
 from guidefold.bench.watch import Watch
@@ -42,7 +42,7 @@ def estimate(case: Case, load: Subject) -> Peak:
     """
     watch, training = Watch(), Training(case, load)
     # Fused attention on every device holds no score matrix; the CPU's kernel stands for it here.
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), watch:
+    with compat.fake_tensor_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), watch:
         training.start("cpu", watch.mark)
         training.run()
         count = sum(p.numel() for p in training.trained)

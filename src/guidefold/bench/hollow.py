@@ -18,15 +18,15 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from guidefold import compat
 from guidefold.arguments import tree_map
 from guidefold.bench.materials import occupy
 from guidefold.bench.watch import Watch
 from guidefold.capture import Call, denoisers_of, drive
 from guidefold.errors import PipelineError, UnfoldableError
 from guidefold.inputs import call_inputs, guidance_argument
-from guidefold.loading import LOADING_ERRORS
+from guidefold.loading import loading_errors
 from guidefold.pipelines import bundled_teacher, check_folder, modules
 from guidefold.proofs import PROMPT, SEED, STEPS
 from guidefold.settings import PipelineSettings
@@ -95,7 +95,7 @@ def first_call(pipeline: DiffusionPipeline, asked: PipelineSettings, batch: int)
     Raises:
         UnfoldableError: It has no single denoiser, or cannot run without real weights.
     """
-    mode, listened = FakeTensorMode(), modules(pipeline)
+    mode, listened = compat.fake_tensor_mode(), modules(pipeline)
     with mode:
         occupy(listened.values(), "cpu")
     noise = RandomStub(SEED)
@@ -170,7 +170,7 @@ def _component(folder: Path, value: Any, dtype: torch.dtype) -> Any:
             else:
                 module = kind(kind.config_class.from_pretrained(folder))
         return nn.Module.to(module, dtype).eval().requires_grad_(False)
-    except LOADING_ERRORS as error:
+    except loading_errors() as error:
         raise PipelineError(
             f"{folder}: {name} cannot be made of its config: {error}",
             "Check that every component named in model_index.json has its config there.",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guidefold import compat
 from guidefold.train.optimizer import make_optimizer
 
 BLOCK = 256  # values that share a scale
@@ -20,7 +21,7 @@ def eight_bit_adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
-    if _fake(parameters[0]):
+    if compat.is_fake(parameters[0]):
         return Shape8(parameters)
     return make_optimizer("adamw8bit", parameters, 0.0)
 
@@ -53,9 +54,3 @@ def _moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         **{f"moment{k}": torch.empty(count, dtype=torch.uint8, device=device) for k in (1, 2)},
         **{f"scale{k}": torch.empty(blocks, dtype=torch.float32, device=device) for k in (1, 2)},
     }
-
-
-def _fake(tensor: torch.Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor)

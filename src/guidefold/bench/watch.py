@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from guidefold import compat
 from guidefold.arguments import tensors_of
 
 TEMPORARY = "temporary"
@@ -43,8 +43,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        number = func is torch.ops.aten._local_scalar_dense.default
-        if number and isinstance(args[0], FakeTensor):
+        if compat.reads_number(func) and compat.is_fake(args[0]):
             return _plausible(args[0])
         out = func(*args, **(kwargs or {}))
         for tensor in tensors_of(out):
@@ -69,7 +68,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _see(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
-        key = int(storage._cdata)
+        key = compat.storage_key(storage)
         if key not in self._storages:
             size = storage.nbytes()
             self._storages[key] = (size, self._newborn)

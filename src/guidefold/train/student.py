@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guidefold import compat
 from guidefold.adapter import Adapter, attach
 from guidefold.arguments import tree_map
 from guidefold.denoisers import COMPONENT
@@ -151,7 +152,7 @@ class Student:
             UnfoldableError: The denoiser has none, or it changes what the denoiser says.
         """
         name, remedy = type(self.denoiser).__name__, "Set distill.gradient_checkpointing=false."
-        if not getattr(self.denoiser, "_supports_gradient_checkpointing", False):
+        if not compat.supports_checkpointing(self.denoiser):
             raise UnfoldableError(f"{name} has no gradient checkpointing", remedy)
         plain = self._raw(self.first).detach()
         self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from PIL.Image import Image
 
+from guidefold import compat
 from guidefold.config import flatten
 from guidefold.errors import ConfigError
 from guidefold.run.folder import RunFolder
@@ -50,7 +50,7 @@ def open_accelerator(settings: Settings) -> Iterator[Accelerator]:
             kwargs_handlers=[waits],
         )
     finally:
-        AcceleratorState._reset_state(reset_partial_state=False)
+        compat.reset_accelerator()
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -63,10 +63,10 @@ def check_trackers(names: Sequence[str]) -> None:
         ConfigError: One is unknown, or its package is not installed.
     """
     for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
+        if name not in compat.tracker_names():
             raise ConfigError(
                 f"distill.trackers: '{name}' is no tracker that accelerate knows",
-                f"It knows: {', '.join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))}.",
+                f"It knows: {', '.join(compat.tracker_names())}.",
             )
         if name not in list(map(str, get_available_trackers())):
             extra = "'guidefold[tensorboard]'" if name == "tensorboard" else name
