@@ -1,5 +1,7 @@
 """The clients' rules on lists of keys made by hand: good ones, and what each is known to lose."""
 
+import datetime
+import re
 from collections.abc import Callable
 
 import pytest
@@ -16,9 +18,10 @@ from guidefold.deliver.clients import (
     peft,
     read_by_clients,
     sd_scripts,
+    sources,
     stem,
 )
-from guidefold.deliver.layer_names import LayerNames, layer_names
+from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
 
 Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -169,3 +172,21 @@ def test_the_stem_of_a_key() -> None:
     assert stem("unet.a.to_q_lora.up.weight") == "unet.a.to_q"
     assert stem("unet.a.lora.up.weight") == "unet.a"
     assert stem("unet.a.weight") == ""
+
+
+def test_every_rule_has_a_source_with_a_date() -> None:
+    known = sources()
+    assert set(known) == set(CLIENTS)
+    facts = client_facts()
+    for entry in (*facts["base"], *facts["layout"], *facts["use"]):
+        assert entry["read_in"]
+        assert set(entry["read_in"]) <= set(known)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_source_has_a_commit_or_a_version_or_says_that_none_was_noted(client: str) -> None:
+    source = sources()[client]
+    assert source.date <= datetime.date.today()
+    assert [bool(source.commit), bool(source.version), bool(source.note)].count(True) == 1
+    assert re.fullmatch(r"([0-9a-f]{40})?", source.commit)
+    assert source.note in ("", f"read in {client}, version not noted")

@@ -7,10 +7,11 @@ counted here, so that the rule holds for any UNet built like them.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from guidefold.deliver.layer_names import OUTER, LayerNames, counted
+from guidefold.deliver.layer_names import OUTER, LayerNames, client_facts, counted
 
 Rule = Callable[[Collection[str], LayerNames], list[str] | None]
 """``(keys, names) -> keys that are dropped``; None where the client has no way to load
@@ -51,6 +52,28 @@ class Reading:
     def failed(self) -> bool:
         """Whether a client that the file is meant for leaves something out."""
         return self.meant and bool(self.dropped)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a client's rules were read.
+
+    Attributes:
+        date: The day of the commit; of our own, where neither commit nor version was noted.
+        commit: Of the client's repository; empty where it was not noted.
+        version: The released version, where that was read.
+        note: What is to be said where there is neither.
+    """
+
+    date: datetime.date
+    commit: str = ""
+    version: str = ""
+    note: str = ""
+
+
+def sources() -> dict[str, Source]:
+    """Where the rules of each client were read, by the client's name."""
+    return {client: Source(**said) for client, said in client_facts()["source"].items()}
 
 
 def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
