@@ -119,25 +119,39 @@ def test_no_pickle_and_no_remote_code(name: str) -> None:
 
 
 PUBLIC_AFTER_ALL = {"_asdict", "_replace"}  # of named tuples
-BASE_CLASSES = {
-    "bench/watch.py": {"torch.utils._python_dispatch"}
-}  # a base cannot be looked up late
-DEFINED = {
-    getattr(node, "attr", "") or getattr(node, "name", "") or getattr(node, "id", "")
-    for tree in TREES.values()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    or (isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store))
+# A base class is needed when its module is imported.
+BASE_CLASSES = {"bench/watch.py": {"torch.utils._python_dispatch"}}
+# Of the last three only an attribute is private.
+LOOKED_UP = {
+    ".".join(texts(call)) for called, call in calls(TREES["compat.py"]) if called == "_lookup"
+} - {
+    "diffusers.ModelMixin",
+    "huggingface_hub.errors.HfHubHTTPError",
+    "torch.ops",
 }
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """Functions, classes, variables and attributes that code gives a name."""
+    named = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            named.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            named.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            named |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return named
 
 
 def insides(tree: ast.AST) -> Iterator[str]:
     """Private names of other libraries that code reads, and sources that it looks into."""
-    own = DEFINED | PUBLIC_AFTER_ALL
+    own = defined(tree) | PUBLIC_AFTER_ALL
     for module in imports(tree):
-        parent = module.rsplit(".", 1)[0]
+        if module in LOOKED_UP:
+            yield module
         if not module.startswith(("guidefold", "__")) and "._" in module:
-            yield parent
+            yield module.rsplit(".", 1)[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in own:
             yield node.attr
@@ -146,6 +160,8 @@ def insides(tree: ast.AST) -> Iterator[str]:
     for called, call in calls(tree):
         if called in {".getsource", "getsource"}:
             yield called
+        if ast.unparse(call.func).startswith("vars(") and called == ".pop":
+            yield "vars.pop"
         if called in {"getattr", "hasattr", "setattr", "delattr", ".pop"}:
             yield from (text for text in texts(call) if private(text) and text not in own)
 
@@ -310,8 +326,11 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert sorted(seam_patches(wrong)) == ["forward", "forward", "step"]
     assert sorted(writes(wrong)) == [".open", ".save", ".write_text", "open", "save_file"]
     foreign = ast.parse(
-        "from torch._subclasses.fake_tensor import F\nmodel._hf_hook\ngetattr(model, '_orig_mod')\n"
-        "inspect.getsource(model)\nError.__bases__\nvalues._asdict()\nmodel.public"
+        "from torch._subclasses.fake_tensor import F\n"
+        "from accelerate.tracking import LOGGER_TYPE_TO_CLASS\n"
+        "model._hf_hook\ngetattr(model, '_orig_mod')\n"
+        "inspect.getsource(model)\nError.__bases__\nvars(model).pop(name)\nvalues._asdict()\nmodel.public"
     )
     known = {"torch._subclasses.fake_tensor", "_hf_hook", "_orig_mod", ".getsource", "__bases__"}
+    known |= {"accelerate.tracking.LOGGER_TYPE_TO_CLASS", "vars.pop"}
     assert set(insides(foreign)) == known

@@ -11,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from diffusers.pipelines import auto_pipeline
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from guidefold import compat
 from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.config import dump_toml, hub_id, public_name, without_paths
 from guidefold.deliver.layer_names import client_facts
@@ -120,8 +120,7 @@ def inside(verdict: Verdict) -> Path:
 def pipeline_tag(kind: str) -> str | None:
     """The hub's word for what a pipeline does, where diffusers itself lists it; else None."""
     for tag, name in TASKS.items():
-        listed = getattr(auto_pipeline, f"AUTO_{name}_PIPELINES_MAPPING", {})
-        if kind in {found.__name__ for found in listed.values()}:
+        if kind in compat.pipelines_for(name):
             return tag
     return None
 

@@ -25,17 +25,21 @@ def guidance_class() -> type:
 
 def single_file_error() -> type[Exception]:
     """What diffusers raises where a checkpoint of one file lacks a component."""
-    where = "diffusers.loaders.single_file_utils"
-    return cast("type[Exception]", _lookup(where, "SingleFileComponentError"))
+    error = _lookup("diffusers.loaders.single_file_utils", "SingleFileComponentError")
+    return cast("type[Exception]", error)
 
 
 def single_file_config(path: str) -> str:
     """The hub id whose configuration fits a checkpoint, as diffusers infers it from its keys."""
-    where = "diffusers.loaders.single_file_utils"
-    checkpoint = _lookup(where, "load_single_file_checkpoint")(path)
-    return str(
-        _lookup(where, "fetch_diffusers_config")(checkpoint)["pretrained_model_name_or_path"]
-    )
+    load = _lookup("diffusers.loaders.single_file_utils", "load_single_file_checkpoint")
+    infer = _lookup("diffusers.loaders.single_file_utils", "fetch_diffusers_config")
+    return str(infer(load(path))["pretrained_model_name_or_path"])
+
+
+def pipelines_for(task: str) -> set[str]:
+    """The classes of pipelines that diffusers lists for a task, such as ``TEXT2IMAGE``."""
+    listed = _lookup("diffusers.pipelines.auto_pipeline", f"AUTO_{task}_PIPELINES_MAPPING")
+    return {kind.__name__ for kind in listed.values()}
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import FOUR, finish, interrupted
@@ -117,7 +118,7 @@ def test_trackers_are_closed_when_training_fails(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
-    tracker = tracking.LOGGER_TYPE_TO_CLASS["tensorboard"]
+    tracker = LOGGER_TYPE_TO_CLASS["tensorboard"]
     monkeypatch.setattr(tracker, "finish", lambda self: closed.append(self.name))
 
     def fail(_self: distill.Training, *_stretch: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from guidefold import compat
 from guidefold.adapter import Adapter
 from guidefold.draw.previews import Previews
 from guidefold.errors import MismatchError, NonFiniteError
@@ -187,7 +188,7 @@ class Training:
             denoiser = self.student.denoiser
             self.student.model = self.accelerator.prepare_model(denoiser)
             # Autocast stays with the student's calls: the pipeline's own go in its precision.
-            vars(denoiser).pop("forward", None)
+            compat.drop_autocast(denoiser)
 
     def _train(self, stretch: Stretch) -> None:
         """Train from the current step to the end of a stretch."""
