@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.adapter import NAME, Adapter, attach
-from guidefold.bench.copy import copy_weights
-from guidefold.bench.fidelity_report import cell
-from guidefold.bench.series import Attach, Series, Trial
+from guidefold.bench.fidelity.copy import copy_weights
+from guidefold.bench.fidelity.tables import cell
+from guidefold.bench.fidelity.trials import Attach, Series, Trial
+from guidefold.lora.adapter import Adapter, attach
+from guidefold.lora.loaded import NAME
 
 SEEDS = (0, 1, 2)
 COMMON = (

@@ -20,9 +20,9 @@ from typing import Any
 
 from defaults import COLUMNS, COMMON, SEEDS
 
-from guidefold.bench.fidelity_report import cell
-from guidefold.bench.plan import make_plan
-from guidefold.bench.series import Series, Trial
+from guidefold.bench.fidelity.tables import cell
+from guidefold.bench.fidelity.trials import Series, Trial
+from guidefold.bench.memory.plan import make_plan
 from guidefold.train.optimizer import LIBRARY
 
 STEPS = {

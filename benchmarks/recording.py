@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from guidefold import capture
-from guidefold.bench.architectures import load_architecture
-from guidefold.bench.materials import occupy
+from guidefold.bench.memory.architectures import load_architecture
+from guidefold.bench.memory.synthetic_inputs import occupy
+from guidefold.listen import capture
+from guidefold.listen.probe import probe
 from guidefold.lora.dial import Dial
-from guidefold.probe import probe
-from guidefold.prompts import Prompt
+from guidefold.pipeline.prompts import Prompt
 from guidefold.record.plans import Plan
 from guidefold.record.recorder import Recorder
 from guidefold.record.rounds import recorder_for
 from guidefold.record.trajectory_files import write_trajectory
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from zoo.text import clip_tokenizer  # no tokenizer of the real size can be had offline

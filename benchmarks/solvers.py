@@ -20,18 +20,18 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from guidefold.alignment import Judge, share
-from guidefold.config import load_settings
 from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.demo.judge import judge_of
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.pictures import Drawn
-from guidefold.evaluate import relative_distance
-from guidefold.progress import task
+from guidefold.ground.progress import task
+from guidefold.judge.alignment import Judge, share
+from guidefold.judge.evaluate import relative_distance
+from guidefold.run.config import load_settings
+from guidefold.run.files import read_json, write_json, write_text
 from guidefold.run.folder import ensure_folder
-from guidefold.runs import read_json, write_json, write_text
+from guidefold.run.settings import KINDS, Kind, Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import KINDS, Kind, Settings
 
 SOLVERS = {
     "DDIM": DDIMScheduler,

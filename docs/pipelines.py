@@ -23,8 +23,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.errors import GuidefoldError
-from guidefold.progress import console
+from guidefold.ground.errors import GuidefoldError
+from guidefold.ground.progress import console
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))

@@ -16,9 +16,9 @@ from slow import SLOW, SLOW_FOLDERS
 from tiny import make_settings
 from zoo import CHOSEN, ZOO, build
 
-from guidefold.findings import Findings
-from guidefold.probe import probe
-from guidefold.settings import Settings
+from guidefold.listen.findings import Findings
+from guidefold.listen.probe import probe
+from guidefold.run.settings import Settings
 
 torch.set_num_threads(1)  # two threads that compete with another process run many times slower
 
@@ -118,7 +118,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from guidefold.pipelines import bundled_teacher
+    from guidefold.pipeline.open import bundled_teacher
 
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = CLIPTokenizer.from_pretrained(bundled_teacher() / "tokenizer")

@@ -1,4 +1,4 @@
-"""Runs of a pipeline by hand: a second, simpler pair of ears beside ``guidefold.capture``."""
+"""Runs of a pipeline by hand: a second, simpler way beside ``guidefold.listen.capture``."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.randomness import generator
+from guidefold.ground.randomness import generator
 
 
 @dataclass

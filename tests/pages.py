@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from guidefold.config import dump_toml
 from guidefold.lora.dial import STRENGTHS
-from guidefold.runs import append_line
-from guidefold.settings import KINDS, Settings
+from guidefold.run.config import dump_toml
+from guidefold.run.files import append_line
+from guidefold.run.settings import KINDS, Settings
 
 PROMPTS = ("a red cat", "a blue dog", "an old house")
 STEPS = (0, 20, 40)

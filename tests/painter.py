@@ -12,9 +12,9 @@ from torch import nn
 from guidefold.draw.draw import PictureRequest
 from guidefold.draw.pictures import Drawn
 from guidefold.lora.dial import Compared, Dial
-from guidefold.prompts import Prompt
+from guidefold.pipeline.prompts import Prompt
 from guidefold.run.folder import RunFolder
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 from guidefold.show.live import LivePictures
 
 SIZE = 16

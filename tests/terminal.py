@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from guidefold import cli
+from guidefold.cli import main as cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

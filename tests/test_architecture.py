@@ -322,7 +322,7 @@ def test_the_checks_see_what_they_look_for() -> None:
     )
     branch = ast.parse("if 'flux' in name.lower(): pass\nif kind == 'WanPipeline': pass")
     assert sorted(named_families(branch)) == ["flux", "wan"]
-    assert list(imports(wrong)) == ["peft", "guidefold.cli"]
+    assert list(imports(wrong)) == ["peft", "guidefold.cli.main"]
     assert sorted(seam_patches(wrong)) == ["forward", "forward", "step"]
     assert sorted(writes(wrong)) == [".open", ".save", ".write_text", "open", "save_file"]
     foreign = ast.parse(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from test_architecture import ORDER
 
-from guidefold.config import load_settings, presets
 from guidefold.deliver.layer_names import client_facts
+from guidefold.run.config import load_settings, presets
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ def test_the_page_of_settings_is_the_one_that_the_settings_write():
 
 def test_every_preset_loads_and_names_its_own_command():
     for name in presets():
-        path = ROOT / "src" / "guidefold" / "configs" / f"{name}.toml"
+        path = ROOT / "src" / "guidefold" / "run" / "presets" / f"{name}.toml"
         assert load_settings(name).run == f"runs/{name}"
         assert re.search(rf"#   guidefold (distill )?{name}", path.read_text(encoding="utf-8"))
 

@@ -11,11 +11,12 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 from zoo import ZOO
 
-from guidefold.adapter import attach
 from guidefold.deliver.export import export
-from guidefold.randomness import generator
-from guidefold.runs import read_json, read_lines, read_tensors
-from guidefold.settings import Settings
+from guidefold.ground.randomness import generator
+from guidefold.lora.adapter import attach
+from guidefold.run.files import read_json, read_lines
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_tensors
 from guidefold.train.distill import distill
 
 FAMILIES = ("sd15", "sdxl", "sd3", "pixart", "qwen_image", "wan")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from guidefold import api
 from guidefold.demo.judge import judge_of
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 MADE = Path(__file__).parent / "fixtures" / "run-0.1.0"
 MEASURED = {"seconds", "training_seconds", "peak_memory"}  # not the same twice

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from guidefold import runs
-from guidefold.config import dump_toml
-from guidefold.settings import Settings
+from guidefold.run import files as runs
+from guidefold.run.config import dump_toml
+from guidefold.run.settings import Settings
 
 WITHOUT_POSIX = """
 import importlib, os, pkgutil, sys
@@ -28,7 +28,7 @@ for name in modules:
 
 from pathlib import Path
 from guidefold import api
-from guidefold.bench.plan import _memory_of
+from guidefold.bench.memory.plan import _memory_of
 from guidefold.train import memory
 memory.STATUS = Path("no such file")
 assert _memory_of("cpu") > 2**28

@@ -17,12 +17,12 @@ from zoo import WARNINGS
 
 from guidefold import api
 from guidefold import session as sessions
-from guidefold.config import load_settings
-from guidefold.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
-from guidefold.pipelines import modules
+from guidefold.ground.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
+from guidefold.pipeline.open import modules
+from guidefold.run.config import load_settings
 from guidefold.run.folder import RunFolder, require_run
+from guidefold.run.settings import Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

@@ -21,11 +21,11 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from zoo.entry import waken
 
-from guidefold.adapter import attach
 from guidefold.deliver.export import export
-from guidefold.errors import InputError, PipelineError
-from guidefold.pipelines import open_pipeline
-from guidefold.settings import Settings
+from guidefold.ground.errors import InputError, PipelineError
+from guidefold.lora.adapter import attach
+from guidefold.pipeline.open import open_pipeline
+from guidefold.run.settings import Settings
 from guidefold.train.distill import distill
 
 # peft says so of every second LoRA.

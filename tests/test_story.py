@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from terminal import run_here
 
-from guidefold.config import dump_toml
-from guidefold.settings import Settings
+from guidefold.run.config import dump_toml
+from guidefold.run.settings import Settings
 
 PROMPT = "a red cat"
 

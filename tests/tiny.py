@@ -6,9 +6,9 @@ from typing import Any
 
 from zoo import ZOO
 
-from guidefold.findings import Findings
+from guidefold.listen.findings import Findings
 from guidefold.lora.dial import Dial
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 PROMPTS = tuple(
     f"a {size} {colour} {thing}"

@@ -8,8 +8,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 from torch import nn
 
-from guidefold.findings import Findings
-from guidefold.outputs import OutputMap
+from guidefold.listen.findings import Findings
+from guidefold.listen.output_map import OutputMap
 
 
 class BrokeError(Exception):

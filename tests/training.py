@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.progress import Stopped
+from guidefold.ground.progress import Stopped
+from guidefold.run.files import read_lines
 from guidefold.run.folder import RunFolder
 from guidefold.run.records import TrainingLine
-from guidefold.runs import read_lines, read_tensors
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_tensors
 from guidefold.train import distill
 from guidefold.train.distill import Training
 

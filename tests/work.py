@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guidefold.adapter import Adapter, attach
+from guidefold.lora.adapter import Adapter, attach
 from guidefold.run.folder import RunFolder
 from guidefold.train.checkpoints import load_checkpoint, optimizer_tensors, save_checkpoint
 

@@ -1,5 +1,5 @@
 """``python -m guidefold``, which ``accelerate launch -m guidefold`` needs."""
 
-from guidefold.cli import main
+from guidefold.cli.main import main
 
 main()

@@ -19,26 +19,26 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from guidefold.alignment import Judge
-from guidefold.capture import drive, follow
-from guidefold.config import load_settings
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver, export, write_adapter
 from guidefold.deliver.student_pipeline import StockStudent, open_student
 from guidefold.deliver.verify import verify
-from guidefold.errors import GuidefoldError
-from guidefold.evaluate import evaluate, measure_adapter
-from guidefold.hub import push
-from guidefold.pack import pack
-from guidefold.pipelines import open_pipeline
-from guidefold.probe import probe
-from guidefold.progress import stop_on_signals
-from guidefold.prompts import load_prompts
+from guidefold.ground.errors import GuidefoldError
+from guidefold.ground.progress import stop_on_signals
+from guidefold.judge.alignment import Judge
+from guidefold.judge.evaluate import evaluate, measure_adapter
+from guidefold.listen.capture import drive, follow
+from guidefold.listen.probe import probe
+from guidefold.pipeline.open import open_pipeline
+from guidefold.pipeline.prompts import load_prompts
 from guidefold.record.gather import gather
 from guidefold.record.rounds import record, record_rounds
-from guidefold.report import report
+from guidefold.run.config import load_settings
+from guidefold.run.settings import Settings
 from guidefold.session import Session
-from guidefold.settings import Settings
+from guidefold.show.hub.pack import pack
+from guidefold.show.hub.push import push
+from guidefold.show.report import report
 from guidefold.show.sample import sample
 from guidefold.train.distill import distill, fold
 from guidefold.train.launch import Launch, open_to_train

@@ -14,15 +14,16 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import nn
 
-from guidefold.config import check_same, dump_toml, load_settings, rooted
-from guidefold.denoisers import as_one, denoisers
-from guidefold.distilled import refuse_folded
-from guidefold.errors import ConfigError, PipelineError
-from guidefold.findings import Findings
-from guidefold.inputs import check_rows
+from guidefold.ground.errors import ConfigError, PipelineError
+from guidefold.listen.call import check_rows
+from guidefold.listen.findings import Findings
+from guidefold.listen.probe import probe
+from guidefold.listen.probe_checks import check_tokenizers
 from guidefold.listen.probe_record import read_findings, trusted, write_findings
 from guidefold.lora.dial import Compared, Dial
-from guidefold.pipelines import (
+from guidefold.pipeline.already_distilled import refuse_folded
+from guidefold.pipeline.denoisers import as_one, denoisers
+from guidefold.pipeline.open import (
     DTYPES,
     modules,
     offload,
@@ -30,12 +31,12 @@ from guidefold.pipelines import (
     pipeline_class,
     resolve_device,
 )
-from guidefold.probe import probe
-from guidefold.prompts import Prompt, load_prompts, split_prompts
-from guidefold.proofs import check_tokenizers
+from guidefold.pipeline.prompts import Prompt, load_prompts, split_prompts
+from guidefold.run.config import check_same, dump_toml, load_settings
+from guidefold.run.files import write_text
 from guidefold.run.folder import RunFolder, locked
-from guidefold.runs import write_text
-from guidefold.settings import Kind, PipelineSettings, Settings
+from guidefold.run.paths import rooted
+from guidefold.run.settings import Kind, PipelineSettings, Settings
 
 Need = Callable[[Settings, list[Prompt], list[Prompt]], bool]
 
@@ -245,7 +246,7 @@ class _ProbedCall(NamedTuple):
     """What a probe is given beside the pipeline.
 
     Attributes:
-        given: The arguments of :func:`~guidefold.probe.probe`.
+        given: The arguments of :func:`~guidefold.listen.probe.probe`.
         kept: The same as JSON can hold it.
     """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from guidefold import cli
+from guidefold.cli import main as cli
 
 Answer = tuple[int, str, str]
 

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from guidefold.bench.architectures import Architecture, read_architecture
-from guidefold.bench.cases import Load
+from guidefold.bench.memory.architectures import Architecture, read_architecture
+from guidefold.bench.memory.cases import Load
 
 
 def small_values(*channels: int) -> dict[str, Any]:

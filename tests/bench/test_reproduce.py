@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.bench.fidelity import Found
-from guidefold.bench.fidelity_report import to_json
+from guidefold.bench.fidelity.compare import Found
+from guidefold.bench.fidelity.tables import to_json
 from guidefold.bench.reproduce import PARTS, Part, fidelity_part, find_parts, reproduce
-from guidefold.errors import ConfigError, FailedError
+from guidefold.ground.errors import ConfigError, FailedError
 
 SPREAD = {"median": 0.52, "low": 0.5, "high": 0.55}
 
@@ -88,7 +88,7 @@ def parts(out: Path) -> list[Part]:
 def test_every_part_is_a_command_that_the_command_line_knows() -> None:
     from typer.main import get_command
 
-    from guidefold.cli import app
+    from guidefold.cli.main import app
 
     for part in find_parts(Path("out"), 3, ["evaluate.prompts=2"], []):
         command: Any = get_command(app)

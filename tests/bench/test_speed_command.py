@@ -8,7 +8,7 @@ import pytest
 from bench.conftest import Run
 from bench.small import as_toml, small_values
 
-from guidefold.bench.speed_subjects import WholePipeline
+from guidefold.bench.speed.denoisers import WholePipeline
 
 QUICK = ("--batch", 1, "--steps", 2, "--rounds", 1, "--device", "cpu", "--rank", 2)
 

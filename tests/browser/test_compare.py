@@ -14,8 +14,8 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from guidefold.errors import InputError
-from guidefold.server import serving
+from guidefold.ground.errors import InputError
+from guidefold.show.server import serving
 
 RED, LIME, BLUE = (ImageColor.getrgb(name) for name in ("red", "lime", "blue"))
 

@@ -14,10 +14,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from guidefold.charts import INKS
-from guidefold.report import gather, render
+from guidefold.run.files import read_json
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_json
+from guidefold.show.charts import INKS
+from guidefold.show.report import gather, render
 
 RED, LIME, BLUE = (ImageColor.getrgb(name) for name in ("red", "lime", "blue"))
 LONG = "a" * 300

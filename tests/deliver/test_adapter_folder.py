@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidefold.adapter import DIFFUSERS_FILE, PEFT_FILE, adapter_off, unload_adapter
 from guidefold.deliver import export as exporting
 from guidefold.deliver import verify as verifying
 from guidefold.deliver.export import export
 from guidefold.deliver.lora_file import LoraFile, read_lora
 from guidefold.deliver.student_pipeline import open_adapter
-from guidefold.errors import (
+from guidefold.ground.errors import (
     CorruptFileError,
     GuidefoldError,
     MismatchError,
@@ -24,10 +23,12 @@ from guidefold.errors import (
     RunError,
     VerifyError,
 )
+from guidefold.lora.loaded import DIFFUSERS_FILE, PEFT_FILE, adapter_off, unload_adapter
 from guidefold.record.trajectory_files import read_round, state_refs
-from guidefold.runs import check_folder, read_json, read_metadata, read_tensors
+from guidefold.run.files import check_folder, read_json
+from guidefold.run.settings import Format, Settings
+from guidefold.run.tensors import read_metadata, read_tensors
 from guidefold.session import Session, open_session
-from guidefold.settings import Format, Settings
 from guidefold.train import student as students
 from guidefold.train.distill import distill
 
@@ -232,7 +233,7 @@ def about_itself(session: Session, **changes: Any) -> Path:
 
 
 def exporting_entry(path: Path) -> dict[str, Any]:
-    from guidefold.runs import sha256
+    from guidefold.run.files import sha256
 
     return {"sha256": sha256(path), "size": path.stat().st_size}
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from guidefold.deliver.convert import convert
-from guidefold.errors import InputError
+from guidefold.ground.errors import InputError
 
 
 @pytest.mark.parametrize(("kind", "file"), [("kohya", ""), ("peft", "adapter_model.safetensors")])

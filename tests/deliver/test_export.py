@@ -13,16 +13,16 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from guidefold import cli
+from guidefold.cli import main as cli
 from guidefold.deliver import clients, lora_file
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import Delivery, deliver
 from guidefold.deliver.metadata import content_hash
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.verify import verify
-from guidefold.errors import InputError, NonFiniteError, VerifyError
-from guidefold.runs import read_labels, read_metadata, read_tensors
-from guidefold.settings import Settings
+from guidefold.ground.errors import InputError, NonFiniteError, VerifyError
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_labels, read_metadata, read_tensors
 from guidefold.train.distill import distill
 
 FAMILIES = ("sd15", "sdxl", "sd3", "flux")

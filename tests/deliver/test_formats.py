@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from guidefold.deliver.formats import alphas_of, cast, format_of, named, of_one_rank, read, unfit
 from guidefold.deliver.layer_names import LayerNames, layer_names
-from guidefold.errors import InputError, MismatchError, NonFiniteError
+from guidefold.ground.errors import InputError, MismatchError, NonFiniteError
 
 FILE = Path("a.safetensors")
 CONV = "down_blocks.1.resnets.0.conv1"

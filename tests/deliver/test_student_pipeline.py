@@ -18,10 +18,10 @@ from guidefold.deliver.student_pipeline import (
     StockStudent,
     open_student,
 )
-from guidefold.errors import InputError, MismatchError, RunError
+from guidefold.ground.errors import InputError, MismatchError, RunError
 from guidefold.lora.dial import Dial, Mark
-from guidefold.pipelines import open_pipeline
-from guidefold.settings import Settings
+from guidefold.pipeline.open import open_pipeline
+from guidefold.run.settings import Settings
 from guidefold.train.distill import distill
 
 PROMPT = "a big red cat"

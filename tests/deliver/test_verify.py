@@ -15,16 +15,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from guidefold import cli
+from guidefold.cli import main as cli
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver
 from guidefold.deliver.integrity import GivenPipeline, denoiser_of, other_base
 from guidefold.deliver.tensor_checks import off_student
 from guidefold.deliver.verify import Verdict, verify
-from guidefold.errors import InputError
-from guidefold.pipelines import DTYPES, fingerprint, open_pipeline
-from guidefold.runs import read_labels, read_tensors
-from guidefold.settings import Settings
+from guidefold.ground.errors import InputError
+from guidefold.pipeline.open import DTYPES, fingerprint, open_pipeline
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_labels, read_tensors
 from guidefold.train.distill import distill
 
 KINDS = ("diffusers", "kohya", "peft", "fused")

@@ -16,11 +16,11 @@ from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.draw import dial_pictures
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures
+from guidefold.ground.progress import Task, task
 from guidefold.lora.dial import STRENGTHS
-from guidefold.progress import Task, task
-from guidefold.prompts import Prompt
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.settings import Kind, Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import Kind, Settings
 from guidefold.train.distill import distill
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)

@@ -13,13 +13,13 @@ from zoo import ZOO
 
 from guidefold.draw.draw import _add, draw, picture_requests, picture_seeds
 from guidefold.draw.pictures import Drawn
-from guidefold.errors import InputError
-from guidefold.progress import task
-from guidefold.prompts import Prompt
-from guidefold.randomness import generator
+from guidefold.ground.errors import InputError
+from guidefold.ground.progress import task
+from guidefold.ground.randomness import generator
+from guidefold.pipeline.prompts import Prompt
 from guidefold.run.folder import RunFolder
+from guidefold.run.settings import Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
 
 PROMPTS = ["a red cat", "a big blue house near the old tree", "a dog", "a small bird"]
 ASKED = [Prompt.of(prompt) for prompt in PROMPTS]

@@ -12,10 +12,10 @@ from zoo import WARNINGS
 
 from guidefold.draw.draw import picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures
-from guidefold.progress import task
-from guidefold.prompts import Prompt
+from guidefold.ground.progress import task
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.settings import Kind, Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import Kind, Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 PROMPTS = [Prompt.of(text) for text in ("a red cat", "a blue dog", "an old house")]

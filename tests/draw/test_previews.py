@@ -14,18 +14,18 @@ from PIL import Image
 from training import FOUR, Outcome, finish, interrupted
 from zoo import WARNINGS
 
-from guidefold.config import dump_toml
 from guidefold.deliver.export import export
 from guidefold.deliver.student_pipeline import open_adapter
 from guidefold.draw import draw as drawing_module
 from guidefold.draw import picture_cache, previews
 from guidefold.draw.draw import draw, picture_requests, picture_seeds
 from guidefold.draw.previews import Previews
-from guidefold.progress import task
-from guidefold.prompts import Prompt
+from guidefold.ground.progress import task
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.config import dump_toml
 from guidefold.run.records import PreviewIndex
+from guidefold.run.settings import KINDS, Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import KINDS, Settings
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.errors import InputError
+from guidefold.ground.errors import InputError
 from guidefold.lora.dial import Dial, Mark
 
 TRAINED = (2.0, 8.0)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from guidefold.errors import CorruptFileError, MismatchError
+from guidefold.ground.errors import CorruptFileError, MismatchError
 from guidefold.record.gather import gather
 from guidefold.record.rounds import record
+from guidefold.run.files import read_lines
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_lines
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 
 def recorded(settings_for: Any, folder: Path, shard: tuple[int, int], **changes: Any) -> Path:

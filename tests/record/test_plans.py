@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tiny import PROMPTS
 
-from guidefold.prompts import Prompt, split_prompts
+from guidefold.pipeline.prompts import Prompt, split_prompts
 from guidefold.record.plans import Plan, kept_indices, plan_round
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 EVERY = [Prompt(text, f"prompts.txt:{k}") for k, text in enumerate(PROMPTS, 1)]
 BASE = {"trajectories": 3, "validation_trajectories": 1}

@@ -16,22 +16,22 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, dial_of
 from zoo import ZOO, build
 
-from guidefold.adapter import Adapter, attach
-from guidefold.calls import run_inputs
-from guidefold.errors import CaptureError, CorruptFileError, MismatchError, UnfoldableError
-from guidefold.findings import Findings
-from guidefold.outputs import OutputMap, output_tensor
-from guidefold.probe import probe
-from guidefold.progress import Stop, Stopped
-from guidefold.prompts import Prompt, load_prompts, split_prompts
-from guidefold.randomness import generator
+from guidefold.ground.errors import CaptureError, CorruptFileError, MismatchError, UnfoldableError
+from guidefold.ground.progress import Stop, Stopped
+from guidefold.ground.randomness import generator
+from guidefold.listen.call import run_inputs
+from guidefold.listen.findings import Findings
+from guidefold.listen.output_map import OutputMap, output_tensor
+from guidefold.listen.probe import probe
+from guidefold.lora.adapter import Adapter, attach
+from guidefold.pipeline.prompts import Prompt, load_prompts, split_prompts
 from guidefold.record.plans import Plan, plan_round
 from guidefold.record.recorder import Recorder, add_noise, record_round
 from guidefold.record.rounds import recorder_for
 from guidefold.record.trajectory_files import KeptState
+from guidefold.run.files import read_lines
 from guidefold.run.folder import LINES
-from guidefold.runs import read_lines
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 FAMILIES = (
     "sd15",

@@ -7,9 +7,9 @@ import pytest
 from tiny import PROMPTS, write_prompts
 
 from guidefold.record.rounds import record
+from guidefold.run.files import sha256
 from guidefold.run.folder import RunFolder
-from guidefold.runs import sha256
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from guidefold.errors import CorruptFileError, NonFiniteError
+from guidefold.ground.errors import CorruptFileError, NonFiniteError
 from guidefold.record.trajectory_files import (
     KeptState,
     StateRef,
@@ -18,10 +18,10 @@ from guidefold.record.trajectory_files import (
     state_refs,
     write_trajectory,
 )
+from guidefold.run.files import append_line
 from guidefold.run.folder import LINES
 from guidefold.run.records import TrajectoryLine
-from guidefold.runs import append_line
-from guidefold.settings import RecordSettings
+from guidefold.run.settings import RecordSettings
 
 TIMESTEPS = (901.0, 601.5, 1.0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guidefold.errors import RunError
+from guidefold.ground.errors import RunError
 from guidefold.run.folder import RunFolder, locked, require_run
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pages import begun, measured, recorded, results, trained
 
-from guidefold.errors import CorruptFileError
+from guidefold.ground.errors import CorruptFileError
+from guidefold.run.files import append_line, read_json, read_lines
 from guidefold.run.folder import LINES, RunFolder
 from guidefold.run.records import (
     PictureIndex,
@@ -19,7 +20,6 @@ from guidefold.run.records import (
     read_log,
     read_trajectories,
 )
-from guidefold.runs import append_line, read_json, read_lines
 
 MADE = RunFolder(Path(__file__).parents[1] / "fixtures" / "run-0.1.0")
 

@@ -11,11 +11,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from guidefold import api
-from guidefold.config import dump_toml
 from guidefold.draw.pictures import Drawn
-from guidefold.errors import InputError, RunError
+from guidefold.ground.errors import InputError, RunError
 from guidefold.lora.dial import Compared
-from guidefold.settings import KINDS, Settings
+from guidefold.run.config import dump_toml
+from guidefold.run.settings import KINDS, Settings
 from guidefold.show.live import (
     KEPT,
     LARGEST_SEED,

@@ -10,10 +10,10 @@ from pictures import assert_same_pictures
 from PIL import Image
 from zoo import ZOO
 
-from guidefold.config import dump_toml
-from guidefold.errors import InputError, RunError
-from guidefold.prompts import Prompt
-from guidefold.settings import KINDS, Settings
+from guidefold.ground.errors import InputError, RunError
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.config import dump_toml
+from guidefold.run.settings import KINDS, Settings
 from guidefold.show.sample import sample
 
 PROMPTS = ["a red cat", "a big blue house near the old tree"]

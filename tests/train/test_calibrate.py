@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.adapter import DIFFUSERS_FILE
 from guidefold.deliver.export import deliver, export
 from guidefold.deliver.metadata import read_dial
-from guidefold.errors import InputError
+from guidefold.ground.errors import InputError
 from guidefold.lora.dial import Dial
+from guidefold.lora.loaded import DIFFUSERS_FILE
 from guidefold.record.rounds import recorded_states
-from guidefold.runs import read_json, read_metadata
+from guidefold.run.files import read_json
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_metadata
 from guidefold.session import open_session
-from guidefold.settings import Settings
 from guidefold.show.sample import sample
 from guidefold.train.calibrate import (
     Heard,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from work import Work
 
-from guidefold import runs
-from guidefold.errors import CorruptFileError, MismatchError, NonFiniteError
+from guidefold.ground.errors import CorruptFileError, MismatchError, NonFiniteError
+from guidefold.run import files as runs
 from guidefold.run.folder import RunFolder
 from guidefold.train.checkpoints import (
     optimizer_tensors,
@@ -134,7 +134,7 @@ from pathlib import Path
 root, tests = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, tests)
 from work import Work
-from guidefold import runs
+from guidefold.run import files as runs
 
 for name, steps in (("next", 1), ("again", 0)):
     for count in range(1000):

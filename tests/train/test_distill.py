@@ -12,13 +12,13 @@ from training import FOUR, Outcome, finish, interrupted, outcome
 from zoo import WARNINGS
 
 from guidefold.deliver.export import export
-from guidefold.errors import NonFiniteError, UnfoldableError
-from guidefold.progress import Stopped
+from guidefold.ground.errors import NonFiniteError, UnfoldableError
+from guidefold.ground.progress import Stopped
 from guidefold.record import recorder as trajectories
 from guidefold.record.rounds import record
+from guidefold.run.files import read_lines
 from guidefold.run.records import TrainingLine
-from guidefold.runs import read_lines
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 from guidefold.train import checkpoints, distill
 from guidefold.train.batches import Batch
 from guidefold.train.distill import Training

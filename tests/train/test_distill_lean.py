@@ -13,14 +13,14 @@ from zoo import WARNINGS
 
 from guidefold import session as sessions
 from guidefold.deliver.export import export
-from guidefold.errors import ConfigError, UnfoldableError
-from guidefold.frozen import Frozen
-from guidefold.pipelines import fingerprint, open_pipeline
+from guidefold.ground.errors import ConfigError, UnfoldableError
+from guidefold.lora.frozen_weights import Frozen
+from guidefold.pipeline.open import fingerprint, open_pipeline
 from guidefold.record.rounds import record
+from guidefold.run.files import read_json, read_lines
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_json, read_lines
+from guidefold.run.settings import Settings
 from guidefold.session import open_session
-from guidefold.settings import Settings
 from guidefold.train import distill, student
 from guidefold.train import optimizer as optimizers
 from guidefold.train.distill import Training

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.errors import ConfigError, MismatchError
-from guidefold.runs import read_tensors, write_tensors
+from guidefold.ground.errors import ConfigError, MismatchError
+from guidefold.run.tensors import read_tensors, write_tensors
 from guidefold.train import optimizer as optimizers
 from guidefold.train.optimizer import (
     check_optimizer,

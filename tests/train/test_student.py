@@ -16,14 +16,15 @@ from torch import nn
 from toys import some_findings
 from zoo import WARNINGS
 
-from guidefold.adapter import DIFFUSERS_FILE, adapted_layers, attach
 from guidefold.deliver import verify as verifying
 from guidefold.deliver.export import export
-from guidefold.denoisers import as_one
-from guidefold.errors import RunError, UnfoldableError, VerifyError
-from guidefold.findings import Findings
+from guidefold.ground.errors import RunError, UnfoldableError, VerifyError
+from guidefold.listen.findings import Findings
+from guidefold.lora.adapter import attach
 from guidefold.lora.dial import Dial
-from guidefold.pipelines import open_pipeline
+from guidefold.lora.loaded import DIFFUSERS_FILE, adapted_layers
+from guidefold.pipeline.denoisers import as_one
+from guidefold.pipeline.open import open_pipeline
 from guidefold.record.trajectory_files import (
     KeptState,
     StateRef,
@@ -31,9 +32,9 @@ from guidefold.record.trajectory_files import (
     state_refs,
     write_trajectory,
 )
+from guidefold.run.files import read_json
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_json
-from guidefold.settings import AdapterSettings, Settings
+from guidefold.run.settings import AdapterSettings, Settings
 from guidefold.train.checkpoints import load_checkpoint
 from guidefold.train.distill import distill
 from guidefold.train.loss import loss_scale

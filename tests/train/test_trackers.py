@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import FOUR, finish, interrupted
 from zoo import WARNINGS
 
-from guidefold.errors import ConfigError, NonFiniteError
-from guidefold.runs import read_lines
-from guidefold.settings import Settings
+from guidefold.ground.errors import ConfigError, NonFiniteError
+from guidefold.run.files import read_lines
+from guidefold.run.settings import Settings
 from guidefold.train import distill
 from guidefold.train import trackers as tracking
 

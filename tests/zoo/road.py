@@ -9,18 +9,19 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 
-from guidefold.adapter import attach
-from guidefold.capture import drive
 from guidefold.deliver.export import export
-from guidefold.denoisers import as_one, denoisers
-from guidefold.errors import UnfoldableError
-from guidefold.findings import Findings
-from guidefold.inputs import call_inputs
-from guidefold.pipelines import open_pipeline
-from guidefold.probe import probe
-from guidefold.prompts import load_prompts
-from guidefold.runs import read_json, read_lines, read_tensors
-from guidefold.settings import Settings
+from guidefold.ground.errors import UnfoldableError
+from guidefold.listen.call import call_inputs
+from guidefold.listen.capture import drive
+from guidefold.listen.findings import Findings
+from guidefold.listen.probe import probe
+from guidefold.lora.adapter import attach
+from guidefold.pipeline.denoisers import as_one, denoisers
+from guidefold.pipeline.open import open_pipeline
+from guidefold.pipeline.prompts import load_prompts
+from guidefold.run.files import read_json, read_lines
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_tensors
 from guidefold.train.distill import distill
 
 from . import REST, WIDE

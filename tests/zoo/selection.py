@@ -11,7 +11,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.findings import Findings
+from guidefold.listen.findings import Findings
 
 from .entry import Entry
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from guidefold.bench.paper import write_paper
-from guidefold.errors import ConfigError, FailedError
-from guidefold.progress import console
+from guidefold.ground.errors import ConfigError, FailedError
+from guidefold.ground.progress import console
+from guidefold.run.files import read_json, write_bytes, write_text
 from guidefold.run.folder import ensure_folder
-from guidefold.runs import read_json, write_bytes, write_text
 
 
 @dataclass(frozen=True)

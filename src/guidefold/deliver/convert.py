@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from guidefold.adapter import PEFT_FILE, layers_of
 from guidefold.deliver.base_model import base_of
 from guidefold.deliver.formats import FORMATS, unfit
 from guidefold.deliver.lora_file import read_lora, write_lora
 from guidefold.deliver.verify import Verdict, examine, safetensors_of
-from guidefold.errors import InputError, VerifyError
-from guidefold.pipelines import open_pipeline
-from guidefold.probe import prediction_type
+from guidefold.ground.errors import InputError, VerifyError
+from guidefold.listen.probe import prediction_type
+from guidefold.lora.loaded import PEFT_FILE, layers_of
+from guidefold.pipeline.open import open_pipeline
 from guidefold.run.folder import ensure_folder
-from guidefold.settings import Format
+from guidefold.run.settings import Format
 
 
 def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:

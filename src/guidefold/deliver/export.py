@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guidefold.adapter import layers_of, part_folder
 from guidefold.deliver.base_model import Base, base_of_run
 from guidefold.deliver.clients import read_by_clients
 from guidefold.deliver.formats import FORMATS, cast, named, unfit
@@ -17,14 +16,16 @@ from guidefold.deliver.metadata import describe_adapter, read_dial
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import Verdict, examine
-from guidefold.errors import InputError, VerifyError
+from guidefold.ground.errors import InputError, VerifyError
+from guidefold.ground.progress import console
 from guidefold.lora.dial import Dial
-from guidefold.pipelines import DTYPES
-from guidefold.progress import console
+from guidefold.lora.loaded import layers_of, part_folder
+from guidefold.pipeline.open import DTYPES
+from guidefold.run.files import finished_folder, write_json, write_text
 from guidefold.run.folder import METADATA, require_run
-from guidefold.runs import finished_folder, write_json, write_tensors, write_text
+from guidefold.run.settings import Format, Settings
+from guidefold.run.tensors import write_tensors
 from guidefold.session import Session, open_session
-from guidefold.settings import Format, Settings
 
 
 def export(settings: Settings) -> Path:

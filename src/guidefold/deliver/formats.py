@@ -14,11 +14,11 @@ from typing import Any, get_args
 
 import torch
 
-from guidefold.adapter import layers_of
 from guidefold.deliver.clients import PARTS, kohya_stem, stem
 from guidefold.deliver.layer_names import LayerNames
-from guidefold.errors import InputError, MismatchError, NonFiniteError
-from guidefold.settings import Format
+from guidefold.ground.errors import InputError, MismatchError, NonFiniteError
+from guidefold.lora.loaded import layers_of
+from guidefold.run.settings import Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 Tensors = Mapping[str, torch.Tensor]

@@ -10,14 +10,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.adapter import PEFT_CONFIG
 from guidefold.deliver.lora_file import SINCE, LoraFile
 from guidefold.deliver.metadata import content_hash
-from guidefold.denoisers import as_one
-from guidefold.errors import CorruptFileError
-from guidefold.pipelines import DTYPES, fingerprint, modules, open_pipeline
-from guidefold.probe import prediction_type
-from guidefold.runs import MANIFEST, check_file, read_json, sha256
+from guidefold.ground.errors import CorruptFileError
+from guidefold.listen.probe import prediction_type
+from guidefold.lora.loaded import PEFT_CONFIG
+from guidefold.pipeline.denoisers import as_one
+from guidefold.pipeline.open import DTYPES, fingerprint, modules, open_pipeline
+from guidefold.run.files import MANIFEST, check_file, read_json, sha256
 
 HASH = "modelspec.hash_sha256"
 

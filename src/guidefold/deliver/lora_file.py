@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from guidefold.adapter import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
 from guidefold.deliver.formats import (
     Tensors,
     alphas_of,
@@ -21,9 +20,11 @@ from guidefold.deliver.formats import (
 )
 from guidefold.deliver.layer_names import LayerNames
 from guidefold.deliver.metadata import labels
-from guidefold.errors import CorruptFileError, InputError, MismatchError
-from guidefold.runs import METADATA_KEY, read_json, read_safetensors, write_json, write_tensors
-from guidefold.settings import Format
+from guidefold.ground.errors import CorruptFileError, InputError, MismatchError
+from guidefold.lora.loaded import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
+from guidefold.run.files import read_json, write_json
+from guidefold.run.settings import Format
+from guidefold.run.tensors import METADATA_KEY, read_safetensors, write_tensors
 
 FILES: Mapping[Format, str] = {
     "diffusers": DIFFUSERS_FILE,

@@ -13,17 +13,17 @@ from typing import Any
 from safetensors.torch import save
 
 from guidefold import __version__
-from guidefold.adapter import layers_of
-from guidefold.config import public_name
 from guidefold.deliver.formats import Tensors
 from guidefold.deliver.layer_names import LayerNames, client_facts
-from guidefold.errors import RunError
-from guidefold.findings import Findings
+from guidefold.ground.errors import RunError
+from guidefold.listen.findings import Findings
 from guidefold.lora.dial import UNKNOWN, Dial, Mark
+from guidefold.lora.loaded import layers_of
+from guidefold.run.files import check_folder, read_json
 from guidefold.run.folder import METADATA, RunFolder
-from guidefold.runs import check_folder, read_json
+from guidefold.run.paths import public_name
+from guidefold.run.settings import Format
 from guidefold.session import Session
-from guidefold.settings import Format
 
 SPECIFICATION = "1.0.1"
 ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from guidefold.adapter import layers_of
 from guidefold.deliver.formats import Tensors
-from guidefold.progress import plural
+from guidefold.ground.progress import plural
+from guidefold.lora.loaded import layers_of
 
 SHOWN = 3
 PARTS = ("lora_A", "lora_B")

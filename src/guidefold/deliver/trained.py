@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from guidefold.deliver.formats import Tensors
-from guidefold.errors import RunError
+from guidefold.ground.errors import RunError
+from guidefold.ground.progress import task
+from guidefold.listen.output_map import output_tensor
 from guidefold.lora.dial import Mark
-from guidefold.outputs import output_tensor
-from guidefold.progress import task
 from guidefold.record.rounds import recorded_states
 from guidefold.record.trajectory_files import StateRef
 from guidefold.run.folder import RunFolder

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.adapter import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
-from guidefold.arguments import Tree, tree_map
-from guidefold.config import load_settings
 from guidefold.deliver.base_model import Base, base_of, base_of_run
 from guidefold.deliver.clients import Reading, read_by_clients
 from guidefold.deliver.formats import Tensors
@@ -28,13 +25,22 @@ from guidefold.deliver.tensor_checks import (
     wrong_widths,
 )
 from guidefold.deliver.trained import Trained, read_trained
-from guidefold.denoisers import COMPONENT, as_one, denoisers
-from guidefold.errors import GuidefoldError, InputError, MismatchError, VerifyError
-from guidefold.outputs import output_tensor
-from guidefold.pipelines import DTYPES, open_pipeline
+from guidefold.ground.errors import GuidefoldError, InputError, MismatchError, VerifyError
+from guidefold.listen.arguments import Tree, tree_map
+from guidefold.listen.output_map import output_tensor
+from guidefold.lora.loaded import (
+    adapted_layers,
+    layers_of,
+    load_part,
+    loaded_tensors,
+    unload_adapter,
+)
+from guidefold.pipeline.denoisers import COMPONENT, as_one, denoisers
+from guidefold.pipeline.open import DTYPES, open_pipeline
+from guidefold.run.config import load_settings
 from guidefold.run.folder import require_run
+from guidefold.run.settings import Format
 from guidefold.session import Session, open_session
-from guidefold.settings import Format
 
 # What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
 REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, OSError)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guidefold.adapter import set_strength
 from guidefold.draw.draw import picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures
+from guidefold.ground.progress import Task
 from guidefold.lora.dial import STRENGTHS
-from guidefold.progress import Task
-from guidefold.prompts import Prompt
+from guidefold.lora.loaded import set_strength
+from guidefold.pipeline.prompts import Prompt
 
 
 def draw_teacher(

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from guidefold.calls import run_inputs
-from guidefold.capture import Listener, run
 from guidefold.draw.pictures import Drawn, Picture
-from guidefold.errors import InputError
-from guidefold.progress import in_all
-from guidefold.prompts import Prompt
-from guidefold.randomness import derive_seed
+from guidefold.ground.errors import InputError
+from guidefold.ground.progress import in_all
+from guidefold.ground.randomness import derive_seed
+from guidefold.listen.call import run_inputs
+from guidefold.listen.capture import run
+from guidefold.listen.listener import Listener
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.settings import Kind
 from guidefold.session import Session
-from guidefold.settings import Kind
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from guidefold.settings import Kind
+from guidefold.run.settings import Kind
 
 Picture = Image.Image
 

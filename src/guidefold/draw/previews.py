@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from guidefold.adapter import Adapter
 from guidefold.draw.draw import PictureRequest, picture_requests, picture_seeds
 from guidefold.draw.picture_cache import PictureCache
 from guidefold.draw.pictures import Drawn, Picture, grid, png, read_picture
-from guidefold.errors import CorruptFileError, InputError
-from guidefold.progress import Task, console
+from guidefold.ground.errors import CorruptFileError, InputError
+from guidefold.ground.progress import Task, console
+from guidefold.lora.adapter import Adapter
+from guidefold.run.files import write_bytes, write_json
 from guidefold.run.records import PreviewIndex
-from guidefold.runs import write_bytes, write_json
 from guidefold.session import Session
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.findings import Findings
-from guidefold.pipelines import identity
+from guidefold.listen.findings import Findings
+from guidefold.pipeline.open import identity
+from guidefold.run.files import read_json, write_json
 from guidefold.run.folder import RunFolder
-from guidefold.runs import read_json, write_json
 
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers", "accelerate")
 AGAIN = "Remove it to probe again."

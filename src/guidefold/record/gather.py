@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidefold.config import check_same, dump_toml, load_settings
-from guidefold.errors import InputError, MismatchError
-from guidefold.findings import Findings
+from guidefold.ground.errors import InputError, MismatchError
+from guidefold.listen.findings import Findings
 from guidefold.record.trajectory_files import read_round
-from guidefold.run.folder import LINES, RunFolder, locked, require_run
-from guidefold.runs import (
+from guidefold.run.config import check_same, dump_toml, load_settings
+from guidefold.run.files import (
     append_line,
     read_json,
     write_bytes,
     write_json,
     write_text,
 )
+from guidefold.run.folder import LINES, RunFolder, locked, require_run
 
 
 def gather(run: Path, parts: Sequence[Path]) -> int:

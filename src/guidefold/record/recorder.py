@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.adapter import Adapter
-from guidefold.arguments import Tree, split, tree_map
-from guidefold.asking import Asked, ask
-from guidefold.capture import Step, drive, follow
-from guidefold.denoisers import denoisers
-from guidefold.errors import CaptureError, MismatchError, UnfoldableError
-from guidefold.findings import Findings
+from guidefold.ground.errors import CaptureError, MismatchError, UnfoldableError
+from guidefold.ground.progress import Stop, Stopped, task
+from guidefold.ground.randomness import generator
+from guidefold.listen.arguments import Tree, split, tree_map
+from guidefold.listen.capture import drive, follow
+from guidefold.listen.dry_run import Asked, RandomStub, ask
+from guidefold.listen.findings import Findings
+from guidefold.listen.listener import Step
+from guidefold.lora.adapter import Adapter
 from guidefold.lora.dial import Dial
-from guidefold.progress import Stop, Stopped, task
-from guidefold.prompts import Prompt
-from guidefold.randomness import generator
+from guidefold.pipeline.denoisers import denoisers
+from guidefold.pipeline.prompts import Prompt
 from guidefold.record.plans import Plan, kept_indices
 from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
+from guidefold.run.files import append_line, readable_size
 from guidefold.run.folder import LINES
 from guidefold.run.records import TrajectoryLine
-from guidefold.runs import append_line, readable_size
-from guidefold.settings import StateSource
-from guidefold.stub import RandomStub
+from guidefold.run.settings import StateSource
 
 Inputs = Callable[[Sequence[Prompt], float, int], dict[str, Any]]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from guidefold.adapter import Adapter
-from guidefold.calls import run_inputs
-from guidefold.distilled import signs_of_distillation
-from guidefold.findings import Findings
+from guidefold.ground.progress import Stop, console, plural, stop_on_signals
+from guidefold.listen.call import run_inputs
+from guidefold.listen.findings import Findings
+from guidefold.lora.adapter import Adapter
 from guidefold.lora.dial import Dial
-from guidefold.pipelines import DTYPES
-from guidefold.progress import Stop, console, plural, stop_on_signals
-from guidefold.prompts import Prompt, count_duplicates
+from guidefold.pipeline.already_distilled import signs_of_distillation
+from guidefold.pipeline.open import DTYPES
+from guidefold.pipeline.prompts import Prompt, count_duplicates
 from guidefold.record.plans import plan_round
 from guidefold.record.recorder import Recorder, record_round
 from guidefold.record.trajectory_files import (
@@ -25,10 +25,10 @@ from guidefold.record.trajectory_files import (
     read_round,
     state_refs,
 )
+from guidefold.run.files import sha256
 from guidefold.run.folder import LINES, RunFolder
-from guidefold.runs import sha256
+from guidefold.run.settings import Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
 
 ALL = (1, 1)
 """The shard that is the whole."""

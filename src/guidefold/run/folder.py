@@ -10,8 +10,8 @@ from typing import TextIO
 
 from filelock import lock_descriptor
 
-from guidefold.errors import RunError
-from guidefold.runs import explained, restore_folder
+from guidefold.ground.errors import RunError
+from guidefold.run.files import explained, restore_folder
 
 METADATA = "guidefold.json"
 LINES = "manifest.jsonl"  # of a round: a line for each finished trajectory

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from guidefold.errors import CorruptFileError
+from guidefold.ground.errors import CorruptFileError
+from guidefold.run.files import read_json, read_lines
 from guidefold.run.folder import LINES, RunFolder
-from guidefold.runs import read_json, read_lines
-from guidefold.settings import Kind
+from guidefold.run.settings import Kind
 
 AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
 LINE_REMEDY = "Remove the damaged line."

@@ -10,13 +10,13 @@ from guidefold.deliver.metadata import read_dial
 from guidefold.deliver.student_pipeline import find_adapter, open_adapter
 from guidefold.draw.draw import draw, picture_requests
 from guidefold.draw.pictures import Drawn, animation, grid, heading, png
-from guidefold.errors import InputError
-from guidefold.progress import console, task
-from guidefold.prompts import Prompt
+from guidefold.ground.errors import InputError
+from guidefold.ground.progress import console, task
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.files import write_bytes
 from guidefold.run.folder import ensure_folder, require_run
-from guidefold.runs import write_bytes
+from guidefold.run.settings import KINDS, Kind, Settings
 from guidefold.session import open_session
-from guidefold.settings import KINDS, Kind, Settings
 
 
 def sample(

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from guidefold.arguments import Layout, NotBatchableError, Tree, flatten, join, tree_map
-from guidefold.randomness import permutation
+from guidefold.ground.randomness import permutation
+from guidefold.listen.arguments import Layout, NotBatchableError, Tree, flatten, join, tree_map
 from guidefold.record.trajectory_files import KeptState, StateRef
 
 State = TypeVar("State")

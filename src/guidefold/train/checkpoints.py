@@ -9,17 +9,11 @@ from typing import Any
 
 import torch
 
-from guidefold.adapter import Adapter
-from guidefold.errors import MismatchError
+from guidefold.ground.errors import MismatchError
+from guidefold.lora.adapter import Adapter
+from guidefold.run.files import check_folder, finished_folder, read_json, write_json
 from guidefold.run.folder import RunFolder
-from guidefold.runs import (
-    check_folder,
-    finished_folder,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from guidefold.run.tensors import read_tensors, write_tensors
 from guidefold.train.optimizer import optimizer_tensors, restore_optimizer
 
 

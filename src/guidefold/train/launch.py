@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from guidefold.adapter import Adapter
-from guidefold.errors import RunError
-from guidefold.pipelines import resolve_device
-from guidefold.progress import Stop, stop_on_signals
+from guidefold.ground.errors import RunError
+from guidefold.ground.progress import Stop, stop_on_signals
+from guidefold.lora.adapter import Adapter
+from guidefold.pipeline.open import resolve_device
 from guidefold.record.rounds import fill_round, recorded_states, something_missing
 from guidefold.record.trajectory_files import Split, StateRef
+from guidefold.run.settings import Settings
 from guidefold.session import Session, open_session
-from guidefold.settings import Settings
 from guidefold.train.optimizer import check_optimizer
 from guidefold.train.trackers import open_accelerator
 

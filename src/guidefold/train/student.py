@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold import compat
-from guidefold.adapter import Adapter, attach
-from guidefold.arguments import tree_map
-from guidefold.denoisers import COMPONENT
-from guidefold.errors import RunError, UnfoldableError
-from guidefold.findings import Findings
-from guidefold.frozen import BITS, shrink_weights
+from guidefold.ground import compat
+from guidefold.ground.errors import RunError, UnfoldableError
+from guidefold.listen.arguments import tree_map
+from guidefold.listen.findings import Findings
+from guidefold.listen.output_map import output_tensor
+from guidefold.lora.adapter import Adapter, attach
 from guidefold.lora.dial import Dial
-from guidefold.outputs import output_tensor
+from guidefold.lora.frozen_weights import BITS, shrink_weights
+from guidefold.pipeline.denoisers import COMPONENT
 from guidefold.record.trajectory_files import StateRef
+from guidefold.run.settings import Storage
 from guidefold.session import Session
-from guidefold.settings import Storage
 from guidefold.train.batches import Batch, collate, kind_of, mixes
 from guidefold.train.loss import GuidanceSize, squared_error
 

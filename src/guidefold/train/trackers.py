@@ -15,11 +15,11 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from PIL.Image import Image
 
-from guidefold import compat
-from guidefold.config import flatten
-from guidefold.errors import ConfigError
+from guidefold.ground import compat
+from guidefold.ground.errors import ConfigError
+from guidefold.run.config import flatten
 from guidefold.run.folder import RunFolder
-from guidefold.settings import Settings
+from guidefold.run.settings import Settings
 
 PROJECT = "guidefold"
 CURVES = ("loss", "gradient_norm", "learning_rate", "residual_guidance")

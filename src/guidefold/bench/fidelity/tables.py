@@ -1,0 +1,172 @@
+"""What ``bench fidelity`` found: tables for people, JSON for programs, a grid and a chart."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+from textwrap import fill
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from guidefold.bench.fidelity.compare import BASELINES, Found
+from guidefold.bench.fidelity.methods import Method
+from guidefold.bench.fidelity.trials import Series, Trial
+from guidefold.draw.pictures import Picture, grid, png, read_picture
+from guidefold.pipeline.prompts import load_prompts, split_prompts
+from guidefold.run.files import write_bytes
+from guidefold.show.charts import curves
+
+Table = tuple[list[str], list[list[str]]]
+"""Headings, and rows of cells."""
+
+
+def to_json(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """One object for each method and seed."""
+    return [asdict(entry) for entry in found]
+
+
+def overview(found: Sequence[Found]) -> Table:
+    """Each method's means over seeds, with the deviation between them."""
+    rows = []
+    for name, entries in _by_method(found).items():
+        teachers = {f.seed: f.alignment for f in found if f.method == "teacher"}
+        ratios = [_over(f.alignment, teachers.get(f.seed)) for f in entries]
+        trained = [f.residual for f in entries if f.residual]
+        rows.append(
+            [
+                entries[0].title,
+                f"{len(entries)}",
+                f"{mean(f.training_passes for f in entries) / 1000:.1f} k" if trained else "-",
+                f"{entries[0].passes:g}",
+                cell([f.alignment for f in entries]),
+                cell(ratios),
+                cell([f.distance for f in entries]) if name not in BASELINES else _given(name),
+                cell([r["teacher_states"]["mean"] for r in trained]),
+                cell([r["student_states"]["mean"] for r in trained]),
+                cell([f.frechet_distance for f in entries]),
+                cell([f.recall for f in entries]),
+            ]
+        )
+    headings = ["method", "seeds", "training passes", "passes per picture", "alignment"]
+    headings += ["alignment / CFG's", "distance", "residual, teacher's states"]
+    return [*headings, "residual, student's states", "Frechet distance", "recall"], rows
+
+
+def categories(found: Sequence[Found]) -> Table:
+    """Alignment by category of prompt."""
+    names = list(dict.fromkeys(name for f in found for name in f.categories))
+    rows = [
+        [entries[0].title, *(cell([f.categories.get(name) for f in entries]) for name in names)]
+        for entries in _by_method(found).values()
+    ]
+    return ["method", *names], rows
+
+
+def levels(found: Sequence[Found], states: str) -> Table:
+    """Residual guidance by noise level, from the least noise to the most.
+
+    Args:
+        found: Of all methods.
+        states: ``teacher_states`` or ``student_states``.
+    """
+    rows, headings = [], ["method"]
+    for entries in _by_method(found).values():
+        trained = [f.residual[states]["levels"] for f in entries if f.residual]
+        if trained:
+            bounds = [f"t = {level['low']:g} to {level['high']:g}" for level in trained[0]]
+            headings = ["method", *bounds]
+            columns = zip(*trained, strict=True)
+            cells = [cell([level["residual"] for level in column]) for column in columns]
+            rows.append([entries[0].title, *cells])
+    return headings, rows
+
+
+def to_rich(title: str, table: Table) -> RichTable:
+    """A table for a terminal."""
+    headings, rows = table
+    made = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown."""
+    headings, rows = table
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """A mean, with the standard deviation of more than one; a dash for what was not measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ± {stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{mean(known):.3f}{spread}"
+
+
+def curve_svg(found: Sequence[Found]) -> bytes | None:
+    """Residual guidance on held-out states while training, means over seeds; None untrained."""
+    lines = {
+        entries[0].title: [
+            (passes / 1000, mean(f.curve[k][1] for f in entries))
+            for k, (passes, _) in enumerate(entries[0].curve)
+        ]
+        for entries in _by_method(found).values()
+        if entries[0].curve
+    }
+    if not lines:
+        return None
+    title = "Residual guidance on held-out states, each method's own"
+    chart = curves(title, lines, "thousand denoiser passes", "residual guidance")
+    return base64.b64decode(chart.light.split(",", 1)[1])
+
+
+def write_pictures(series: Series, methods: Sequence[Method], found: Sequence[Found]) -> None:
+    """Write ``grid.png`` and ``curves.svg`` into the series' folder, where anything was trained."""
+    drawn = curve_svg(found)
+    if drawn is not None:
+        write_bytes(series.out / "curves.svg", drawn)
+        write_bytes(series.out / "grid.png", png(picture_grid(series, methods, found[0].seed)))
+
+
+def picture_grid(series: Series, methods: Sequence[Method], seed: int) -> Picture:
+    """The same prompts and noise, a column a method: the paper's figure 2."""
+    settings = series.settings(Trial((), seed))
+    everyone = load_prompts(settings.prompts.path)
+    _, held_out = split_prompts(everyone, settings.prompts.held_out_share)
+    prompts = [p.text for p in held_out[: settings.evaluate.grid_prompts]]
+    first = next(m for m in methods if m.overrides is not None).trial(settings, seed)
+    columns = {"CFG teacher": (first, "teacher"), "unguided": (first, "unguided")}
+    for method in methods:
+        untrained = Trial((f"pipeline.guided_share={method.guided_share}",), seed)
+        trial = untrained if method.overrides is None else method.trial(settings, seed)
+        columns[method.title] = (trial, "student")
+    rows = [
+        [
+            read_picture(series.pictures(trial) / f"{kind}-{k:03d}.png")
+            for trial, kind in columns.values()
+        ]
+        for k in range(len(prompts))
+    ]
+    return grid(rows, [fill(title, 20) for title in columns], prompts)
+
+
+def _by_method(found: Sequence[Found]) -> dict[str, list[Found]]:
+    names = dict.fromkeys(f.method for f in found)
+    return {name: [f for f in found if f.method == name] for name in names}
+
+
+def _over(own: float | None, teachers: float | None) -> float | None:
+    return own / teachers if own is not None and teachers else None
+
+
+def _given(name: str) -> str:
+    """The baselines' distance is a matter of definition."""
+    return "0" if name == BASELINES[0] else "1"

@@ -1,0 +1,182 @@
+"""Published architectures by name: their true configs and the inputs of one call, as data."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidefold.ground.errors import ConfigError
+
+Shapes = Mapping[str, Any]
+FOLDER = files("guidefold.bench") / "configs"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a pipeline.
+
+    Attributes:
+        kind: Its class, as ``library.Class``.
+        config: What the class is built from.
+        inputs: Shapes of one call's arguments by name; nested as the arguments are. A size is a
+            number, or a word of :meth:`Architecture.sizes`.
+        parameters: How many the published component has.
+        config_class: What a transformers model's config is written as.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Shapes
+    parameters: int
+    config_class: str | None = None
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """The module on the meta device, without gradients.
+
+        Args:
+            dtype: Precision of its weights.
+        """
+        with torch.device("meta"):
+            module = self._make()
+        nn.Module.to(module, dtype)  # diffusers' own warns of modules that it would keep in float32
+        return module.eval().requires_grad_(False)
+
+    def _make(self) -> nn.Module:
+        found = _find(self.kind)
+        if self.config_class is None:
+            module: nn.Module = found.from_config(dict(self.config))
+        else:
+            module = found(_find(self.config_class)(**self.config))
+        return module
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A pipeline's parts.
+
+    Attributes:
+        name: What the command line calls it.
+        title: What people call it.
+        size: The side of its pictures, in pixels.
+        denoiser: Called at each step.
+        encoders: Called once a prompt.
+        autoencoder: Called once a picture.
+        values: All of it, as its file has it.
+    """
+
+    name: str
+    title: str
+    size: int
+    denoiser: Part
+    encoders: Mapping[str, Part]
+    autoencoder: Part
+    values: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent's pixel."""
+        return int(2 ** (len(self.autoencoder.config["block_out_channels"]) - 1))
+
+    def sizes(self, batch: int, size: int) -> dict[str, int]:
+        """The words that stand for sizes.
+
+        Args:
+            batch: Samples in a call.
+            size: The side of the pictures, in pixels.
+
+        Raises:
+            ConfigError: The size does not divide into latents that the denoiser can halve.
+        """
+        step = 8 * self.factor
+        if size < step or size % step:
+            raise ConfigError(
+                f"--size {size}: not a multiple of {step} pixels", f"{self.title} has {self.size}."
+            )
+        return {"batch": batch, "size": size, "latent": size // self.factor}
+
+
+def names() -> list[str]:
+    """Every architecture that is written down."""
+    found = (path.name for path in FOLDER.iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
+
+
+@cache
+def load_architecture(name: str) -> Architecture:
+    """Read an architecture's file.
+
+    Args:
+        name: Of one that is written down, or a TOML file like theirs.
+
+    Raises:
+        ConfigError: There is none of this name, or the file is none.
+    """
+    remedy = f"Use {', '.join(names())}, or a .toml file like theirs."
+    own = name.endswith(".toml")
+    if not own and name not in names():
+        raise ConfigError(f"--arch {name}: no such architecture", remedy)
+    try:
+        text = (Path(name) if own else FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+        return read_architecture(Path(name).stem, tomllib.loads(text))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--arch {name}: describes no architecture ({error})", remedy) from error
+
+
+def read_architecture(name: str, values: Mapping[str, Any]) -> Architecture:
+    """An architecture from a file's values."""
+    return Architecture(
+        name=name,
+        title=values["title"],
+        size=values["size"],
+        denoiser=_part(values["denoiser"]),
+        encoders={name: _part(part) for name, part in values["encoders"].items()},
+        autoencoder=_part(values["autoencoder"]),
+        values=values,
+    )
+
+
+def make_inputs(
+    shapes: Shapes, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Any]:
+    """Random arguments of one call: token numbers for ``input_ids``, else noise.
+
+    Args:
+        shapes: A part's inputs.
+        sizes: Of the words in them.
+        dtype: Of what is no token.
+        device: Where to.
+    """
+
+    def fill(name: str, shape: Any) -> Any:
+        if isinstance(shape, Mapping):
+            return {inner: fill(inner, value) for inner, value in shape.items()}
+        numbers = [sizes.get(size, size) for size in shape]
+        if name == "input_ids":
+            return torch.ones(numbers, dtype=torch.long, device=device)
+        return torch.rand(numbers, dtype=dtype, device=device)
+
+    return {name: fill(name, shape) for name, shape in shapes.items()}
+
+
+def _part(values: Mapping[str, Any]) -> Part:
+    return Part(
+        kind=values["class"],
+        config=values["config"],
+        inputs=values["inputs"],
+        parameters=values["parameters"],
+        config_class=values.get("config_class"),
+    )
+
+
+def _find(path: str) -> Any:
+    library, _, name = path.rpartition(".")
+    return getattr(import_module(library), name)

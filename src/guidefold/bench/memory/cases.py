@@ -1,0 +1,201 @@
+"""The ways to train that are compared: four of the paper, then a ladder of leaner ones.
+
+A case is data; :mod:`guidefold.bench.memory.training` turns it into a training step. Every rung of the
+ladder stands on all those below it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from guidefold.bench.memory.architectures import Architecture, Shapes, make_inputs
+from guidefold.ground.errors import ConfigError
+from guidefold.listen.arguments import Tree, tensors_of
+from guidefold.run.settings import Precision, Preset
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train.
+
+    Attributes:
+        name: What the command line calls it.
+        title: What it adds, in words.
+        trains: Every weight of the denoiser, or an adapter on frozen ones.
+        ema: Keep a moving average of the trained weights.
+        teacher: ``held`` is a second denoiser, ``shared`` is the student's own, adapter off: both
+            give a guided target in each step; ``none`` needs no target of theirs.
+        encoders: Text encoders and autoencoder are resident, and encode each batch.
+        dtype: Precision of what is frozen; None takes the bench's.
+        checkpointing: Gradient checkpointing.
+        optimizer: AdamW, or one with 8-bit moments.
+        bits: Of frozen weights, for linear layers and for convolutions; None keeps ``dtype``.
+    """
+
+    name: str
+    title: str
+    trains: Literal["all", "adapter"] = "all"
+    ema: bool = False
+    teacher: Literal["none", "held", "shared"] = "none"
+    encoders: bool = True
+    dtype: Precision | None = None
+    checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    bits: tuple[int, int] | None = None
+
+
+FULL = Case("full-fine-tuning", "full fine-tuning")
+REFERENCE = replace(FULL, name="full-fine-tuning-ema", title="full fine-tuning + EMA", ema=True)
+PLAIN = replace(
+    REFERENCE, name="plain-distillation", title="plain distillation, + EMA", teacher="held"
+)
+LORA = Case("lora-distillation", "LoRA distillation (paper)", trains="adapter", teacher="shared")
+BF16 = replace(LORA, name="bf16-weights", title="+ bf16 frozen weights", dtype="bf16")
+CHECKPOINTING = replace(
+    BF16, name="gradient-checkpointing", title="+ gradient checkpointing", checkpointing=True
+)
+ALONE = replace(
+    CHECKPOINTING, name="encoders-not-resident", title="+ encoders not resident", encoders=False
+)
+RECORDED = replace(ALONE, name="recorded-targets", title="+ recorded targets", teacher="none")
+OPTIMIZER = replace(
+    RECORDED, name="8-bit-optimizer", title="+ 8-bit optimizer", optimizer="adamw-8bit"
+)
+BITS8 = replace(OPTIMIZER, name="8-bit-weights", title="+ 8-bit frozen weights", bits=(8, 8))
+BITS4 = replace(BITS8, name="4-bit-linear", title="+ 4-bit linear layers", bits=(4, 8))
+CASES = (
+    FULL,
+    REFERENCE,
+    PLAIN,
+    LORA,
+    BF16,
+    CHECKPOINTING,
+    ALONE,
+    RECORDED,
+    OPTIMIZER,
+    BITS8,
+    BITS4,
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A module that reads prompts or pictures.
+
+    Attributes:
+        module: Without memory.
+        verb: The method that reads.
+        inputs: Shapes of its arguments.
+        sizes: The words in them.
+    """
+
+    module: nn.Module
+    verb: str
+    inputs: Shapes
+    sizes: Mapping[str, int]
+
+    def read(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Read noise."""
+        getattr(self.module, self.verb)(**make_inputs(self.inputs, self.sizes, dtype, device))
+
+
+class Subject(ABC):
+    """What is trained: a denoiser, and what it is asked."""
+
+    batch: int
+    dtype: Precision
+    rank: int
+    targets: Preset
+    pieces: int = 1
+    """Calls that a step's gradients are gathered from."""
+    autocast: torch.dtype | None = None
+    """What the student's pass is cast to; None leaves it."""
+
+    @abstractmethod
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """A denoiser without memory."""
+
+    @abstractmethod
+    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Arguments ``(args, kwargs)`` of one call, in noise."""
+
+    @abstractmethod
+    def answer(self, question: Tree) -> torch.Tensor:
+        """Noise of the answer's shape."""
+
+    def encoders(self, dtype: torch.dtype) -> list[Encoder]:
+        """Text encoders and autoencoder, without memory."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Load(Subject):
+    """What every case of a bench trains: a published denoiser.
+
+    Attributes:
+        architecture: Whose denoiser.
+        batch: Samples in a step.
+        size: The side of the pictures, in pixels.
+        dtype: Precision of weights and of what is computed, where a case does not say.
+        rank: Of the adapter; 4 in the paper.
+        targets: The layers that the adapter takes; attention in the paper.
+    """
+
+    architecture: Architecture
+    batch: int
+    size: int
+    dtype: Precision = "fp32"
+    rank: int = 4
+    targets: Preset = "attention"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"--batch {self.batch}: no samples", "Use 1 or more.")
+        if self.rank < 1:
+            raise ConfigError(f"--rank {self.rank}: no rank", "Use 1 or more.")
+        _ = self.sizes  # complains of a size that does not fit
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The words that stand for sizes in the architecture's shapes."""
+        return self.architecture.sizes(self.batch, self.size)
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """A denoiser without memory."""
+        return self.architecture.denoiser.build(dtype)
+
+    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Arguments ``(args, kwargs)`` of one call, in noise."""
+        return (), make_inputs(self.architecture.denoiser.inputs, self.sizes, dtype, device)
+
+    def answer(self, question: Tree) -> torch.Tensor:
+        """Noise of the latents' shape: the first argument's."""
+        return torch.rand_like(next(tensors_of(question)))
+
+    def encoders(self, dtype: torch.dtype) -> list[Encoder]:
+        """Text encoders and autoencoder, without memory."""
+        parts = self.architecture
+        named = [(part, "forward") for part in parts.encoders.values()]
+        return [
+            Encoder(part.build(dtype), verb, part.inputs, self.sizes)
+            for part, verb in (*named, (parts.autoencoder, "encode"))
+        ]
+
+
+def find_cases(names: Sequence[str]) -> list[Case]:
+    """Cases by name, in their order; all of them where none is named.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    known = {case.name: case for case in CASES}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--case {name}: no such case", f"Use {', '.join(known)}.")
+    return [case for case in CASES if not names or case.name in names]

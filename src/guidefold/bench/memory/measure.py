@@ -1,0 +1,101 @@
+"""A case's peak as a machine shows it: one process a case, so that none pays for another's past."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from guidefold.bench.memory.architectures import read_architecture
+from guidefold.bench.memory.cases import Case, Load
+from guidefold.bench.memory.estimate import Peak
+from guidefold.bench.memory.training import Training
+from guidefold.ground.errors import FailedError
+from guidefold.train.memory import peak_memory
+
+# glibc keeps freed blocks for itself unless they were mapped alone: then the high-water mark of the
+# process is not that of its tensors.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def measure(case: Case, load: Load, device: str) -> Peak:
+    """Run a case in a process of its own.
+
+    Args:
+        case: The way to train.
+        load: What is trained.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        FailedError: The process failed; its last words are named.
+    """
+    asked = json.dumps({"case": asdict(case), "load": _as_values(load), "device": device})
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=asked,
+        env={**os.environ, **ALLOCATOR},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        killed = "it was killed, as a rule for want of memory"
+        last = (done.stderr.strip().splitlines() or [killed])[-1]
+        raise FailedError(
+            f"{case.name} on {device}: {last}",
+            "Try a smaller --batch or --size, or --how estimate.",
+        )
+    return Peak(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """What the process does: reads what is asked, writes what it took."""
+    asked = json.loads(sys.stdin.read())
+    values = asked["load"]
+    load = Load(**{**values, "architecture": read_architecture(**values["architecture"])})
+    training = Training(Case(**asked["case"]), load)
+    print(json.dumps(asdict(_peak(training, torch.device(asked["device"])))))
+
+
+def _peak(training: Training, device: torch.device) -> Peak:
+    _warm_up(device)
+    before = peak_memory(device)
+    training.start(device, _unmarked)
+    training.run()
+    after = peak_memory(device)
+    count = sum(p.numel() for p in training.trained)
+    reserved = getattr(torch.get_device_module(device), "max_memory_reserved", None)
+    if after["kind"] == "allocated":
+        return Peak(int(after["bytes"]), {}, None if reserved is None else reserved(device), count)
+    return Peak(int(after["bytes"]) - int(before["bytes"]), {}, None, count)
+
+
+def _warm_up(device: torch.device) -> None:
+    """Load what torch loads at the first use of a kernel: it is no part of a training step."""
+    picture = torch.rand(1, 8, 16, 16, device=device, requires_grad=True)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Flatten(2)
+    ).to(device)
+    rows = layers(picture)
+    loss = torch.nn.functional.scaled_dot_product_attention(rows, rows, rows).square().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.optim.AdamW(layers.parameters(), foreach=True).step()
+
+
+def _unmarked(part: str, tensors: Iterable[torch.Tensor] | None) -> None:
+    """A device does not tell its parts apart."""
+
+
+def _as_values(load: Load) -> dict[str, Any]:
+    named = {"name": load.architecture.name, "values": load.architecture.values}
+    return {**asdict(load), "architecture": named}
+
+
+if __name__ == "__main__":
+    main()

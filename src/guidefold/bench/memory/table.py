@@ -1,0 +1,164 @@
+"""The memory table: cases side by side, each against full fine-tuning with a moving average."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+from guidefold import __version__
+from guidefold.bench.memory.cases import REFERENCE, Case, Load
+from guidefold.bench.memory.estimate import Peak, estimate
+from guidefold.bench.memory.measure import measure
+from guidefold.ground.errors import ConfigError
+from guidefold.ground.progress import task
+from guidefold.train.optimizer import LIBRARY
+
+How = Literal["estimate", "cpu", "cuda"]
+ASSUMED = "fused attention; no workspaces; docs/bench.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case's result.
+
+    Attributes:
+        case: What was run, as it was run.
+        peak: What it took; None where it could not be run.
+        why_not: Why it could not; empty where it was.
+    """
+
+    case: Case
+    peak: Peak | None
+    why_not: str = ""
+
+
+def check_device(how: How) -> None:
+    """Refuse to measure on a device that is not here.
+
+    Raises:
+        ConfigError: There is no CUDA device.
+    """
+    if how == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--how cuda: no CUDA device here", "Use --how estimate.")
+
+
+def bench_memory(cases: Sequence[Case], load: Load, how: How) -> list[Row]:
+    """Run cases one after the other.
+
+    Args:
+        cases: The ways to train.
+        load: What is trained.
+        how: Estimated over fake tensors, or measured on a device.
+    """
+    rows = []
+    with task(f"{load.architecture.title}, {how}", len(cases)) as progress:
+        for case in cases:
+            rows.append(_row(case, load, how))
+            progress.advance(note=case.name)
+    return rows
+
+
+def to_json(rows: Sequence[Row], load: Load, how: How) -> list[dict[str, Any]]:
+    """The rows as plain values, each of which says all that it depends on."""
+    reference = _reference(rows)
+    return [
+        {
+            "case": row.case.name,
+            "architecture": load.architecture.name,
+            "how": how,
+            "device": _device(how),
+            "peak_bytes": row.peak.peak_bytes if row.peak else None,
+            "saving": _saving(row, reference),
+            "reserved_bytes": row.peak.reserved_bytes if row.peak else None,
+            "parts": row.peak.parts if row.peak else {},
+            "parameters": load.architecture.denoiser.parameters,
+            "trained_parameters": row.peak.trained_parameters if row.peak else None,
+            "not_run": row.why_not or None,
+            "settings": _settings(row.case, load),
+            "versions": _versions(),
+        }
+        for row in rows
+    ]
+
+
+def to_table(rows: Sequence[Row], load: Load, how: How) -> Table:
+    """The rows for people: 1 GiB is 2**30 bytes."""
+    parts = load.architecture
+    title = (
+        f"{parts.title}, {parts.denoiser.parameters:,} parameters, {load.dtype}, batch "
+        f"{load.batch}, {load.size} x {load.size}; {how}: {_device(how)}"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("case", "peak GiB", "saving", "trained", "most of it"):
+        table.add_column(heading, justify="left" if heading in ("case", "most of it") else "right")
+    reference = _reference(rows)
+    for row in rows:
+        if row.peak is None:
+            table.add_row(row.case.title, "-", "-", "-", f"not run: {row.why_not}")
+            continue
+        saving = _saving(row, reference)
+        table.add_row(
+            row.case.title,
+            f"{row.peak.peak_bytes / 2**30:.2f}",
+            "-" if saving is None else f"{saving:+.1%}",
+            f"{row.peak.trained_parameters:,}",
+            _largest(row.peak.parts),
+        )
+    return table
+
+
+def _row(case: Case, load: Load, how: How) -> Row:
+    if how == "estimate":
+        return Row(case, estimate(case, load))
+    if case.optimizer == "adamw-8bit" and (why := _no_eight_bit_optimizer(how)):
+        if case.bits is None:
+            return Row(case, None, why)
+        case = replace(case, optimizer="adamw")  # the rungs above can do without this one
+    return Row(case, measure(case, load, how))
+
+
+def _no_eight_bit_optimizer(how: How) -> str:
+    if how == "cpu":
+        return f"{LIBRARY}' 8-bit optimizer needs a CUDA device"
+    return "" if find_spec(LIBRARY) else f"{LIBRARY} is not installed"
+
+
+def _reference(rows: Sequence[Row]) -> int | None:
+    found = [row.peak.peak_bytes for row in rows if row.peak and row.case.name == REFERENCE.name]
+    return found[0] if found else None
+
+
+def _saving(row: Row, reference: int | None) -> float | None:
+    """``1 - peak / reference``; None where one of them is not known."""
+    if row.peak is None or reference is None:
+        return None
+    return 1 - row.peak.peak_bytes / reference
+
+
+def _largest(parts: dict[str, int], count: int = 2) -> str:
+    ordered = sorted(parts.items(), key=lambda item: -item[1])[:count]
+    return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in ordered)
+
+
+def _device(how: str) -> str:
+    if how == "cuda":
+        return str(torch.cuda.get_device_name())
+    return ASSUMED if how == "estimate" else f"high-water mark on {platform.machine()}"
+
+
+def _settings(case: Case, load: Load) -> dict[str, Any]:
+    of_load = {name: v for name, v in asdict(load).items() if name != "architecture"}
+    of_case = {name: v for name, v in asdict(case).items() if name not in ("name", "title")}
+    return {**of_load, **of_case, "dtype": case.dtype or load.dtype}
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "diffusers", "transformers", "peft")
+    return {"guidefold": __version__, **{name: version(name) for name in libraries}}

@@ -1,0 +1,137 @@
+"""Denoisers that stand side by side: the teacher's, one with a live LoRA, one with it fused.
+
+No time is spent on fusing between two runs, and no way pays for another's switch. The live LoRA
+stands on the teacher's own weights; only the fused denoiser has weights of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from guidefold.bench.speed.methods import Weights
+from guidefold.deliver.layer_names import layer_names
+from guidefold.deliver.lora_file import FILES, write_lora
+from guidefold.ground.errors import RunError
+from guidefold.ground.randomness import generator
+from guidefold.listen.findings import Findings
+from guidefold.lora.adapter import attach
+from guidefold.lora.loaded import adapted_layers, fuse_adapter
+from guidefold.run.files import check_folder, read_json
+from guidefold.run.folder import METADATA, RunFolder
+from guidefold.run.settings import Format
+
+SEED = 0
+SIZE_OF_UPDATE = 1e-3  # not zero, and too small to overflow anything
+
+
+def share(module: nn.Module) -> nn.Module:
+    """A second module on the same storage: layers can be wrapped in one and not in the other."""
+    parameters = {id(p): nn.Parameter(p.detach(), False) for p in module.parameters()}
+    buffers = {id(b): b.detach() for b in module.buffers()}
+    return copy.deepcopy(module, {**parameters, **buffers})
+
+
+def settle(module: nn.Module) -> None:
+    """Give a module's weights memory of their own, in place of the file they were mapped from.
+
+    There they lie at any address, and kernels are a few percent slower than on fused weights.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.detach().clone()
+
+
+def make_denoisers(
+    teacher: nn.Module, load: Callable[[nn.Module, Path], None], folder: Path
+) -> dict[Weights, nn.Module]:
+    """The teacher's denoiser, one with an adapter live, and one with it fused.
+
+    Args:
+        teacher: Left as it is.
+        load: Loads an adapter's folder into a denoiser, as clients do.
+        folder: The adapter's.
+    """
+    loaded, fused = share(teacher), copy.deepcopy(teacher)
+    for module in (loaded, fused):
+        load(module, folder)
+    fuse_adapter(fused)
+    return {"teacher": teacher, "loaded": loaded.eval(), "fused": fused.eval()}
+
+
+@contextmanager
+def random_adapter(
+    teacher: nn.Module,
+    call: Callable[[nn.Module], object],
+    *,
+    rank: int,
+    targets: str,
+    prefix: str | None = None,
+) -> Iterator[Path]:
+    """A written adapter with random values, for a while.
+
+    Args:
+        teacher: The denoiser that it fits; left as it is.
+        call: Calls a denoiser once, as a pipeline does.
+        rank: The rank.
+        targets: ``attention``, ``linear`` or ``all``.
+        prefix: The component's name, where diffusers will load it; None where plain peft will.
+
+    Yields:
+        Its folder.
+
+    Raises:
+        UnfoldableError: No layer matches the targets.
+    """
+    scratch = share(teacher)
+    adapter = attach(scratch, targets, rank, SEED, lambda: call(scratch))
+    tensors = adapter.state_dict()
+    noise = generator(SEED, "speed")
+    for name, tensor in tensors.items():
+        if ".lora_B." in name:
+            tensors[name] = SIZE_OF_UPDATE * torch.randn(tensor.shape, generator=noise)
+    with TemporaryDirectory(prefix="guidefold-") as made:
+        folder = Path(made)
+        kind: Format = "peft" if prefix is None else "diffusers"
+        write_lora(folder / FILES[kind], kind, tensors, layer_names(teacher, prefix or ""))
+        yield folder
+
+
+def find_adapter(folder: Path, findings: Findings) -> Path:
+    """The adapter of a run, after making sure that it belongs to the pipeline.
+
+    Args:
+        folder: A run's folder, or an adapter's.
+        findings: What the probe found in the pipeline.
+
+    Raises:
+        RunError: There is none.
+        CorruptFileError: Its files are not the ones that were written.
+        MismatchError: It was trained on another base.
+    """
+    inner = RunFolder(folder).adapter
+    found = inner if inner.is_dir() else folder
+    if not (found / METADATA).exists():
+        raise RunError(
+            f"--adapter {folder}: no adapter there ({METADATA} is missing)",
+            "Name the folder of a run that 'guidefold distill' has finished.",
+        )
+    check_folder(found, "Write it again with 'guidefold export RUN'.")
+    Findings.from_json(read_json(found / METADATA)["findings"]).check_same_base(findings)
+    return found
+
+
+def describe_adapter(loaded: nn.Module, source: Path | None) -> dict[str, object]:
+    """What a result should say of the adapter."""
+    layers = adapted_layers(loaded)
+    count = sum(p.numel() for name, p in loaded.named_parameters() if ".lora_" in name)
+    return {
+        "from": "random" if source is None else str(source),
+        "layers": len(layers),
+        "parameters": count,
+    }

@@ -1,0 +1,248 @@
+"""``guidefold bench`` and ``guidefold plan``; torch waits until one of them runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from guidefold.cli.options import AsJson, Overrides
+from guidefold.ground.errors import InputError
+from guidefold.ground.progress import console
+from guidefold.run.settings import Precision, Preset
+
+if TYPE_CHECKING:
+    from guidefold.bench.speed.methods import Options, Subject
+    from guidefold.bench.speed.table import Row
+
+WIDE = 160  # characters; of tables that go to a file
+bench = typer.Typer(
+    help="Measure what the paper (Golnari 2023, arXiv 2312.06899) claims.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@bench.command()
+def memory(
+    *,
+    arch: Annotated[
+        str, typer.Option(help="sd15, sd21, sdxl, sd3, or a .toml file like theirs.")
+    ] = "sd15",
+    how: Annotated[
+        Literal["estimate", "cpu", "cuda"],
+        typer.Option(help="Estimate it without device or weights, or measure it on a device."),
+    ] = "estimate",
+    batch: Annotated[int, typer.Option(help="Samples in a step.")] = 4,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
+    ] = None,
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
+    rank: Annotated[int, typer.Option(help="Of the adapter.")] = 4,
+    targets: Annotated[Preset, typer.Option(help="Layers that the adapter takes.")] = "attention",
+    case: Annotated[
+        list[str] | None, typer.Option(help="One case; repeatable; all by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Peak memory of a training step: the paper's Table 1.
+
+    Then the way down from there, rung by rung.
+    """
+    from guidefold.bench.memory.architectures import load_architecture
+    from guidefold.bench.memory.cases import Load, find_cases
+    from guidefold.bench.memory.table import bench_memory, check_device, to_json, to_table
+
+    chosen, architecture = find_cases(case or []), load_architecture(arch)
+    check_device(how)
+    pixels = architecture.size if size is None else size
+    load = Load(architecture, batch, pixels, dtype, rank, targets)
+    with _progress_aside(as_json):
+        rows = bench_memory(chosen, load, how)
+    if as_json:
+        typer.echo(json.dumps(to_json(rows, load, how), indent=2))
+    else:
+        console.print(to_table(rows, load, how))
+
+
+@bench.command()
+def speed(
+    *,
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(help="bundled (the default), a folder, a single file or a hub id."),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="A published denoiser alone, random weights: sd15, ... or a .toml file."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Pictures in a call; repeatable; 1 and 4 by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 20,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="How often every way is timed.")] = 5,
+    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    rank: Annotated[int, typer.Option(help="Of the random adapter.")] = 32,
+    targets: Annotated[Preset, typer.Option(help="Layers that the random adapter takes.")] = "all",
+    adapter: Annotated[
+        Path | None, typer.Option(help="A run's folder: its adapter, not a random one.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also with torch.compile, if it works.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time of teacher, student and Selective Guidance.
+
+    Runs are interleaved, and the unguided teacher is the bound.
+    """
+    if arch is not None and pipeline is not None:
+        raise InputError(f"{pipeline} and --arch {arch}: two things to measure", "Name one.")
+    from guidefold.bench.speed.methods import Options
+
+    options = Options(
+        batches=tuple(batch or (1, 4)),
+        steps=steps,
+        rounds=rounds,
+        size=size,
+        dtype=dtype,
+        rank=rank,
+        targets=targets,
+        adapter=adapter,
+        compiled=compiled,
+    )
+    from guidefold.bench.memory.architectures import load_architecture
+    from guidefold.bench.speed.denoisers import DenoiserAlone, WholePipeline, find_device
+    from guidefold.bench.speed.table import make_rows, to_json
+    from guidefold.bench.speed.time import bench_speed
+
+    options = replace(options, device=find_device(device))
+    with _progress_aside(as_json):
+        if arch is None:
+            subject: Subject = WholePipeline.open(pipeline or "bundled", options)
+        else:
+            subject = DenoiserAlone(load_architecture(arch), options)
+        rows = make_rows(bench_speed(subject, options), subject.clocks)
+    if as_json:
+        typer.echo(json.dumps(to_json(rows, subject, options), indent=2))
+    else:
+        _print_speed(rows, subject, options)
+
+
+def _print_speed(rows: Sequence[Row], subject: Subject, options: Options) -> None:
+    from guidefold.bench.speed.table import describe, to_tables
+
+    console.print(describe(subject, options), markup=False)
+    for table in to_tables(rows):
+        console.print()
+        console.print(table)
+    for note in subject.notes:
+        console.print(note, markup=False)
+
+
+@bench.command()
+def fidelity(
+    *,
+    config: Annotated[str, typer.Argument(help="A preset or a TOML file.")] = "demo",
+    overrides: Overrides = None,
+    out: Annotated[
+        Path, typer.Option(help="Where runs are kept; what is finished there is not run again.")
+    ] = Path("runs/fidelity"),
+    method: Annotated[
+        list[str] | None, typer.Option(help="One method; repeatable; all by default.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Alignment and distance from the CFG picture, by method.
+
+    The paper's ways beside Guidefold's default, at about equal denoiser passes.
+    """
+    from guidefold.bench.fidelity.compare import bench_fidelity
+    from guidefold.bench.fidelity.methods import find_methods
+    from guidefold.bench.fidelity.tables import (
+        categories,
+        levels,
+        overview,
+        to_json,
+        to_rich,
+        write_pictures,
+    )
+    from guidefold.bench.fidelity.trials import Series
+
+    methods = find_methods(method or [])
+    series = Series(out, config, tuple(overrides or []))
+    with _progress_aside(as_json):
+        found = bench_fidelity(series, methods, range(seeds))
+    write_pictures(series, methods, found)
+    if as_json:
+        typer.echo(json.dumps(to_json(found), indent=2))
+        return
+    tables = {"Means over seeds": overview(found), "Alignment by category": categories(found)}
+    for states in ("teacher", "student"):
+        title = f"Residual guidance by noise level, at the {states}'s states"
+        tables[title] = levels(found, f"{states}_states")
+    for title, table in tables.items():
+        console.print(to_rich(title, table), width=None if console.is_terminal else WIDE)
+
+
+def reproduce(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of the fidelity runs as section.key=value."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where to; a stopped reproduction goes on there.")
+    ] = Path("runs/paper"),
+    seeds: Annotated[int, typer.Option(min=1, help="Of the fidelity runs.")] = 3,
+    part: Annotated[
+        list[str] | None, typer.Option(help="One part; repeatable; all by default.")
+    ] = None,
+) -> None:
+    """Run every claim of the source paper, and write paper.md: its figures beside ours."""
+    from guidefold.bench.reproduce import find_parts
+    from guidefold.bench.reproduce import reproduce as run
+
+    page = run(out, find_parts(out, seeds, overrides or [], part or []))
+    console.print(f"Written: {page}", markup=False)
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="A preset, a TOML file, or a run folder.")],
+    overrides: Overrides = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB to compare with; by default the device's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a run's training step fits, before a weight is downloaded or read."""
+    from guidefold.run.config import load_settings
+
+    settings = load_settings(config, list(overrides or []))
+    from guidefold.bench.memory.plan import GIB, describe, make_plan
+
+    found = make_plan(settings, None if memory is None else int(memory * GIB))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        console.print(describe(found, settings), markup=False)
+
+
+@contextmanager
+def _progress_aside(aside: bool) -> Iterator[None]:
+    """Show progress on standard error for a while, so that standard output is JSON alone."""
+    before = console.stderr
+    console.stderr = aside or before
+    try:
+        yield
+    finally:
+        console.stderr = before

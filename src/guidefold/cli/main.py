@@ -1,0 +1,380 @@
+"""The command line. Heavy imports wait until a command runs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guidefold import __version__
+from guidefold.cli.bench import bench, plan, reproduce
+from guidefold.cli.compare import compare
+from guidefold.cli.export import convert, export, settings_of_run, verify
+from guidefold.cli.options import Overrides, Run
+from guidefold.cli.probe import probe
+from guidefold.cli.publish import pack, push
+from guidefold.ground.errors import GuidefoldError, InputError
+from guidefold.ground.progress import Stopped, console, plural
+from guidefold.run.folder import RunFolder
+from guidefold.run.settings import KINDS
+
+if TYPE_CHECKING:
+    from guidefold import api
+    from guidefold.run.records import Results
+    from guidefold.run.settings import Settings
+
+app = typer.Typer(
+    name="guidefold",
+    help="Fold a diffusion pipeline's guidance into an ordinary LoRA: one pass a step, not two.",
+    epilog="Start with 'guidefold demo', then 'guidefold probe PIPELINE' on your own.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(bench, name="bench")  # shown after the commands, which stand in a user's order
+
+
+def _presets() -> list[str]:
+    from guidefold.run.config import presets
+
+    return presets()
+
+
+Config = Annotated[
+    str,
+    typer.Argument(
+        help="A preset (sd15, sdxl, sd3, demo), a TOML file, or a run folder to go on with.",
+        autocompletion=_presets,
+    ),
+]
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; every foreseen mistake ends in a message, never in a traceback."""
+    _quiet()
+    try:
+        app()
+    except GuidefoldError as error:
+        _fail(str(error), error.exit_code)
+    except Stopped as stopped:
+        errors.print(f"{stopped}\nThe same command goes on from there.", markup=False)
+        raise SystemExit(stopped.exit_code) from None
+    except SystemExit as ended:  # typer turns a KeyboardInterrupt into this
+        if ended.code == 128 + signal.SIGINT:
+            errors.print("Stopped. What was saved stands; the same command goes on from there.")
+        raise
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        _fail(
+            f"out of memory: {str(error).splitlines()[0]}\nTry pipeline.dtype=bf16, "
+            "distill.gradient_checkpointing=true, a smaller distill.batch_size, a larger "
+            "distill.accumulation, or distill.preview_prompts=0.",
+            1,
+        )
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"guidefold {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Fold the bundled teacher's guidance on a CPU, in minutes.
+
+    From recording to pictures: the same as distill and evaluate with the preset 'demo'.
+    """
+    from guidefold import api
+    from guidefold.demo.judge import judge_of
+
+    settings = _settings("demo", overrides)
+    with api.open_run(settings) as run:
+        _teach(run)
+        results = run.evaluate(judge_of(settings.pipeline.source)) if run.main else None
+    if results is not None:
+        _measured(results, settings)
+
+
+app.command()(probe)
+app.command(short_help="Say whether a run's training step fits into memory.")(plan)
+
+
+@app.command()
+def config(
+    preset: Annotated[str, typer.Argument(help="A preset's name.", autocompletion=_presets)],
+) -> None:
+    """Print a commented preset, to save and to change."""
+    from guidefold.run.config import find_config
+
+    typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def record(
+    config: Config,
+    overrides: Overrides = None,
+    shard: Annotated[
+        str, typer.Option(help="I/N: this machine's part of N, brought together by 'gather'.")
+    ] = "1/1",
+) -> None:
+    """Record the teacher's trajectories; goes on where it stopped."""
+    number, count = _shard(shard)
+    from guidefold import api
+
+    run = api.record(_settings(config, overrides), (number, count))
+    if count > 1:
+        console.print(f"Recorded {shard}. When all stand: guidefold gather RUN {run} ...")
+    else:
+        console.print(f"Recorded. Next: guidefold distill {run}", markup=False)
+
+
+@app.command()
+def gather(
+    run: Annotated[Path, typer.Argument(help="The folder to bring them together in.")],
+    parts: Annotated[list[Path], typer.Argument(help="Runs that were recorded with --shard.")],
+) -> None:
+    """Bring together what several machines have recorded of one run."""
+    from guidefold import api
+
+    count = api.gather(run, parts)
+    console.print(f"Trajectories copied: {count}.")
+    console.print(f"Next: guidefold distill {run} (it records what is still missing)", markup=False)
+
+
+@app.command()
+def distill(config: Config, overrides: Overrides = None) -> None:
+    """Record what is missing, train, write and check the adapter.
+
+    Goes on where it stopped. Example:
+
+    guidefold distill sd15 pipeline.source=FOLDER run=runs/mine
+    """
+    from guidefold import api
+
+    with api.open_run(_settings(config, overrides)) as run:
+        _teach(run)
+
+
+@app.command()
+def sample(
+    *,
+    run: Run,
+    overrides: Overrides = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeatable.")
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Prompts from a file, or the rows of a .jsonl file.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            *("--kind", "-k"),
+            help="Who draws; repeatable; all by default.",
+            metavar=f"<{'|'.join(KINDS)}>",
+            autocompletion=lambda: list(KINDS),
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", "-s", min=0, help="Repeatable.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Of the adapter; by default 1, or what --guidance is by the dial."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", "-g", help="Of the teacher; the strength follows the dial."),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="An adapter folder; by default the run's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples.")] = None,
+    more: Annotated[  # how this verb alone took overrides before
+        list[str] | None, typer.Option("--set", hidden=True)
+    ] = None,
+) -> None:
+    """Draw prompts with teacher, unguided and student, side by side."""
+    for name in kind or ():
+        if name not in KINDS:
+            raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
+    if not prompt and inputs is None:
+        raise typer.BadParameter("say what to draw", param_hint="--prompt or --inputs")
+    from guidefold import api
+    from guidefold.pipeline.prompts import read_prompts
+
+    files = api.sample(
+        settings_of_run(run, [*(overrides or []), *(more or [])]),
+        [*(prompt or []), *(read_prompts(inputs) if inputs else [])],
+        out or RunFolder(run).samples,
+        kinds=[name for name in KINDS if name in (kind or KINDS)],
+        seeds=seed or [0],
+        strength=strength,
+        guidance=guidance,
+        adapter=adapter,
+    )
+    beside = plural(len(files) - 1, "file")
+    console.print(f"Written: {files[0]} and {beside} beside it", markup=False)
+
+
+@app.command()
+def evaluate(run: Run, overrides: Overrides = None) -> None:
+    """Measure teacher, unguided and student on held-out prompts."""
+    from guidefold import api
+    from guidefold.demo.judge import judge_of
+
+    settings = settings_of_run(run, overrides)
+    results = api.evaluate(settings, judge_of(settings.pipeline.source))
+    _measured(results, settings)
+
+
+app.command()(export)
+app.command()(verify)
+app.command()(convert)
+app.command()(pack)
+app.command()(push)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write a run's page, report.html, also while it trains.
+
+    Pictures, dial, curves and costs.
+    """
+    from guidefold import api
+
+    console.print(f"Written: {api.report(settings_of_run(run))}", markup=False)
+
+
+app.command()(compare)
+app.command(short_help="Run the source paper's claims, and write paper.md.")(reproduce)
+
+
+def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Settings:
+    from guidefold.run.config import load_settings
+
+    return load_settings(source, list(overrides or []))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(
+            f"--shard {text}: there is no such part", "Write 2/4 for the second of four."
+        )
+    return int(number), int(count)
+
+
+def _teach(run: api.Run) -> None:
+    """Record, train, write, check."""
+    from guidefold.lora.dial import Dial
+
+    run.distill()
+    if not run.main:
+        return
+    folder = run.export()
+    about = json.loads((folder / "guidefold.json").read_text(encoding="utf-8"))
+    loader = about["findings"]["loader"]
+    console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
+    console.print(f"  {about['usage_hint']}", markup=False)
+    for line in _dial_lines(about["dial_table"]):
+        console.print(f"  {line}", markup=False)
+    if Dial.from_json(about).measured_otherwise is not None:
+        console.print(
+            "Beware: strength 1 does not measure as the scale it was trained for, which means that "
+            "too little is folded yet: train longer (distill.steps)."
+        )
+    if loader == "diffusers":
+        console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
+
+
+def _dial_lines(marks: Sequence[dict[str, float]]) -> list[str]:
+    """The measured dial in a few columns."""
+    if not marks:
+        return ["the dial: not measured, too little is folded yet"]
+    count = min(len(marks), 7)
+    some = [marks[k * (len(marks) - 1) // max(1, count - 1)] for k in range(count)]
+    rows = {"guidance": ".3g", "strength": ".2f", "residual": ".2f"}
+    return [
+        "the dial, measured on held-out states (residual: 1 nothing folded, 0 all):",
+        *(
+            f"  {name:10}" + "".join(f"{mark[name]:7{form}}" for mark in some)
+            for name, form in rows.items()
+        ),
+    ]
+
+
+def _measured(results: dict[str, Any], settings: Settings) -> None:
+    """Write the page of a measured run, print the table."""
+    from guidefold import api
+    from guidefold.run.records import Results
+
+    page = api.report(settings)
+    _print_results(Results.model_validate(results), RunFolder(settings.run), page)
+
+
+def _print_results(results: Results, run: RunFolder, page: Path) -> None:
+    """The table that a measurement ends with."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for kind in KINDS:
+        row = results.of(kind)
+        alignment = "-" if row.alignment is None else f"{row.alignment:.3f}"
+        seconds = f"{row.denoiser_seconds_per_image:.3f}"
+        table.add_row(kind, alignment, f"{row.passes_per_image:g}", seconds)
+    fused = f"{results.student.denoiser_seconds_per_image_fused:.3f}"
+    table.add_row("student, fused", "", "", fused)
+    console.print()
+    console.print(table)
+    residual = results.residual_guidance
+    console.print(
+        f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "
+        f"against strength {results.strength:g}, {results.steps} steps\n"
+        f"residual guidance: {residual.teacher_states.mean:.3f} at the teacher's states, "
+        f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
+        f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"
+        f"\nThe page: {page}\n{run.grid}  {run.results}",
+        markup=False,
+    )
+
+
+def _fail(message: str, exit_code: int) -> None:
+    errors.print(f"Error: {message}", markup=False)
+    raise SystemExit(exit_code)
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    """Libraries keep their notes to themselves; set their variables to hear them."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft imports bitsandbytes where it is, which then speaks of kernels that nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    console.quiet = not _main_process()
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")

@@ -1,0 +1,222 @@
+"""Denoiser arguments as data: find what is batched, split a batch, join one, lay it flat.
+
+A tree is nested lists, tuples and dictionaries with tensors and plain values as leaves. How a tree
+is batched is learnt by comparison: of the arguments for one prompt and the arguments for two, what
+doubled is batched. No pipeline's argument names appear here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from guidefold.ground.errors import UnfoldableError
+
+Tree = Any
+# How a tree is batched, as JSON: {"axis": 0} a tensor, {"each": null} a list, an entry a sample,
+# {"items": [...]} or {"fields": {...}} a container, null a leaf that all samples share.
+Layout = dict[str, Any] | None
+
+KEYS: dict[str, type] = {"fields": str, "numbered": int}
+"""How a dictionary lies in a file, by the type of its keys."""
+
+
+class NotBatchableError(Exception):
+    """These samples cannot share one denoiser call; run them one by one."""
+
+
+def find_layout(one: Tree, two: Tree, path: str = "arguments") -> Layout:
+    """Compare the arguments for one sample with those for two.
+
+    Args:
+        one: Arguments of a call for one sample.
+        two: Arguments of the same call for two samples of the same shape.
+        path: Where in the arguments, for messages.
+
+    Returns:
+        The layout: which leaves are batched, and along which axis.
+
+    Raises:
+        UnfoldableError: The two do not have the same form.
+    """
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        return _tensor_layout(one, two, path)
+    if isinstance(one, Mapping) and isinstance(two, Mapping) and one.keys() == two.keys():
+        return {"fields": {str(k): find_layout(one[k], two[k], f"{path}.{k}") for k in one}}
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        if len(one) == 1 and len(two) == 2:
+            return {"each": None}
+        if len(one) == len(two):
+            pairs = enumerate(zip(one, two, strict=True))
+            return {"items": [find_layout(a, b, f"{path}.{i}") for i, (a, b) in pairs]}
+    elif type(one) is type(two) and not isinstance(one, Mapping) and one == two:
+        return None  # a plain value that depended on the batch could not be split
+    raise _unlike(path, one, two)
+
+
+def split(tree: Tree, layout: Layout, count: int) -> list[Tree]:
+    """Cut the arguments for ``count`` samples into arguments for one each; tensors are views."""
+    if layout is None:
+        return [tree] * count
+    if "axis" in layout:
+        return list(tree.tensor_split(count, dim=layout["axis"]))
+    if "each" in layout:
+        return [type(tree)([item]) for item in tree]
+    if "fields" in layout:
+        columns = {k: split(v, layout["fields"][str(k)], count) for k, v in tree.items()}
+        return [{k: column[i] for k, column in columns.items()} for i in range(count)]
+    parts = [split(t, sub, count) for t, sub in zip(tree, layout["items"], strict=True)]
+    return [type(tree)(part[i] for part in parts) for i in range(count)]
+
+
+def join(trees: Sequence[Tree], layout: Layout) -> Tree:
+    """Make one call's arguments of several samples' arguments.
+
+    A scalar tensor that all share within a call but that differs between the samples (the timestep)
+    becomes a vector with an entry a sample.
+
+    Raises:
+        NotBatchableError: Shapes or plain values differ.
+    """
+    first = trees[0]
+    if layout is None:
+        return _share(trees)
+    if "axis" in layout:
+        rest = {t.shape[: layout["axis"]] + t.shape[layout["axis"] + 1 :] for t in trees}
+        if len(rest) > 1 or len({t.dtype for t in trees}) > 1:
+            raise NotBatchableError
+        return torch.cat(list(trees), dim=layout["axis"])
+    if "each" in layout:
+        return type(first)([item for tree in trees for item in tree])
+    if "fields" in layout:
+        if any(t.keys() != first.keys() for t in trees):
+            raise NotBatchableError
+        return {k: join([t[k] for t in trees], layout["fields"][str(k)]) for k in first}
+    if len({len(t) for t in trees}) > 1:
+        raise NotBatchableError
+    return type(first)(join([t[i] for t in trees], sub) for i, sub in enumerate(layout["items"]))
+
+
+def flatten(tree: Tree, path: str = "arguments") -> tuple[Any, dict[str, torch.Tensor]]:
+    """Lay a tree flat for a file.
+
+    Returns:
+        ``(skeleton, tensors)``: JSON in which tensors are named by their path, and the tensors.
+
+    Raises:
+        UnfoldableError: A leaf that no file can hold.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def visit(node: Tree, where: str) -> Any:
+        if isinstance(node, torch.Tensor):
+            tensors[where] = node
+            return {"tensor": where}
+        if node is None or isinstance(node, bool | int | float | str):
+            return {"value": node}
+        if isinstance(node, torch.dtype):
+            return {"dtype": str(node).removeprefix("torch.")}
+        for kind, of in KEYS.items():
+            if isinstance(node, Mapping) and all(type(k) is of for k in node):
+                return {kind: {str(k): visit(v, f"{where}.{k}") for k, v in node.items()}}
+        if isinstance(node, list | tuple):
+            kind = "tuple" if isinstance(node, tuple) else "list"
+            return {kind: [visit(v, f"{where}.{i}") for i, v in enumerate(node)]}
+        raise UnfoldableError(
+            f"{where}: the denoiser is called with {describe(node)}, which cannot be recorded",
+            "Guidefold records tensors, numbers, text, lists and dictionaries.",
+        )
+
+    return visit(tree, path), tensors
+
+
+def unflatten(skeleton: Any, tensor: Callable[[str], torch.Tensor]) -> Tree:
+    """Rebuild a tree; ``tensor`` finds a tensor by the name that :func:`flatten` gave it."""
+    ((kind, content),) = skeleton.items()
+    if kind == "tensor":
+        return tensor(content)
+    if kind == "value":
+        return content
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind in KEYS:
+        return {KEYS[kind](k): unflatten(v, tensor) for k, v in content.items()}
+    items = [unflatten(v, tensor) for v in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def tree_map(function: Callable[[torch.Tensor], torch.Tensor], tree: Tree) -> Tree:
+    """Apply a function to every tensor of a tree; other leaves stay."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {k: tree_map(function, v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(tree_map(function, v) for v in tree)
+    return tree
+
+
+def tensors_of(tree: Tree) -> Iterator[torch.Tensor]:
+    """Every tensor of a tree, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors_of(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors_of(value)
+
+
+def alike(one: Tree, two: Tree) -> bool:
+    """Whether two trees have one form and the same leaves, but for the noise of their precision."""
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        if one.shape != two.shape or not one.is_floating_point():
+            return torch.equal(one, two)
+        return torch.allclose(one.float(), two.to(one).float(), rtol=1e-3, atol=1e-5)
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(alike(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(alike, one, two))
+    return type(one) is type(two) and bool(one == two)
+
+
+def describe(value: object) -> str:
+    """A value's type, and its shape where it has one."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _tensor_layout(one: torch.Tensor, two: torch.Tensor, path: str) -> Layout:
+    if one.shape == two.shape and torch.equal(one, two):
+        return None
+    if one.ndim == two.ndim:
+        changed = [d for d in range(one.ndim) if one.shape[d] != two.shape[d]]
+        if len(changed) == 1 and two.shape[changed[0]] == 2 * one.shape[changed[0]]:
+            return {"axis": changed[0]}
+    raise _unlike(path, one, two)
+
+
+def _unlike(path: str, one: Tree, two: Tree) -> UnfoldableError:
+    return UnfoldableError(
+        f"{path}: {describe(one)} for one prompt, {describe(two)} for two",
+        "Guidefold cannot tell how this pipeline batches its denoiser's arguments.",
+    )
+
+
+def _share(trees: Sequence[Tree]) -> Tree:
+    first = trees[0]
+    if isinstance(first, torch.Tensor):
+        if all(torch.equal(first, t) for t in trees[1:]):
+            return first
+        if all(t.ndim == 0 for t in trees):
+            return torch.stack(list(trees))
+        raise NotBatchableError
+    if any(t != first or type(t) is not type(first) for t in trees[1:]):
+        raise NotBatchableError
+    return first

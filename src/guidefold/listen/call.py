@@ -1,0 +1,222 @@
+"""What a pipeline's call is given: prompts, what stands beside them, and what scales guidance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from guidefold.ground.errors import ConfigError, PromptError, UnfoldableError
+from guidefold.listen.capture import GUIDER, guiders
+from guidefold.listen.findings import Findings
+from guidefold.listen.guidance import stop_guiding
+from guidefold.pipeline.media import Media, open_media
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.settings import PipelineSettings
+
+# Call arguments that Guidefold sets itself.
+OURS = {
+    "prompt",
+    "generator",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+}
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+# A blank negative prompt is what pipelines with true CFG expect where the user has none.
+BLANK = " "
+
+
+def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) -> str:
+    """The call argument that scales guidance.
+
+    True CFG that a pipeline leaves off by default (Flux) counts only with a negative prompt: else
+    its guidance is the embedded one, and there is no second pass.
+
+    Args:
+        pipeline: Whose call.
+        negative: Whether the user gives a negative prompt.
+
+    Returns:
+        An argument of the call, or ``guider.guidance_scale`` where a component guides.
+
+    Raises:
+        UnfoldableError: There is none.
+    """
+    parameters = parameters_of(pipeline)
+    true_cfg = parameters.get("true_cfg_scale")
+    embedded = "guidance_scale" in parameters
+    if true_cfg is not None and (negative or true_cfg.default != 1.0 or not embedded):
+        return "true_cfg_scale"
+    if embedded:
+        return "guidance_scale"
+    if any("guidance_scale" in guider.config for guider in guiders(pipeline).values()):
+        return f"{GUIDER}.guidance_scale"
+    raise UnfoldableError(
+        f"{type(pipeline).__name__}: its call has no argument that scales guidance "
+        "(true_cfg_scale or guidance_scale), and no component that guides",
+        "Guidefold folds pipelines that guide; this one does not, or not through its call.",
+    )
+
+
+def parameters_of(
+    pipeline: DiffusionPipeline | type[DiffusionPipeline],
+) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by name; of its class likewise."""
+    kind = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return inspect.signature(kind.__call__).parameters
+
+
+def call_inputs(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str | Prompt],
+    call: Mapping[str, Any],
+    negative_prompt: str | None = None,
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call that do not change between teacher and student.
+
+    Args:
+        pipeline: Whose call.
+        prompts: One per picture.
+        call: The user's further arguments.
+        negative_prompt: The house negative prompt, if any.
+
+    Raises:
+        ConfigError: An argument that the call does not take.
+        PromptError: Likewise, from a row of the inputs file.
+    """
+    rows = [Prompt.of(prompt) for prompt in prompts]
+    parameters = parameters_of(pipeline)
+    scale = guidance_argument(pipeline)
+    taken = sorted({*OURS, scale} & call.keys())
+    if taken:
+        raise ConfigError(
+            f"pipeline.call: {', '.join(taken)} cannot be set there",
+            "Guidefold sets it: see record.guidance, record.steps, evaluate and prompts.",
+        )
+    for row in rows:
+        if scale in row.values:
+            raise PromptError(
+                f"{row.source}: '{scale}' cannot be set by a row: the student's is folded, and "
+                "would count twice",
+                "Leave the field out. record.guidance holds the scales that are trained; "
+                "'guidefold sample --guidance' draws at one of them.",
+            )
+    inputs = dict(call)
+    if any(row.text for row in rows):
+        inputs["prompt"] = _several([row.text for row in rows])
+    given = negative_prompt is not None or "negative_prompt" in call
+    if not given and scale == "true_cfg_scale":
+        negative_prompt = BLANK
+    if negative_prompt is not None and "negative_prompt" not in inputs:
+        inputs["negative_prompt"] = _several([negative_prompt] * len(rows))
+    check_rows(type(pipeline), rows)
+    unknown = sorted(name for name in inputs if name not in parameters)
+    if unknown:
+        raise ConfigError(
+            f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
+            "A preset may set it: write that to a file (guidefold config PRESET > mine.toml), "
+            "take it out of [pipeline.call] there, and name that file. "
+            + arguments_taken(parameters),
+        )
+    return inputs | _columns(rows)
+
+
+def _several(texts: list[str]) -> str | list[str]:
+    """One text as users give it: some pipelines take no list."""
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _columns(rows: Sequence[Prompt]) -> dict[str, Any]:
+    """What stands beside the prompts: as it is for one row, joined for several equal ones."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    return {name: _join([row.values[name] for row in rows]) for name in names}
+
+
+def _join(values: Sequence[Any]) -> Any:
+    opened = [open_media(value) for value in values]
+    first = opened[0]
+    if len(opened) == 1:
+        return first
+    if isinstance(first, torch.Tensor):
+        return torch.cat(opened)
+    if isinstance(values[0], Media):
+        return opened
+    if isinstance(first, list) and not any(isinstance(v, Media) for v in values[0]):
+        return [item for value in opened for item in value]  # an entry a picture: class labels
+    return opened if isinstance(first, list) else first
+
+
+def check_rows(kind: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
+    """What prompts and their columns say must be arguments of the pipeline's call.
+
+    Args:
+        kind: The pipeline's class.
+        rows: The prompts.
+
+    Raises:
+        PromptError: Names the first row and field that is none.
+    """
+    parameters, name = parameters_of(kind), kind.__name__
+    for row in rows:
+        if row.text and "prompt" not in parameters:
+            raise PromptError(
+                f"{row.source}: {name} takes no prompt",
+                "Give it a .jsonl file whose fields are its call's arguments. "
+                + arguments_taken(parameters),
+            )
+        for column in row.values:
+            if column not in parameters or column in OURS:
+                raise PromptError(
+                    f"{row.source}: {name} takes no '{column}' from a row"
+                    + _meant(column, parameters),
+                    "Fields beside the prompt are arguments of its call; one whose name begins "
+                    f"with '_' is left out. {arguments_taken(parameters)}",
+                )
+
+
+def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """A sentence with the names of a call's arguments, but for those that Guidefold sets."""
+    names = (name for name in parameters if name not in {"self", "kwargs", *OURS})
+    return f"It takes: {', '.join(names)}."
+
+
+def _meant(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
+    close = get_close_matches(name, [p for p in parameters if p not in OURS], n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def run_inputs(
+    pipeline: DiffusionPipeline,
+    findings: Findings,
+    asked: PipelineSettings,
+    prompts: Sequence[str | Prompt],
+    guidance: float,
+    steps: int,
+) -> dict[str, Any]:
+    """Arguments for one run: the teacher's where guidance is on, else the student's.
+
+    Args:
+        pipeline: Whose call.
+        findings: What the probe found.
+        asked: The user's further arguments.
+        prompts: One per picture.
+        guidance: The value of the pipeline's guidance argument.
+        steps: Denoising steps.
+
+    Returns:
+        All but generator and output type.
+    """
+    share = 1.0 if guidance == findings.off else asked.guided_share
+    return {
+        **call_inputs(pipeline, prompts, asked.call, asked.negative_prompt),
+        **findings.scaled(guidance),
+        "num_inference_steps": steps,
+        **stop_guiding(pipeline, findings.guidance_argument, findings.off, share),
+    }

@@ -1,0 +1,184 @@
+"""Ask, at no cost, what a pipeline asks its denoiser at given states, and does with the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.ground.errors import CaptureError, UnfoldableError
+from guidefold.ground.randomness import generator
+from guidefold.listen.arguments import Tree, tensors_of, tree_map
+from guidefold.listen.capture import follow
+from guidefold.listen.listener import Step
+from guidefold.listen.output_map import (
+    OutputMap,
+    Scaling,
+    find_output_map,
+    find_scaling,
+    fit_rows,
+    output_tensor,
+)
+from guidefold.pipeline.denoisers import COMPONENT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was heard at each state.
+
+    Attributes:
+        arguments: ``(args, kwargs)`` of the denoiser's call at each step.
+        timesteps: Of each step.
+        output_map: What happens to the denoiser's raw output, the same at every step.
+        scalings: Of each step, where the map is scaled; else None.
+        rows: Of the model output at each step.
+    """
+
+    arguments: list[Tree]
+    timesteps: list[float]
+    output_map: OutputMap
+    scalings: list[Scaling | None]
+    rows: list[int]
+
+    def learnt(self, index: int, model_output: torch.Tensor) -> torch.Tensor:
+        """What the student has to say at a step for a model output."""
+        scaling = self.scalings[index]
+        model_output = fit_rows(model_output, self.rows[index])
+        return model_output if scaling is None else scaling.learnt(model_output)
+
+    def model_output(self, index: int, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """What becomes of a raw output at a step."""
+        learnt, scaling = self.output_map(raw, shape), self.scalings[index]
+        return learnt if scaling is None else scaling.model_output(learnt)
+
+
+def ask(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    seeds: Sequence[int],
+    listened: Mapping[str, nn.Module],
+    driven: Sequence[Step],
+    stub: RandomStub,
+) -> Asked:
+    """Follow a driven run with the denoiser stubbed.
+
+    Args:
+        pipeline: The pipeline.
+        inputs: The student's call arguments.
+        seeds: The driven run's.
+        listened: The denoisers.
+        driven: The states to visit.
+        stub: Answers in the denoisers' place.
+
+    Returns:
+        What was heard.
+
+    Raises:
+        UnfoldableError: Calls and steps do not pair, or the output map is unknown.
+        CaptureError: The map changes between steps.
+    """
+
+    def heard(draw: int) -> tuple[list[Step], list[torch.Tensor]]:
+        stub.clear(draw)
+        steps = follow(pipeline, inputs, seeds, listened, driven, stub=stub, keep_arguments=True)
+        check_pairs(pipeline, steps)
+        return steps, list(stub.answers)
+
+    steps, raws = heard(0)
+    arguments = [arguments_of(step, several=len(listened) > 1) for step in steps]
+    timesteps = [step.timestep for step in steps]
+    try:
+        maps = [find_output_map(r, s.model_output) for r, s in zip(raws, steps, strict=True)]
+        scalings: list[Scaling | None] = [None] * len(steps)
+    except UnfoldableError:
+        others, other_raws = heard(1)
+        pairs = zip(
+            zip(raws, other_raws, strict=True), zip(steps, others, strict=True), strict=True
+        )
+        found = [find_scaling(r, (s.model_output, o.model_output)) for r, (s, o) in pairs]
+        maps, scalings = [m for m, _ in found], [s for _, s in found]
+    for index, output_map in enumerate(maps):
+        if output_map != maps[0]:
+            raise CaptureError(f"step {index}: output map '{output_map}' instead of '{maps[0]}'")
+    rows = [len(step.model_output) for step in steps]
+    return Asked(arguments, timesteps, maps[0], scalings, rows)
+
+
+def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:
+    """Each step of the scheduler must belong to one call of a denoiser.
+
+    Raises:
+        UnfoldableError: It does not; says which does not.
+    """
+    for index, step in enumerate(steps):
+        if len(step.calls) != 1:
+            raise UnfoldableError(
+                f"{type(pipeline).__name__}: {len(step.calls)} denoiser calls before scheduler "
+                f"step {index + 1} with guidance off",
+                "Guidefold pairs one denoiser call with one scheduler step.",
+            )
+
+
+def arguments_of(step: Step, *, several: bool) -> Tree:
+    """The arguments of a step's only call; of several denoisers they say which is called."""
+    (call,) = step.calls
+    args, kwargs = call.arguments
+    return args, {**kwargs, COMPONENT: call.denoiser} if several else kwargs
+
+
+class RandomStub:
+    """Answers in a denoiser's place with noise of the right form, at no cost.
+
+    The real denoiser is asked once per shape of arguments; its answer is the template.
+
+    Args:
+        seed: Of the noise.
+
+    Attributes:
+        answers: The first tensor of every answer since the last :meth:`clear`.
+        real_calls: How often the real denoiser was asked.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.answers: list[torch.Tensor] = []
+        self.real_calls = 0
+        self._seed = seed
+        self._draw_number = 0
+        self._templates: dict[tuple[Any, ...], Any] = {}
+
+    def clear(self, draw: int = 0) -> None:
+        """Forget the answers, keep the templates.
+
+        Args:
+            draw: Another number gives other answers from now on.
+        """
+        self.answers.clear()
+        self._draw_number = draw
+
+    def __call__(
+        self, name: str, denoiser: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Answer one call."""
+        key = (name, *((tuple(t.shape), t.dtype) for t in tensors_of((args, kwargs))))
+        if key not in self._templates:
+            self._templates[key] = denoiser(*args, **kwargs)
+            self.real_calls += 1
+        output = map_output(self._draw, self._templates[key])
+        self.answers.append(output_tensor(output))
+        return output
+
+    def _draw(self, like: torch.Tensor) -> torch.Tensor:
+        place = (self._seed, self._draw_number, len(self.answers))
+        noise = torch.randn(like.shape, generator=generator(*place))
+        return noise.to(like) if like.is_floating_point() else like
+
+
+def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
+    """Apply a function to every tensor of a denoiser's output, keeping its class."""
+    if isinstance(output, Mapping):  # a diffusers BaseOutput is a mapping with attributes
+        return type(output)(**{k: tree_map(function, v) for k, v in output.items()})
+    return tree_map(function, output)

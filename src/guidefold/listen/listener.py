@@ -1,0 +1,210 @@
+"""listen.listener."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.ground.errors import UnfoldableError
+from guidefold.listen.arguments import Tree, tree_map
+from guidefold.listen.output_map import rows_of
+
+MISSING = object()
+
+
+NO_ACCELERATOR = ("cpu", "meta")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a denoiser.
+
+    Attributes:
+        denoiser: The component's name.
+        arguments: ``(args, kwargs)``; empty unless the listener keeps arguments.
+        output: What it returned; None unless the listener keeps arguments.
+        rows: Samples through the denoiser: the leading size of the output.
+        seconds: Time inside the denoiser, the device's queue included.
+    """
+
+    denoiser: str
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    output: Any
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of ``scheduler.step``. Keyed by index: some solvers repeat timesteps.
+
+    Attributes:
+        timestep: As the pipeline gave it, as a float.
+        state: The pipeline's latents before the step.
+        model_output: The prediction after all guidance arithmetic, of the same shape as the state.
+        next_state: The latents that the pipeline was given back.
+        calls: The denoiser calls since the step before.
+    """
+
+    timestep: float
+    state: torch.Tensor
+    model_output: torch.Tensor
+    next_state: torch.Tensor
+    calls: tuple[Call, ...]
+
+    @property
+    def rows(self) -> int:
+        """Samples through the denoiser at this step."""
+        return sum(call.rows for call in self.calls)
+
+
+Stub = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+Redirect = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Listener:
+    """Stands at ``scheduler.step`` and at the denoisers while a pipeline runs.
+
+    Args:
+        pipeline: Whose scheduler.
+        listened: Modules to listen at, by component name.
+        keep_arguments: Keep each call's arguments and output.
+        stub: Answers in the denoisers' place.
+        redirect: Given ``(index, state, next_state)``, decides the next state.
+        on_step: Told of every step as it ends.
+    """
+
+    pipeline: DiffusionPipeline
+    listened: Mapping[str, nn.Module]
+    keep_arguments: bool = False
+    stub: Stub | None = None
+    redirect: Redirect | None = None
+    on_step: Callable[[], None] | None = None
+    steps: list[Step] = field(default_factory=list)
+    _calls: list[Call] = field(default_factory=list)
+    _restore: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+    def __enter__(self) -> Listener:
+        self._replace(self.pipeline.scheduler, "step", self._listening_step())
+        for name, module in self.listened.items():
+            self._replace(module, "forward", self._listening_forward(name, module))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._restore:
+            owner, name, before = self._restore.pop()
+            if before is MISSING:
+                delattr(owner, name)
+            else:
+                # What stood on the instance (an offload hook, a compiled forward) stands again.
+                setattr(owner, name, before)
+
+    def _replace(self, owner: Any, name: str, value: object) -> None:
+        self._restore.append((owner, name, vars(owner).get(name, MISSING)))
+        setattr(owner, name, value)
+
+    def _listening_step(self) -> types.MethodType:
+        """A method, not a function: a deep copy of the scheduler then shows itself as ``self``."""
+        scheduler = self.pipeline.scheduler
+        original = scheduler.step
+        signature = inspect.signature(original)
+
+        def step(this: Any, *args: Any, **kwargs: Any) -> Any:
+            if this is not scheduler:
+                raise UnfoldableError(
+                    f"{type(self.pipeline).__name__}: steps a copy of its scheduler",
+                    "Guidefold listens at the pipeline's own scheduler component.",
+                )
+            given = signature.bind(*args, **kwargs).arguments
+            heard = {n: _clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
+            return self._hear_step(heard, original(*args, **kwargs))
+
+        functools.update_wrapper(step, original)
+        # Pipelines ask this signature whether the solver takes ``eta`` and ``generator``.
+        this = inspect.Parameter("this", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [this, *signature.parameters.values()]
+        if parameters[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            parameters[0] = this.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        step.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return types.MethodType(step, scheduler)
+
+    def _hear_step(self, heard: dict[str, Any], result: Any) -> Any:
+        state, next_state = heard["sample"], _next_state(result)
+        if self.redirect is not None:
+            next_state = self.redirect(len(self.steps), state, next_state)
+            result = _with_next_state(result, next_state)
+        step = Step(
+            timestep=float(torch.as_tensor(heard["timestep"]).flatten()[0]),
+            state=state,
+            model_output=heard["model_output"],
+            next_state=next_state.detach().clone(),
+            calls=tuple(self._calls),
+        )
+        self.steps.append(step)
+        self._calls.clear()
+        if self.on_step is not None:
+            self.on_step()
+        return result
+
+    def _listening_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        """Where the module is compiled in place, its call reaches here: what listens is not."""
+        original = module.forward
+        uncompiled: Any = torch.compiler.disable
+
+        @uncompiled  # type: ignore[untyped-decorator]
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+            return (_clone((args, kwargs)) if self.keep_arguments else ((), {})), _now(module)
+
+        @uncompiled  # type: ignore[untyped-decorator]
+        def after(kept: Any, start: float, output: Any) -> None:
+            seconds = _now(module) - start
+            answer = output if self.keep_arguments else None
+            self._calls.append(Call(name, kept, answer, rows_of(output), seconds))
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            kept, start = before(args, kwargs)
+            if self.stub is None:
+                output = original(*args, **kwargs)
+            else:
+                output = self.stub(name, original, args, kwargs)
+            after(kept, start, output)
+            return output
+
+        return uncompiled(forward, recursive=False)  # type: ignore[no-any-return]
+
+
+def _clone(tree: Tree) -> Tree:
+    return tree_map(lambda tensor: tensor.detach().clone(), tree)
+
+
+def _next_state(result: Any) -> torch.Tensor:
+    state: torch.Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return state
+
+
+def _with_next_state(result: Any, state: torch.Tensor) -> Any:
+    if isinstance(result, tuple):
+        return (state, *result[1:])
+    result.prev_sample = state
+    return result
+
+
+def _now(module: nn.Module) -> float:
+    """A clock that waits for the module's device."""
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.device.type not in NO_ACCELERATOR:
+        torch.accelerator.synchronize(parameter.device)
+    return time.perf_counter()

@@ -1,0 +1,277 @@
+"""Find out, on the real pipeline, how it guides and whether its guidance can be folded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.ground import compat
+from guidefold.ground.errors import ConfigError, PipelineError, UnfoldableError
+from guidefold.listen.arguments import Layout, Tree, find_layout
+from guidefold.listen.call import (
+    COUNTS,
+    arguments_taken,
+    call_inputs,
+    guidance_argument,
+    parameters_of,
+)
+from guidefold.listen.capture import denoisers_of, drive, passes_of
+from guidefold.listen.dry_run import Asked, RandomStub, arguments_of, ask, check_pairs
+from guidefold.listen.findings import Findings
+from guidefold.listen.guidance import find_origin, stop_guiding, switch, switch_off
+from guidefold.listen.listener import Step
+from guidefold.listen.probe_checks import (
+    OTHER,
+    PROMPT,
+    SEED,
+    STEPS,
+    check_tells_apart,
+    check_tokenizers,
+    prove_ending,
+    prove_output,
+)
+from guidefold.lora.targets import candidates, count_targets, watched
+from guidefold.pipeline.denoisers import as_one, denoisers, unwrap
+from guidefold.pipeline.open import fingerprint, modules
+from guidefold.pipeline.prompts import Prompt
+
+LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
+MORE_STEPS = 10  # where a second denoiser may take over later
+
+
+def probe(
+    pipeline: DiffusionPipeline,
+    call: Mapping[str, Any],
+    guidance: float,
+    negative_prompt: str | None = None,
+    guided_share: float = 1.0,
+    rows: Sequence[Prompt] = (),
+) -> Findings:
+    """Run a pipeline for a few short steps, guidance on and off, and find how it guides.
+
+    Args:
+        pipeline: The pipeline, without any LoRA.
+        call: The user's further call arguments.
+        guidance: A guidance scale that counts as on.
+        negative_prompt: The house negative prompt, if any.
+        guided_share: Of the steps, from the first, that the teacher is guided in.
+        rows: Of the user's inputs: what stands beside their prompts is given to the pipeline.
+
+    Returns:
+        The findings.
+
+    Raises:
+        UnfoldableError: There is nothing to fold, or no known way to; says which.
+        PipelineError: A tokenizer has lost its vocabulary.
+        ConfigError: The pipeline refuses the call.
+    """
+    check_tokenizers(pipeline)
+    return _Probe(pipeline, call, guidance, negative_prompt, rows).find(guided_share)
+
+
+@dataclass
+class _Probe:
+    """One pipeline under examination."""
+
+    pipeline: DiffusionPipeline
+    call: Mapping[str, Any]
+    guidance: float
+    negative_prompt: str | None
+    rows: Sequence[Prompt]
+
+    def find(self, guided_share: float) -> Findings:
+        pipeline = self.pipeline
+        negative = self.negative_prompt is not None or "negative_prompt" in self.call
+        argument = guidance_argument(pipeline, negative=negative)
+        one, other, longer = self._prompts()
+        inputs, guided = self._drive_guided(one, argument)
+        names = denoisers_of(guided)
+        if not names:
+            raise UnfoldableError(f"{type(pipeline).__name__}: no denoiser is called at its steps")
+        self.listened = denoisers(pipeline, names)
+        off, also_off, unguided = switch_off(pipeline, inputs, argument, self.listened, SEED)
+        on = {**inputs, **switch(argument, self.guidance, off)}
+        student = {**inputs, **switch(argument, off, off), **also_off}
+        passes_on = _passes(guided, names)
+        _check_fewer(pipeline, argument, self.guidance, off, passes_on, unguided)
+        check_pairs(pipeline, unguided)
+        if guided_share < 1:
+            ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
+            prove_ending(pipeline, on | ending, argument, off, self.listened)
+        origin, linear = find_origin(
+            pipeline, on, student, argument, off, guided, self.listened, SEED
+        )
+        self.stub = RandomStub(SEED)
+        asked, whole = self._ask(student, unguided), as_one(self.listened)
+        with watched(candidates(whole, "all")) as reasons:
+            prove_output(whole, asked, unguided)
+        first = asked.arguments[0]
+        if other is not None:
+            check_tells_apart(pipeline, names[0], first, self._arguments(student, [other]))
+        return Findings(
+            pipeline=type(pipeline).__name__,
+            scheduler=type(pipeline.scheduler).__name__,
+            prediction_type=prediction_type(pipeline),
+            denoisers=names,
+            denoiser_class=type(unwrap(self.listened[names[0]])).__name__,
+            fingerprint=fingerprint(whole),
+            guidance_argument=argument,
+            off=off,
+            also_off=also_off,
+            origin=origin,
+            linear=linear,
+            passes_on=passes_on,
+            passes_off=passes_of(unguided),
+            output_map=asked.output_map,
+            layout=self._layout(first, student, one),
+            company=self._company(first, student, one, longer),
+            loader=lora_loader(pipeline, names),
+            targets=count_targets(whole, reasons),
+            left_out=sum(map(bool, reasons.values())),
+        )
+
+    def _prompts(self) -> tuple[Prompt, Prompt | None, Prompt | None]:
+        """A prompt, another, and a longer one; of the user's rows, the first two as they are."""
+        if not self.rows:
+            return Prompt.of(PROMPT), Prompt.of(OTHER), Prompt.of(LONGER)
+        row = self.rows[0]
+        others = [other for other in self.rows[1:] if other.key != row.key]
+        return row, others[0] if others else None, None
+
+    def _drive_guided(self, prompt: Prompt, argument: str) -> tuple[dict[str, Any], list[Step]]:
+        """The inputs that all runs share, and the guided run.
+
+        Where a component of the denoiser's kind was not called, its turn may come later.
+        """
+        given = call_inputs(self.pipeline, [prompt], self.call, self.negative_prompt)
+        every = modules(self.pipeline)
+        steps: list[Step] = []
+        for count in (STEPS, MORE_STEPS):
+            inputs = {**given, "num_inference_steps": count}
+            if "num_inference_steps" not in parameters_of(self.pipeline):
+                raise UnfoldableError(
+                    f"{type(self.pipeline).__name__}: its call takes no num_inference_steps"
+                )
+            on = {**inputs, **switch(argument, self.guidance, self.guidance - 1)}
+            steps = _try(self.pipeline, on, every)
+            called = set(denoisers_of(steps))
+            kinds = {type(every[name]) for name in called}
+            if not any(type(m) in kinds and n not in called for n, m in every.items()):
+                break
+        return inputs, steps
+
+    def _ask(self, student: Mapping[str, Any], driven: Sequence[Step]) -> Asked:
+        return ask(self.pipeline, student, [SEED], self.listened, driven, self.stub)
+
+    def _arguments(self, student: Mapping[str, Any], prompts: Sequence[Prompt]) -> Tree:
+        """What the denoiser is asked first for some prompts, at no cost of its own."""
+        given = call_inputs(self.pipeline, prompts, self.call, self.negative_prompt)
+        return self._first_arguments({**student, **given}, len(prompts))
+
+    def _first_arguments(self, inputs: Mapping[str, Any], count: int) -> Tree:
+        seeds = range(SEED, SEED + count)
+        self.stub.clear()
+        several = len(self.listened) > 1
+        steps = drive(
+            self.pipeline, inputs, seeds, self.listened, stub=self.stub, keep_arguments=True
+        )
+        return arguments_of(steps[0], several=several)
+
+    def _layout(self, first: Tree, student: Mapping[str, Any], prompt: Prompt) -> Layout:
+        """The layout of a call for two: of the same prompt twice, or of two pictures for it."""
+        layout = _compared(first, lambda: self._arguments(student, [prompt, prompt]))
+        count = next((name for name in COUNTS if name in parameters_of(self.pipeline)), None)
+        if layout is None and count is not None:
+            twice = {**student, count: 2}
+            layout = _compared(first, lambda: self._first_arguments(twice, 2))
+        return layout
+
+    def _company(
+        self, first: Tree, student: Mapping[str, Any], prompt: Prompt, longer: Prompt | None
+    ) -> bool:
+        if longer is None or prompt.columns:
+            return False
+        return _compared(first, lambda: self._arguments(student, [prompt, longer])) is not None
+
+
+def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:
+    """Who can load an adapter for these denoisers: ``diffusers`` or plain ``peft``."""
+    loadable = compat.lora_components(pipeline)
+    able = all(
+        name in loadable and hasattr(getattr(pipeline, name), "load_lora_adapter") for name in names
+    )
+    return "diffusers" if able and hasattr(pipeline, "load_lora_weights") else "peft"
+
+
+def prediction_type(pipeline: DiffusionPipeline) -> str:
+    """What the denoiser predicts, as the scheduler says."""
+    named = pipeline.scheduler.config.get("prediction_type")
+    if named is None and "Flow" in type(pipeline.scheduler).__name__:
+        return "flow_prediction"
+    return str(named)
+
+
+def _try(
+    pipeline: DiffusionPipeline, inputs: Mapping[str, Any], listened: Mapping[str, nn.Module]
+) -> list[Step]:
+    """The first run; what the pipeline complains of is the user's to mend."""
+    try:
+        return drive(pipeline, inputs, [SEED], listened)
+    except NameError as error:  # diffusers leaves out what it could not import
+        raise PipelineError(
+            f"{type(pipeline).__name__} needs a library that is not here: {error}",
+            "Install it: pip install the library of that name, such as ftfy or beautifulsoup4.",
+        ) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(
+            f"{type(pipeline).__name__} refuses the call: {error}",
+            "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl "
+            f"file, see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}",
+        ) from error
+
+
+def _passes(steps: Sequence[Step], names: Sequence[str]) -> float:
+    """Samples through the denoisers per step, for one picture."""
+    rows = sum(c.rows for step in steps for c in step.calls if c.denoiser in names)
+    return rows / len(steps)
+
+
+def _check_fewer(
+    pipeline: DiffusionPipeline,
+    argument: str,
+    guidance: float,
+    off: float,
+    passes_on: float,
+    unguided: Sequence[Step],
+) -> None:
+    calls = max(len(step.calls) for step in unguided)
+    passes_off, name = passes_of(unguided), type(pipeline).__name__
+    if passes_on <= passes_off:
+        raise UnfoldableError(
+            f"{name}: {passes_on:g} passes a step with {argument}={guidance:g}, "
+            f"{passes_off:g} with {argument}={off:g}: there is no second pass to fold away",
+            "Its guidance is already distilled, or is switched by another argument; true CFG needs "
+            "pipeline.negative_prompt.",
+        )
+    if passes_off > 1:
+        raise UnfoldableError(
+            f"{name}: still {passes_off:g} passes in {calls} calls a step with guidance off "
+            f"({argument}={off:g})",
+            "Switch off what else adds passes under [pipeline.call].",
+        )
+
+
+def _compared(one: Tree, two: Callable[[], Tree]) -> Layout:
+    """The layout of a call for two samples; None where they cannot share one.
+
+    A pipeline may take one prompt at a time, or pad prompts to the longest among them, so that a
+    prompt's arguments depend on its company.
+    """
+    try:
+        return find_layout(one, two())
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, UnfoldableError):
+        return None

@@ -1,0 +1,127 @@
+"""What is proven on the real pipeline before anything is recorded; each proof refuses by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from guidefold.ground.errors import CaptureError, PipelineError, UnfoldableError
+from guidefold.listen.arguments import Tree, alike
+from guidefold.listen.capture import drive, follow
+from guidefold.listen.dry_run import Asked
+from guidefold.listen.guidance import CALLBACK
+from guidefold.listen.listener import Step
+from guidefold.listen.output_map import output_tensor
+
+STEPS = 2
+SEED = 0
+PROMPT = "a photograph of a cat"
+# As many words and letters: without a vocabulary both are the same row of unknown tokens.
+OTHER = "a watercolor of a dog"
+
+
+def check_tokenizers(pipeline: DiffusionPipeline) -> None:
+    """A tokenizer whose files are gone is built without a vocabulary, and nobody is told.
+
+    Raises:
+        PipelineError: Names the tokenizer, and the files to look for.
+    """
+    for name, part in pipeline.components.items():
+        if not isinstance(part, PreTrainedTokenizerBase):
+            continue
+        one, other = (part.convert_tokens_to_ids(part.tokenize(t)) for t in (PROMPT, OTHER))
+        if one == other:
+            raise PipelineError(
+                f"{type(pipeline).__name__}: its {name} does not tell prompts apart: "
+                f"'{PROMPT}' and '{OTHER}' become the same tokens",
+                f"Its vocabulary is missing: look for {name}/tokenizer.json (or vocab.json and "
+                "merges.txt, or a .model file) where the pipeline came from.",
+            )
+
+
+def check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, other: Tree) -> None:
+    """From the same noise, another prompt must ask the denoiser something else.
+
+    Args:
+        pipeline: Named in the error.
+        denoiser: Likewise, by its component.
+        one: What it is asked for one prompt.
+        other: What it is asked for another.
+
+    Raises:
+        UnfoldableError: Both are the same.
+    """
+    if alike(one, other):
+        raise UnfoldableError(
+            f"{type(pipeline).__name__} does not tell prompts apart: '{PROMPT}' and '{OTHER}' "
+            f"reach its {denoiser} as the same arguments",
+            "A file of a tokenizer or of a text encoder is likely missing or damaged: compare the "
+            "pipeline's folder with where it came from.",
+        )
+
+
+def prove_output(denoiser: nn.Module, asked: Asked, unguided: list[Step]) -> None:
+    """Recorded arguments and output map must give the pipeline's own unguided model output.
+
+    Args:
+        denoiser: The module, or several behind one door.
+        asked: What was heard at the states of a run.
+        unguided: That run.
+
+    Raises:
+        CaptureError: They do not; says by how much.
+    """
+    for index, (arguments, truth) in enumerate(zip(asked.arguments, unguided, strict=True)):
+        args, kwargs = arguments
+        with torch.no_grad():
+            raw = output_tensor(denoiser(*args, **kwargs))
+        expected = truth.model_output
+        mine = asked.model_output(index, raw, expected.shape).to(expected)
+        if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-4):
+            worst = float((mine - expected).abs().max())
+            raise CaptureError(
+                f"step {index}: the denoiser, called with the recorded arguments, is {worst:.2g} "
+                "off the pipeline's own unguided model output"
+            )
+
+
+def prove_ending(
+    pipeline: DiffusionPipeline,
+    selective: dict[str, Any],
+    argument: str,
+    off: float,
+    listened: Mapping[str, nn.Module],
+) -> None:
+    """Where guidance ends after half the steps, the rest must be the pipeline's unguided steps.
+
+    Args:
+        pipeline: The pipeline.
+        selective: Arguments of a guided run of :data:`STEPS` steps that ends guidance halfway.
+        argument: The call argument that scales guidance.
+        off: The value that switches it off.
+        listened: The denoiser, by name.
+
+    Raises:
+        UnfoldableError: They are not.
+    """
+    plain = {n: v for n, v in selective.items() if not n.startswith(CALLBACK)} | {argument: off}
+    try:
+        ended = drive(pipeline, selective, [SEED], listened)
+        unguided = follow(pipeline, plain, [SEED], listened, ended)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        fails = str(error).splitlines()[0]
+    else:
+        last, truth = ended[-1], unguided[-1].model_output
+        close = torch.allclose(last.model_output, truth, rtol=1e-3, atol=1e-4)
+        fails = "" if close and last.rows == 1 else f"{last.rows} passes in the last step"
+    if fails:
+        raise UnfoldableError(
+            f"{type(pipeline).__name__}: guidance does not end when its {CALLBACK} switches it "
+            f"off ({fails})",
+            "Set pipeline.guided_share=1.",
+        )

@@ -1,0 +1,205 @@
+"""The LoRA on the teacher's own weights: the only file that imports peft.
+
+Attaching changes the teacher by not one bit. :meth:`Adapter.teacher_mode` is the only switch
+between teacher and student; :meth:`Adapter.student_mode` sets each sample's strength.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import (
+    LoraConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from guidefold.ground.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
+from guidefold.ground.randomness import derive_seed
+from guidefold.lora.loaded import NAME, adapted_layers, unload_adapter
+from guidefold.lora.targets import find_targets
+from guidefold.pipeline.denoisers import unwrap
+
+
+@dataclass
+class Adapter:
+    """A LoRA attached to a denoiser. Make one with :func:`attach`.
+
+    Attributes:
+        denoiser: The teacher's module, its linear layers and convolutions wrapped in place.
+        rank: The rank; alpha equals it.
+        layers: The adapted layers by name.
+        left_out: Layers that the preset names but that cannot be wrapped, with the reason.
+    """
+
+    denoiser: nn.Module
+    rank: int
+    layers: dict[str, LoraLayer]
+    left_out: dict[str, str]
+    _strength: torch.Tensor | float = 1.0
+    _teacher_depth: int = 0
+    _student_depth: int = 0
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by the names that the file gives them."""
+        owned = (".lora_A.", ".lora_B.")
+        return {
+            name.replace(f".{NAME}.", "."): parameter
+            for name, parameter in unwrap(self.denoiser).named_parameters()
+            if any(part in name for part in owned) and f".{NAME}." in name
+        }
+
+    @contextmanager
+    def teacher_mode(self) -> Iterator[None]:
+        """The teacher answers: adapter off, no gradients. Re-entrant.
+
+        Raises:
+            InputError: The adapter is fused; un-fusing would move the base weights.
+        """
+        self._refuse_fused()
+        if self._student_depth:
+            raise AssertionError("teacher mode entered between the student's forward and backward")
+        self._teacher_depth += 1
+        self._enable(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._teacher_depth -= 1
+            if not self._teacher_depth:
+                self._enable(True)
+
+    @contextmanager
+    def student_mode(self, strength: torch.Tensor | float, *, train: bool = True) -> Iterator[None]:
+        """The student answers: adapter on, each sample at its own strength.
+
+        One context covers forward and backward: with gradient checkpointing the forward runs again
+        within the backward, and it must meet the same strength.
+
+        Args:
+            strength: Shape (batch,), or one number for all.
+            train: Record gradients.
+
+        Raises:
+            InputError: The adapter is fused.
+        """
+        self._refuse_fused()
+        if self._teacher_depth or self._student_depth:
+            raise AssertionError("student mode entered within another mode")
+        self._student_depth, self._strength = 1, strength
+        try:
+            with nullcontext() if train else torch.no_grad():
+                yield
+        finally:
+            self._student_depth, self._strength = 0, 1.0
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors in peft's names, such as ``mid_block.proj.lora_A.weight``."""
+        tensors = get_peft_model_state_dict(unwrap(self.denoiser), adapter_name=NAME)
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over tensors; all of them, or none.
+
+        Raises:
+            MismatchError: A name or a shape differs; both sides are named.
+            CorruptFileError: A value is not finite.
+        """
+        own = self.state_dict()
+        for name in sorted(own.keys() ^ tensors.keys()):
+            raise MismatchError(
+                f"the adapter {'lacks' if name in own else 'has an unknown'} tensor '{name}'",
+                "It was trained with other targets, or on another pipeline.",
+            )
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                raise MismatchError(
+                    f"'{name}' has shape {tuple(tensor.shape)} in the file and "
+                    f"{tuple(own[name].shape)} in this run",
+                    "Rank or base differ.",
+                )
+            if not bool(tensor.isfinite().all()):
+                raise CorruptFileError(f"'{name}' in the adapter's file is not finite")
+        set_peft_model_state_dict(unwrap(self.denoiser), dict(tensors), adapter_name=NAME)
+
+    def detach(self) -> None:
+        """Take the adapter off; the denoiser is as it was."""
+        unload_adapter(unwrap(self.denoiser))
+
+    def _enable(self, enabled: bool) -> None:
+        for layer in self.layers.values():
+            layer.enable_adapters(enabled)
+
+    def _refuse_fused(self) -> None:
+        if any(layer.merged for layer in self.layers.values()):
+            raise InputError(
+                "the adapter is fused into the weights",
+                "Open the pipeline afresh: un-fusing would not restore its weights bit for bit.",
+            )
+
+    def _scale(self, output: torch.Tensor) -> torch.Tensor:
+        """Multiply a layer's update by each sample's strength."""
+        if not isinstance(self._strength, torch.Tensor):
+            return output * self._strength
+        rows, batch = output.shape[0], self._strength.shape[0]
+        if rows % batch:
+            raise UnfoldableError(f"a layer sees {rows} rows for {batch} samples")
+        strength = self._strength.repeat_interleave(rows // batch).to(output)
+        return output * strength.view(-1, *[1] * (output.ndim - 1))
+
+
+def attach(
+    denoiser: nn.Module, preset: str, rank: int, seed: int, dry_run: Callable[[], object]
+) -> Adapter:
+    """Attach a LoRA to a denoiser in place.
+
+    Args:
+        denoiser: The module; its weights are frozen.
+        preset: ``attention``, ``linear`` or ``all``.
+        rank: The rank; alpha equals it.
+        seed: Of the initial ``lora_A``; ``lora_B`` starts at zero.
+        dry_run: Calls the denoiser once as training will.
+
+    Returns:
+        The adapter, in float32 whatever the denoiser's precision.
+
+    Raises:
+        InputError: A LoRA is on the denoiser already.
+        UnfoldableError: No layer matches, or peft wrapped others than intended.
+    """
+    denoiser = unwrap(denoiser)
+    if adapted_layers(denoiser):
+        raise InputError(
+            "a LoRA is on the denoiser already",
+            "Fuse it into the base first: fuse_lora, unload_lora_weights, save_pretrained.",
+        )
+    denoiser.requires_grad_(False)
+    intended, left_out = find_targets(denoiser, preset, dry_run)
+    if not intended:
+        raise UnfoldableError(
+            f"adapter.targets: no layer of {type(denoiser).__name__} matches '{preset}'",
+            "Try adapter.targets=all.",
+        )
+    # Anchored: as a list, peft would match suffixes and take other layers along.
+    pattern = "|".join(re.escape(name) for name in intended)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        inject_adapter_in_model(config, denoiser, adapter_name=NAME)
+    layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
+    if layers.keys() != set(intended):
+        wrong = sorted(layers.keys() ^ set(intended))
+        raise UnfoldableError(f"peft wrapped other layers than intended: {', '.join(wrong)}")
+    adapter = Adapter(denoiser, rank, layers, left_out)
+    for layer in layers.values():
+        for part in (layer.lora_A[NAME], layer.lora_B[NAME]):
+            part.float()
+        layer.lora_B[NAME].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
+    return adapter

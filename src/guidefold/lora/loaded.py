@@ -1,0 +1,161 @@
+"""lora.loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from guidefold.ground import compat
+from guidefold.ground.errors import InputError
+
+NAME = "guidefold"
+
+
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+
+
+PEFT_FILE = "adapter_model.safetensors"
+
+
+PEFT_CONFIG = "adapter_config.json"
+
+
+def adapter_config(rank: int, layers: Sequence[str]) -> dict[str, Any]:
+    """What plain peft reads beside the tensors, as JSON: the ``adapter_config.json``."""
+    pattern = "|".join(re.escape(name) for name in layers)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})", inference_mode=True)
+    values = config.to_dict()
+    return {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
+
+
+def load_adapter(
+    pipeline: DiffusionPipeline,
+    denoisers: Sequence[str],
+    loader: str,
+    folder: Path,
+    strength: float,
+) -> None:
+    """Load a written adapter as any client would: no code of ours stays in the pipeline.
+
+    Args:
+        pipeline: A stock pipeline without a LoRA.
+        denoisers: The components that are adapted; those after the first have a folder of their
+            own, of their name, within ``folder``.
+        loader: ``diffusers`` (``load_lora_weights``) or ``peft`` (``PeftModel.from_pretrained``).
+        folder: Where the adapter was written.
+        strength: The multiplier on the adapter.
+    """
+    for name in denoisers:
+        place = part_folder(folder, denoisers, name)
+        load_part(pipeline, denoisers, name, loader, place / DIFFUSERS_FILE)
+        set_strength(getattr(pipeline, name), strength)
+
+
+def load_part(
+    pipeline: DiffusionPipeline, denoisers: Sequence[str], name: str, loader: str, path: Path
+) -> None:
+    """Load one denoiser's file with the library's own loader.
+
+    Args:
+        pipeline: A stock pipeline.
+        denoisers: The components that are adapted.
+        name: The one that the file is for.
+        loader: ``diffusers`` or ``peft``.
+        path: The file; of peft its folder alone counts.
+    """
+    module = getattr(pipeline, name)
+    if loader == "peft":
+        PeftModel.from_pretrained(module, path.parent, adapter_name=NAME)  # wraps layers in place
+    elif name == denoisers[0]:
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME)
+    else:
+        module.load_lora_adapter(
+            path.parent, weight_name=path.name, prefix=denoisers[0], adapter_name=NAME
+        )
+
+
+def part_folder(folder: Path, denoisers: Sequence[str], name: str) -> Path:
+    """Where one denoiser's files lie: the first one's in the folder itself."""
+    return folder if name == denoisers[0] else folder / name
+
+
+def set_strength(denoiser: nn.Module, strength: float) -> None:
+    """Turn the dial of a loaded adapter, as a client's strength slider does."""
+    for layer in denoiser.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale(NAME, strength)
+
+
+def check_turned_on(denoiser: nn.Module) -> None:
+    """Refuse a loaded adapter that has no say, or no dial any more.
+
+    Raises:
+        InputError: It was fused, taken off, switched off, or another LoRA was loaded over it.
+    """
+    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and NAME in m.lora_A]
+    if not layers or any(layer.merged for layer in layers):
+        raise InputError(
+            "the adapter was fused into the weights, or taken off",
+            "Fused weights keep the strength that they were fused at: call the pipeline itself.",
+        )
+    if not all(NAME in m.active_adapters and not m.disable_adapters for m in layers):
+        raise InputError(
+            f"the adapter '{NAME}' is not active: another LoRA was loaded over it",
+            f'Name all of them: pipeline.set_adapters(["{NAME}", ...], [strength, ...]).',
+        )
+
+
+def adapted_layers(denoiser: nn.Module) -> set[str]:
+    """The names of the layers that hold a LoRA, whoever put it there."""
+    return {name for name, layer in denoiser.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def layers_of(names: Collection[str]) -> list[str]:
+    """The layers that peft's names of tensors speak of, in order."""
+    return sorted({name.removesuffix(".lora_A.weight") for name in names if ".lora_A." in name})
+
+
+def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
+    """A loaded LoRA's tensors by peft's names, what its alpha does folded in, on the CPU."""
+    found = {}
+    for layer, module in denoiser.named_modules():
+        if isinstance(module, LoraLayer):
+            down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
+            found[f"{layer}.lora_A.weight"] = down.detach().cpu()
+            found[f"{layer}.lora_B.weight"] = (up.detach() * module.scaling[NAME]).cpu()
+    return found
+
+
+def unload_adapter(denoiser: Any) -> None:
+    """Take every LoRA off a denoiser, whoever put it there."""
+    compat.remove_adapters(denoiser)
+
+
+def fuse_adapter(denoiser: nn.Module) -> None:
+    """Add a loaded LoRA to the weights and take its layers off; there is no way back."""
+    for layer in denoiser.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)
+    unload_adapter(denoiser)
+
+
+@contextmanager
+def adapter_off(denoiser: nn.Module) -> Iterator[None]:
+    """Switch a loaded LoRA off for a while."""
+    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

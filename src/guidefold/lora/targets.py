@@ -1,0 +1,92 @@
+"""Which layers of a denoiser a LoRA can be put on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from guidefold.run.settings import Preset
+
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+LINEAR = (nn.Linear,)
+ALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MORE = "called with more than one plain argument"
+
+
+def find_targets(
+    denoiser: nn.Module, preset: str, dry_run: Callable[[], object]
+) -> tuple[list[str], dict[str, str]]:
+    """The layers of a preset that can be wrapped, and those that cannot.
+
+    Args:
+        denoiser: The module.
+        preset: ``attention``, ``linear`` or ``all``.
+        dry_run: Calls the denoiser as training will.
+
+    Returns:
+        ``(names, left out with the reason)``.
+    """
+    with watched(candidates(denoiser, preset)) as reasons, torch.no_grad():
+        dry_run()
+    return [n for n, r in reasons.items() if not r], {n: r for n, r in reasons.items() if r}
+
+
+@contextmanager
+def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
+    """Watch how layers are called: what is not called as peft calls it cannot be wrapped.
+
+    Yields:
+        Why each layer cannot be wrapped; once the context is left, empty where it can.
+    """
+    reasons = dict.fromkeys(layers, "not called in a pass")
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            plain = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+            if not plain:
+                reasons[name] = MORE
+            elif reasons[name] != MORE:
+                reasons[name] = ""
+
+        return layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+    hooks = [watch(name, layer) for name, layer in layers.items()]
+    try:
+        # Compiled code passes over hooks, and over layers.
+        with torch.compiler.set_stance("force_eager"):
+            yield reasons
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, layer in layers.items():
+            if getattr(layer, "groups", 1) > 1:
+                reasons[name] = "grouped convolution"
+
+
+def candidates(denoiser: nn.Module, preset: str) -> dict[str, nn.Module]:
+    """The layers that a preset names, whether they can be wrapped or not."""
+    kinds = ALL if preset == "all" else LINEAR
+    named: dict[str, nn.Module] = {
+        n: m for n, m in denoiser.named_modules() if isinstance(m, kinds)
+    }
+    if preset != "attention":
+        return named
+    inside = tuple(f"{n}." for n, m in denoiser.named_modules() if "Attention" in type(m).__name__)
+    return {n: m for n, m in named.items() if n.startswith(inside)}
+
+
+def count_targets(denoiser: nn.Module, reasons: Mapping[str, str]) -> dict[str, int]:
+    """How many layers of each preset can be wrapped.
+
+    Args:
+        denoiser: The module.
+        reasons: From :func:`watched`, of all candidates.
+    """
+    return {
+        preset: sum(not reasons[name] for name in candidates(denoiser, preset))
+        for preset in PRESETS
+    }

@@ -1,0 +1,62 @@
+"""A pipeline's denoisers as one module, also where two of them split the timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from guidefold.ground import compat
+
+COMPONENT = "component"
+"""The keyword that says, in recorded arguments, which of several denoisers is called."""
+
+
+class Denoisers(nn.Module):
+    """Several denoisers behind one door; each keeps its name, its weights and its place.
+
+    Args:
+        parts: The denoisers by their components' names.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, *args: Any, component: str, **kwargs: Any) -> Any:
+        """Call one of them."""
+        return self.get_submodule(component)(*args, **kwargs)
+
+    @property
+    def _supports_gradient_checkpointing(self) -> bool:
+        parts = self.children()
+        return all(compat.supports_checkpointing(part) for part in parts)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """In each of them."""
+        for part in self.children():
+            part.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def denoisers(pipeline: DiffusionPipeline, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    """A pipeline's denoisers by name."""
+    return {name: getattr(pipeline, name) for name in names}
+
+
+def as_one(parts: Mapping[str, nn.Module]) -> nn.Module:
+    """The denoiser, or several behind one door."""
+    return next(iter(parts.values())) if len(parts) == 1 else Denoisers(parts)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module within compiled and data-parallel wrappers."""
+    while True:
+        inner = compat.uncompiled(module)
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        if inner is module:
+            return module
+        module = inner

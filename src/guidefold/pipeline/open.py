@@ -1,0 +1,345 @@
+"""Open a pipeline safely; name its components and their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from importlib.resources import files
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from accelerate.utils import align_module_device
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from torch import nn
+
+from guidefold.ground import compat
+from guidefold.ground.errors import ConfigError, PipelineError
+from guidefold.pipeline.loading import check_variants, load_pipeline
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CODE = {".py"}
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+SINGLE_FILES = {".safetensors"}
+HUB_SECONDS = 10.0
+
+
+def open_pipeline(
+    source: str,
+    *,
+    config: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    only: Collection[str] = (),
+) -> DiffusionPipeline:
+    """Open a pipeline without running code or unpickling data that came with it.
+
+    Args:
+        source: A local folder in diffusers format, a single ``.safetensors`` checkpoint, a hub id
+            ``owner/name``, or ``"bundled"``.
+        config: For a single file: a diffusers folder or hub id that describes it.
+        dtype: Precision of the weights.
+        device: Where to.
+        only: The components whose weights are wanted, where others are not: those stay None. Not of
+            a single file, nor of pipelines that are never without.
+
+    Returns:
+        The pipeline, in evaluation mode, its progress bar off.
+
+    Raises:
+        PipelineError: Not found, unsafe, incomplete, or in no known format.
+    """
+    for library in (diffusers, transformers):  # loading is not what people wait for
+        library.utils.logging.disable_progress_bar()
+    path = bundled_teacher() if source == "bundled" else Path(source)
+    if path.is_dir():
+        check_folder(path)
+        index = _read_index(path / "model_index.json")
+        absent = _all_but(only, index)
+        wanted = [n for n, (_, kind) in _components(index).items() if kind and n not in absent]
+        check_variants(path, wanted)
+        pipeline = load_pipeline(
+            DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True, **absent
+        )
+    elif path.is_file():
+        pipeline = _open_single_file(path, config, dtype)
+    elif _is_hub_id(source):
+        index = _load_index(source)
+        _check_index(source, index)
+        absent = _all_but(only, index)
+        pipeline = load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **absent)
+    else:
+        raise PipelineError(
+            f"{source}: no such pipeline",
+            "Give a folder with a model_index.json, a .safetensors file, or a hub id owner/name.",
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for module in modules(pipeline).values():
+        module.eval().requires_grad_(False)
+    return pipeline.to(device)
+
+
+def offload(pipeline: DiffusionPipeline, device: str) -> None:
+    """Let each component wait on the CPU until it is called.
+
+    Args:
+        pipeline: On the CPU.
+        device: Where components go when they are called.
+
+    Raises:
+        ConfigError: It is no accelerator.
+    """
+    if torch.device(device).type == "cpu":
+        raise ConfigError(
+            "pipeline.offload: there is no accelerator to bring components to",
+            "Set pipeline.offload=false.",
+        )
+    pipeline.enable_model_cpu_offload(device=device)
+
+
+def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
+    """A folder's pipeline class, without opening it; None of what has to be opened to tell.
+
+    Raises:
+        PipelineError: The folder is no pipeline, or not safe.
+    """
+    path = bundled_teacher() if source == "bundled" else Path(source)
+    if not path.is_dir():
+        return None
+    check_folder(path)
+    found: type[DiffusionPipeline] = getattr(
+        diffusers, _read_index(path / "model_index.json")["_class_name"]
+    )
+    return found
+
+
+def bundled_teacher() -> Path:
+    """The folder of the teacher that comes with Guidefold."""
+    return Path(str(files("guidefold") / "demo" / "teacher"))
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` becomes the first accelerator, or the CPU.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator()
+        return accelerator.type if accelerator is not None else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"pipeline.device: '{device}' cannot be used here ({str(error).splitlines()[0]})",
+            "Use pipeline.device=auto.",
+        ) from error
+    return device
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that would run code or unpickle data, or that is no pipeline.
+
+    Raises:
+        PipelineError: Names the offending file and the way out.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise PipelineError(
+            f"{folder}: no model_index.json in this folder",
+            "Give a folder written by pipeline.save_pretrained, or a .safetensors file.",
+        )
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.suffix.lower() in CODE:
+            raise PipelineError(
+                f"{folder}: holds Python code ({name}), which Guidefold does not run",
+                "Remove the file if the pipeline is an ordinary diffusers pipeline.",
+            )
+        if path.suffix.lower() in PICKLES:
+            raise PipelineError(
+                f"{folder}: holds pickled weights ({name}), which can run code when they are read",
+                "Convert once, where you trust it: load it with diffusers and write it with "
+                "pipeline.save_pretrained(folder, safe_serialization=True).",
+            )
+    try:
+        values = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PipelineError(f"{index}: not valid JSON ({error})") from error
+    _check_index(str(index), values)
+
+
+def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The pipeline's components that hold weights, by name."""
+    return {n: c for n, c in pipeline.components.items() if isinstance(c, nn.Module)}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Name a module's weights: SHA-256 over each tensor's name, shape, type and 64 of its values.
+
+    Values are taken at even distances, so that the time is a fraction of a second at any size.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for _, part in sorted(_described(module)):
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def identity(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """All of a pipeline that its pictures depend on: weights and precision by component, scheduler.
+
+    Returns:
+        Each loaded module's fingerprint, and under ``scheduler`` its class and configuration.
+    """
+    parts = {name: fingerprint(module) for name, module in modules(pipeline).items()}
+    scheduler = json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str)
+    return {**parts, "scheduler": f"{type(pipeline.scheduler).__name__} {scheduler}"}
+
+
+def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
+    """Each tensor's name, and what is hashed of it; offloaded weights are brought in for it."""
+    module = compat.uncompiled(module)
+    stored = module.state_dict().keys()
+    for prefix, inner in module.named_modules():
+        with align_module_device(inner):
+            parameters = inner.named_parameters(prefix, recurse=False, remove_duplicate=False)
+            buffers = inner.named_buffers(prefix, recurse=False, remove_duplicate=False)
+            for name, tensor in chain[tuple[str, torch.Tensor]](parameters, buffers):
+                if name not in stored:
+                    continue
+                about = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+                flat = tensor.detach().reshape(-1)
+                few = flat[:: max(1, flat.numel() // 64)]
+                yield name, about + few.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix.lower() not in SINGLE_FILES:
+        raise PipelineError(
+            f"{path}: a '{path.suffix}' file may be a pickle, which can run code when it is read",
+            "Convert it to safetensors once, where you trust it.",
+        )
+    if config is not None and Path(config).is_dir():
+        # Weights of the folder are not read here, so only its index matters.
+        described = Path(config) / "model_index.json"
+        index = _read_index(described)
+        _check_index(str(described), index)
+    else:
+        config = config or _infer_config(path)
+        index = _load_index(config)
+        _check_index(config, index)
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    if not hasattr(pipeline_class, "from_single_file"):
+        raise PipelineError(
+            f"{path}: {index['_class_name']} cannot be opened from a single file",
+            "Convert it to a diffusers folder first.",
+        )
+    options = {"config": config, "local_files_only": Path(config).is_dir()}
+    return load_pipeline(pipeline_class.from_single_file, str(path), dtype, **options)
+
+
+def _infer_config(path: Path) -> str:
+    """The hub id whose configuration fits a checkpoint, as diffusers infers it from its keys."""
+    try:
+        return compat.single_file_config(str(path))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PipelineError(
+            f"{path}: cannot tell what kind of pipeline it is ({error})",
+            "Name a diffusers folder that describes it with pipeline.config=FOLDER.",
+        ) from error
+
+
+def _read_index(index: Path) -> Any:
+    try:
+        return json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PipelineError(f"{index}: cannot be read ({error})") from error
+
+
+def _load_index(hub_id: str) -> dict[str, Any]:
+    unreachable = _why_unreachable(hub_id)
+    try:
+        # Without a connection only what was downloaded before can be had, and no waiting helps.
+        values = DiffusionPipeline.load_config(hub_id, local_files_only=unreachable is not None)
+    except (OSError, ValueError) as error:
+        reason = unreachable or str(error).splitlines()[0]
+        raise PipelineError(
+            f"{hub_id}: no folder here, and its model_index.json cannot be had: {reason}",
+            "Check the name and the connection, or give a local folder; for a single file, "
+            "name one that describes it with pipeline.config=FOLDER.",
+        ) from error
+    return dict(values)
+
+
+def _why_unreachable(hub_id: str) -> str | None:
+    """Why the hub does not give this repository, in one short attempt; None where it may."""
+    try:
+        HfApi().model_info(hub_id, timeout=HUB_SECONDS)
+    except RepositoryNotFoundError:
+        return "the hub has no such repository, or does not show it without a login"
+    except HfHubHTTPError:
+        return None  # a mirror may give files without this door
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set, and it was not downloaded before"
+    except compat.network_errors():
+        return f"no connection to {constants.ENDPOINT}, and it was not downloaded before"
+    return None
+
+
+def _check_index(where: str, index: Any) -> None:
+    """Every class named in a model_index.json must come from diffusers or transformers."""
+    if not isinstance(index, Mapping):
+        raise PipelineError(f"{where}: no pipeline's model_index.json, but a list or plain value")
+    name = index.get("_class_name")
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
+        raise PipelineError(
+            f"{where}: '{name}' is no pipeline class of diffusers {diffusers.__version__}",
+            "Guidefold runs no custom pipeline code; update diffusers if the class is new.",
+        )
+    for component, (library, _) in _components(index).items():
+        if library not in (None, "diffusers", "transformers") and not _is_part(library):
+            raise PipelineError(
+                f"{where}: component '{component}' comes from '{library}'",
+                "Only components of diffusers and transformers are opened.",
+            )
+
+
+def _all_but(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
+    """The components with weights that are not wanted, as diffusers is told so."""
+    entries = _components(index) if only else {}
+    return dict.fromkeys(
+        n for n, entry in entries.items() if n not in only and _has_weights(*entry)
+    )
+
+
+def _components(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that name a library and a class, or neither; some settings are lists too."""
+    pairs = {n: e for n, e in index.items() if isinstance(e, list | tuple) and len(e) == 2}
+    return {n: e for n, e in pairs.items() if all(isinstance(x, str | None) for x in e)}
+
+
+def _has_weights(library: str | None, name: str | None) -> bool:
+    known = {"diffusers": diffusers, "transformers": transformers}
+    place = known.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
+    found = getattr(place, str(name), None)
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def _is_part(library: str) -> bool:
+    """Some components live in a pipeline's own module inside diffusers (a safety checker)."""
+    return hasattr(diffusers.pipelines, library)
+
+
+def _is_hub_id(source: str) -> bool:
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and not source.startswith((".", "/", "~"))

@@ -1,0 +1,304 @@
+"""Files that are finished or absent: the only module that writes into run folders.
+
+A file is finished or absent. It is written under a temporary name, flushed to the disk, renamed,
+and the folder's entry is flushed too. A checkpoint is a folder that appears whole, with a manifest
+of sizes and SHA-256 sums; nothing old goes before the new stands. Only safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guidefold.ground.errors import CorruptFileError, FailedError, NonFiniteError
+
+if TYPE_CHECKING:
+    pass
+
+MANIFEST = "MANIFEST.json"
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds between attempts to rename what Windows does not let go of."""
+
+
+def reached(point: str) -> None:
+    """A named place within a write; tests stop the process here."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is finished or absent."""
+    write_bytes(path, text.encode())  # as bytes: one file has one content on every system
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file that is finished or absent.
+
+    Raises:
+        NonFiniteError: The value holds a NaN or an infinity.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise NonFiniteError(f"{path}: a number in this file is not finite") from error
+    write_text(path, text + "\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file (a picture) that is finished or absent."""
+    with finished_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_json(path: Path, remedy: str = "") -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is damaged.
+
+    Raises:
+        CorruptFileError: It is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path}: not valid JSON ({error})", remedy) from error
+
+
+def append_line(path: Path, value: object) -> None:
+    """Add one JSON line and flush it to the disk; a line torn by a crash is dropped first."""
+    text = json.dumps(value, allow_nan=False) + "\n"
+    with explained(path), path.open("ab+") as file:
+        end = _end_of_last_line(path)
+        if end != file.seek(0, os.SEEK_END):
+            file.truncate(end)
+        reached("line: before")
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    reached("line: after")
+
+
+def write_lines(path: Path, values: Iterable[object]) -> None:
+    """Write a JSON-lines file that is finished or absent."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The finished lines of a JSON-lines file; none where there is no file.
+
+    Raises:
+        CorruptFileError: A finished line is not JSON.
+    """
+    if not path.exists():
+        return []
+    text = path.read_bytes()[: _end_of_last_line(path)].decode(errors="replace")
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CorruptFileError(
+                f"{path}:{number}: not valid JSON ({error.msg})", "Remove the damaged line."
+            ) from error
+    return rows
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that appears whole, with a manifest of its files, or not at all.
+
+    Yields:
+        A temporary folder beside the target, to write into.
+    """
+    restore_folder(folder)
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with explained(folder):
+        temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    reached("folder: before manifest")
+    write_json(temporary / MANIFEST, {n: _entry(p) for n, p in _files(temporary).items()})
+    _flush(temporary)
+    reached("folder: before rename")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        _rename(folder, old)
+        reached("folder: between renames")
+    _rename(temporary, folder)
+    _flush(folder.parent)
+    reached("folder: after rename")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring back what stood before, where a crash fell between the two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        _rename(old, folder)
+
+
+def check_folder(folder: Path, remedy: str = "") -> None:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: The folder.
+        remedy: What to do where they differ; by default, to remove it.
+
+    Raises:
+        CorruptFileError: A file is missing, truncated, altered, or not named in the manifest.
+    """
+    remedy = remedy or f"To go on from what stood before it: rm -r '{folder}'"
+    if not (folder / MANIFEST).exists():
+        raise CorruptFileError(f"{folder}: no {MANIFEST}", remedy)
+    entries = _read_manifest(folder / MANIFEST, remedy)
+    for name, entry in entries.items():
+        check_file(folder / name, entry["sha256"], entry["size"], remedy)
+    for name, path in _files(folder).items():
+        hidden = path.name.startswith(".")  # what desktops leave behind is none of ours
+        if not hidden and name not in {MANIFEST, *entries}:
+            raise CorruptFileError(f"{path}: not named in {folder / MANIFEST}", remedy)
+
+
+def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
+    """A folder's files by name, each with its checksum and its size."""
+    entries = read_json(path, remedy)
+    if not isinstance(entries, dict) or not entries:
+        raise CorruptFileError(f"{path}: damaged: it names no files", remedy)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
+            raise CorruptFileError(f"{path}: damaged at '{name}'", remedy)
+    return entries
+
+
+def check_file(
+    path: Path,
+    digest: str,
+    size: int,
+    remedy: str = "",
+    hashed: Callable[[Path], str] | None = None,
+) -> None:
+    """Compare a file with what its manifest says of it.
+
+    Args:
+        path: The file.
+        digest: Its SHA-256.
+        size: Its bytes.
+        remedy: What to do where they differ.
+        hashed: In place of :func:`sha256`, where several manifests name the file.
+
+    Raises:
+        CorruptFileError: The file is missing, truncated or altered.
+    """
+    if not path.exists():
+        raise CorruptFileError(f"{path}: missing, but named in the manifest", remedy)
+    if path.stat().st_size != size:
+        raise CorruptFileError(f"{path}: {path.stat().st_size} bytes instead of {size}", remedy)
+    if (hashed or sha256)(path) != digest:
+        raise CorruptFileError(f"{path}: its bytes are not the ones that were written", remedy)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def readable_size(count: float) -> str:
+    """Bytes for people: ``'3.4 MiB'``; 1 MiB = 2**20."""
+    power = min(3, int(math.log(max(count, 1), 1024)))
+    return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file within a folder by its name there."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "size": path.stat().st_size}
+
+
+@contextmanager
+def finished_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name; afterwards flush it and give it its own."""
+    temporary = path.with_name(f".{path.name}.part")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            reached("file: before flush")
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            reached("file: before rename")
+            _rename(temporary, path)
+            _flush(path.parent)
+            reached("file: after rename")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Name what was to be written where the disk refuses it, not the file that stood in for it.
+
+    Raises:
+        FailedError: The disk is full or read-only, or there is no such place.
+    """
+    try:
+        yield
+    except OSError as error:
+        shown = Path(*(re.sub(r"^\.(.+)\.part$", r"\1", part) for part in path.parts))
+        raise FailedError(
+            f"{shown}: cannot be written ({error.strerror or error})",
+            "Make room on the disk, or write to another folder.",
+        ) from error
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Give a file or a folder its name, over a file that bears it.
+
+    Windows refuses while somebody has a file open: a virus scanner, for a moment, or a tensor of
+    ours that is mapped from it and that nobody needs any more.
+    """
+    for pause in PAUSES:
+        try:
+            old.replace(new)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            gc.collect()
+            time.sleep(pause)
+        else:
+            return
+    old.replace(new)
+
+
+def _flush(folder: Path) -> None:
+    """A rename lasts only when the folder that holds the name is on the disk."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder, and keeps a journal of names
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _end_of_last_line(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1

@@ -1,0 +1,58 @@
+"""run.paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from guidefold.run.settings import Settings
+
+# Settings that may name a file or a folder of this machine, with the words that never do.
+PATHS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("pipeline", "source"): ("bundled",),
+    ("pipeline", "config"): (),
+    ("prompts", "path"): ("general", "world"),
+    ("evaluate", "features"): (),
+    ("evaluate", "clip"): (),
+}
+
+
+def rooted(settings: Settings) -> Settings:
+    """Settings that mean the same from every folder: what is here is named by its whole path.
+
+    Links stay as they are named: where one leads, a file may bear a name that tells nothing.
+    """
+    values = settings.model_dump(mode="json")
+    for table, name in PATHS:
+        place = place_of(table, name, values[table][name])
+        if place is not None and place.exists():
+            values[table][name] = str(place.absolute())
+    return Settings.model_validate(values)
+
+
+def without_paths(settings: Settings) -> Settings:
+    """Settings that may be published: of a path on this machine, its last part alone."""
+    values = settings.model_dump(mode="json")
+    values["run"] = Path(settings.run).resolve().name
+    for table, name in PATHS:
+        values[table][name] = public_name(values[table][name])
+    return Settings.model_validate(values)
+
+
+def public_name(source: str | None) -> str | None:
+    """A hub id or a bundled name as it is; of a path on this machine, its last part."""
+    if source is None:
+        return None
+    path = Path(source)
+    local = path.is_absolute() or source.startswith((".", "~")) or path.exists()
+    return path.resolve().name if local else source
+
+
+def hub_id(source: str) -> str | None:
+    """A base's name on the hub; None of a folder, a file or the bundled teacher."""
+    return source if source != "bundled" and public_name(source) == source else None
+
+
+def place_of(table: str, name: str, value: object) -> Path | None:
+    """The path that a setting may be; None of what is never one."""
+    names = PATHS[table, name]
+    return Path(value) if isinstance(value, str) and value not in names else None

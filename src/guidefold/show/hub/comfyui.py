@@ -1,0 +1,138 @@
+"""Can ComfyUI draw a run's teacher and student side by side, and with which values?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from guidefold.deliver.layer_names import LayerNames, layer_names
+from guidefold.deliver.verify import Verdict
+from guidefold.run.paths import public_name
+from guidefold.session import Session
+from guidefold.show.hub.workflow import Comparison, base_entry
+
+CLIENT = "ComfyUI"
+CARRIED = {"width", "height", "num_inference_steps"}
+SIZE = 1024  # where nothing says how large the pipeline's pictures are
+
+
+def unsuitable(session: Session, verdicts: Sequence[Verdict]) -> str:
+    """Why there is no workflow for a run; nothing where there is one.
+
+    Args:
+        session: The run's, its whole pipeline open.
+        verdicts: On the files that are written for ComfyUI.
+    """
+    findings, prompts = session.findings, [*session.prompts[:1], *session.held_out[:1]]
+    readings = [r for verdict in verdicts for r in verdict.readings if r.client == CLIENT]
+    reason = ""
+    if not readings or any(reading.dropped != () for reading in readings):
+        reason = "ComfyUI is not known to load a LoRA onto this denoiser"
+    elif len(findings.denoisers) > 1:
+        reason = "two denoisers take turns, which it does not draw"
+    elif findings.also_off or findings.passes_on != 2:
+        reason = "the teacher guides with more than CFG"
+    elif any(prompt.columns for prompt in prompts):
+        reason = "the pipeline is given more than a prompt"
+    elif not _loadable(session, _names(session)):
+        reason = "it is not known which of ComfyUI's nodes load this base"
+    return reason
+
+
+def comparison(session: Session, lora: str, size: Sequence[int] | None) -> Comparison:
+    """A run's teacher and student on the first held-out prompt, for ComfyUI.
+
+    Args:
+        session: The run's, its whole pipeline open.
+        lora: The file that is written for ComfyUI.
+        size: Width and height of the pictures; None where none is drawn yet.
+    """
+    findings, asked = session.findings, session.settings.pipeline
+    names = _names(session)
+    return Comparison(
+        names=names,
+        base=public_name(asked.source) or "",
+        encoders=len(_encoders(session)),
+        lora=lora,
+        prompt=session.held_out[0].text,
+        negative_prompt=asked.negative_prompt or "",
+        seed=0,  # ComfyUI draws other noise from a seed than diffusers does
+        steps=session.settings.evaluate.steps,
+        size=_size(session, names, size),
+        cfg=1 + session.compared.guidance - findings.origin,
+        strength=session.compared.strength,
+        prediction_type=findings.prediction_type,
+        scheduler=findings.scheduler,
+        grid=dict(session.pipeline.scheduler.config),
+        embedded_guidance=_embedded(session, names),
+        remarks=_remarks(session),
+    )
+
+
+def _names(session: Session) -> LayerNames:
+    return layer_names(session.denoisers[session.findings.denoisers[0]])
+
+
+def _loadable(session: Session, names: LayerNames) -> bool:
+    """Whether ComfyUI has loaders for the whole base.
+
+    A UNet comes with its text encoders in one checkpoint: they must be the ones that UNets of this
+    kind have. A transformer's kind must be known.
+    """
+    encoders = _encoders(session)
+    if not names.original:
+        return bool(base_entry(names)) and 1 <= len(encoders) <= 3
+    plain = not any(names.config.get(n) for n in ("class_embed_type", "encoder_hid_dim_type"))
+    kinds = {str(module.config.model_type) for module in encoders}
+    return plain and bool(kinds) and all(kind.startswith("clip_text") for kind in kinds)
+
+
+def _encoders(session: Session) -> list[Any]:
+    found = session.pipeline.components.items()
+    return [part for name, part in found if name.startswith("text_encoder") and part is not None]
+
+
+def _size(session: Session, names: LayerNames, size: Sequence[int] | None) -> tuple[int, int]:
+    call = session.settings.pipeline.call
+    if {"width", "height"} <= call.keys():
+        return int(call["width"]), int(call["height"])
+    if size is not None:
+        return int(size[0]), int(size[1])
+    side, factor = names.config.get("sample_size"), getattr(session.pipeline, "vae_scale_factor", 1)
+    whole = int(side) * int(factor) if isinstance(side, int) else SIZE
+    return whole, whole
+
+
+def _embedded(session: Session, names: LayerNames) -> float | None:
+    """The guidance that the denoiser is told of, where CFG is another argument's."""
+    told = names.config.get("guidance_embeds") and session.findings.guidance_argument
+    if not told or told == "guidance_scale":
+        return None
+    value = session.settings.pipeline.call.get("guidance_scale", 3.5)
+    return float(value)
+
+
+def _remarks(session: Session) -> list[str]:
+    """What the run's teacher does that this workflow does not."""
+    asked, grid = session.settings.pipeline, session.pipeline.scheduler.config
+    remarks = []
+    kept = {n: v for n, v in asked.call.items() if n not in CARRIED and n != "guidance_scale"}
+    if kept:
+        said = ", ".join(f"{name}={value!r}" for name, value in kept.items())
+        remarks.append(f"Not carried over: the run's teacher was called with {said}.")
+    if asked.guided_share < 1:
+        remarks.append(
+            f"Not carried over: the run's teacher was guided in the first {asked.guided_share:.0%} "
+            "of its steps only."
+        )
+    if grid.get("use_dynamic_shifting"):
+        remarks.append(
+            "The pipeline's scheduler shifts its steps with the picture's size; ComfyUI takes the "
+            "model's own shift."
+        )
+    elif grid.get("shift", 1.0) != 1.0:
+        remarks.append(
+            f"The pipeline's scheduler has a shift of {grid['shift']:g}; ComfyUI takes the model's "
+            "own, unless a node sets it."
+        )
+    return remarks

@@ -1,0 +1,234 @@
+"""A run's adapter as a hub repository: files, card, pictures and workflow, in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from guidefold import __version__
+from guidefold.deliver.export import deliver_kinds
+from guidefold.deliver.metadata import read_adapter
+from guidefold.deliver.student_pipeline import find_adapter
+from guidefold.deliver.trained import read_trained
+from guidefold.deliver.verify import Verdict
+from guidefold.ground.errors import CorruptFileError, InputError, RunError
+from guidefold.run.files import (
+    MANIFEST,
+    finished_folder,
+    read_json,
+    restore_folder,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from guidefold.run.folder import METADATA, RunFolder, require_run
+from guidefold.run.paths import hub_id
+from guidefold.run.records import PictureIndex, PromptPictures, Record, Results
+from guidefold.run.settings import KINDS, Format, Settings
+from guidefold.session import Session, open_session
+from guidefold.show.hub.card import WORKFLOW, Held, card
+from guidefold.show.hub.comfyui import comparison, unsuitable
+from guidefold.show.hub.licences import licence_for
+from guidefold.show.hub.workflow import graph, to_api, to_ui
+
+CARD = "README.md"
+WORKFLOW_API = "comfyui-workflow-api.json"
+PICTURES = 4
+AGAIN = "Write it again with 'guidefold export RUN'."
+MEASURE_AGAIN = "Write it anew with 'guidefold evaluate RUN'."
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A folder that a hub repository can be made of.
+
+    Attributes:
+        folder: The folder.
+        remarks: What its owner should know, in words.
+    """
+
+    folder: Path
+    remarks: tuple[str, ...]
+
+
+def pack(settings: Settings, out: Path | None = None, licence: str | None = None) -> Packed:
+    """Write all that a hub repository holds: adapter, other formats, card, pictures, workflow.
+
+    Args:
+        settings: The run's.
+        out: The folder; by default ``RUN/hub``. One that was written so before is written anew.
+        licence: The base's, by the hub's identifier, where its own card is not here.
+
+    Raises:
+        InputError: The folder holds something else, or its card was edited; the licence is not the
+            base's.
+        RunError: There is no adapter, or training has gone on since it was written.
+        CorruptFileError: A file of the run is damaged.
+        VerifyError: A file does not give back what was trained.
+    """
+    run = require_run(settings.run)
+    folder = out or run.hub
+    check_writable(folder)
+    about = current_adapter(run)
+    licence = licence or packed_as(folder).get("license")
+    allowed = licence_for(settings.pipeline.source, licence)
+    with open_session(settings) as session, finished_folder(folder) as temporary:
+        _copy_adapter(run, temporary, about, {"from": stamp(run), "license": licence})
+        verdicts, unfit = _for_clients(session, temporary)
+        results, index = _measured(run, about)
+        shown = index.pictures if index else []
+        pictures = list(_pictures(run, shown[:PICTURES]))
+        for row in pictures:
+            for kind in KINDS:
+                write_bytes(temporary / row[kind], row[f"{kind} file"].read_bytes())
+        reason = "there is no file for it" if unfit else unsuitable(session, verdicts)
+        if not reason:
+            _write_workflow(session, temporary, verdicts[0], pictures)
+        held = Held(about, allowed, results, len(shown), pictures, verdicts, unfit, reason)
+        write_text(temporary / CARD, card(session, held))
+    return Packed(folder, tuple(_remarks(settings, held, run)))
+
+
+def packed_as(folder: Path) -> Mapping[str, Any]:
+    """What a packed folder was made from; empty where there is none."""
+    restore_folder(folder)
+    about = Record.read(folder / METADATA, "Remove the folder.")
+    found: Mapping[str, Any] = about.to_json().get("packed", {}) if about else {}
+    return found
+
+
+def stamp(run: RunFolder) -> str:
+    """Names all that a packed folder is made from: adapter, settings, measurements, version."""
+    files = (run.adapter / MANIFEST, run.config, run.results, run.index)
+    parts = [__version__, *(f"{path.name} {sha256(path)}" for path in files if path.exists())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse to replace what was not packed, or what somebody has worked on.
+
+    Raises:
+        InputError: The folder holds something else, or its card was edited.
+    """
+    restore_folder(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST).exists() or not packed_as(folder):
+        raise InputError(
+            f"{folder}: holds something else, which would be lost", "Name a new folder with --out."
+        )
+    kept, card = read_json(folder / MANIFEST), folder / CARD
+    if card.exists() and kept.get(CARD, {}).get("sha256") != sha256(card):
+        raise InputError(
+            f"{card}: was edited since it was written, and would be lost",
+            "Move it away, or name another folder with --out.",
+        )
+
+
+def current_adapter(run: RunFolder) -> dict[str, Any]:
+    """What a run's adapter says of itself, after making sure that it is whole and the last.
+
+    Raises:
+        RunError: There is none, or training has gone on since.
+        CorruptFileError: A file is not the one that was written and verified.
+    """
+    folder = find_adapter(run)
+    about = read_adapter(folder)
+    last = run.checkpoints()
+    if last and int(last[-1].name.rpartition("-")[2]) != about["step"]:
+        raise RunError(f"{folder}: written at step {about['step']}, and trained on since", AGAIN)
+    return about
+
+
+def _for_clients(session: Session, folder: Path) -> tuple[tuple[Verdict, ...], str]:
+    """Write the files for other clients, one a denoiser, verified; or say why there are none."""
+    transformer = session.findings.denoisers[0] == "transformer"
+    kind: Format = "transformer" if transformer else "kohya"
+    made = deliver_kinds(session, read_trained(session), {kind: folder / kind})
+    return made.verdicts, made.unfit.get(kind, "")
+
+
+def _copy_adapter(
+    run: RunFolder, folder: Path, about: Mapping[str, Any], packed: Mapping[str, Any]
+) -> None:
+    for path in sorted(run.adapter.rglob("*")):
+        name = path.relative_to(run.adapter)
+        if path.is_file() and path.name not in (MANIFEST, METADATA):
+            write_bytes(folder / name, path.read_bytes())
+    write_json(folder / METADATA, {**about, "packed": dict(packed)})
+
+
+def _measured(
+    run: RunFolder, about: Mapping[str, Any]
+) -> tuple[Results | None, PictureIndex | None]:
+    """What was measured of this very adapter at strength 1, as the card calls it, and pictures."""
+    results, index = (
+        Results.read(run.results, MEASURE_AGAIN),
+        PictureIndex.read(run.index, MEASURE_AGAIN),
+    )
+    if results is None or index is None or _unlike(results, about):
+        return None, None
+    return results, index
+
+
+def _pictures(run: RunFolder, entries: Sequence[PromptPictures]) -> Iterator[dict[str, Any]]:
+    """For each prompt the pictures' places in the packed folder, and their files."""
+    for k, entry in enumerate(entries):
+        row: dict[str, Any] = {"prompt": entry.prompt, "seed": entry.seed}
+        for kind in KINDS:
+            path = run.evaluation / entry.files[kind]
+            if not path.is_file():
+                raise CorruptFileError(f"{path}: the picture is missing", MEASURE_AGAIN)
+            row |= {kind: f"images/{k}-{kind}.png", f"{kind} file": path}
+        yield row
+
+
+def _unlike(results: Results, about: Mapping[str, Any]) -> str:
+    """Why a measurement is not of what a card shows; empty where it is."""
+    if results.trained_steps != about["step"]:
+        return "was measured before it was trained further"
+    if results.strength != 1:
+        return f"was measured at strength {results.strength:.3g}, and the card is for strength 1"
+    return ""
+
+
+def _write_workflow(
+    session: Session, folder: Path, verdict: Verdict, pictures: list[dict[str, Any]]
+) -> None:
+    size = None
+    if pictures:
+        with Image.open(folder / pictures[0]["student"]) as picture:
+            size = picture.size
+    made = graph(comparison(session, verdict.path.name, size))
+    write_json(folder / WORKFLOW, to_ui(made))
+    write_json(folder / WORKFLOW_API, to_api(made))
+
+
+def _remarks(settings: Settings, held: Held, run: RunFolder) -> Iterator[str]:
+    """What the owner of a packed folder should know."""
+    if not held.licence:
+        yield (
+            "No licence: the base's own card is not here, or names none. Name the base's with "
+            "--license."
+        )
+    source = settings.pipeline.source
+    if hub_id(source) is None and source != "bundled":
+        yield (
+            "No base_model in the card's front matter: the base is no repository of the hub here. "
+            f"If it is one, write base_model: OWNER/NAME into {CARD}."
+        )
+    if held.results is None:
+        older = Results.read(run.results, AGAIN)
+        what = _unlike(older, held.about) if older else "is not measured yet"
+        yield f"No table and no pictures: the adapter {what}. 'guidefold evaluate {run}' measures."
+    if held.unfit:
+        yield f"No file for other clients: {held.unfit}."
+    elif held.no_workflow:
+        yield f"No ComfyUI workflow: {held.no_workflow}."

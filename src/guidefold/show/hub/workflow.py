@@ -1,0 +1,254 @@
+"""A ComfyUI workflow that draws teacher and student side by side: one graph, two files."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from guidefold.deliver.layer_names import LayerNames
+
+DEFAULT = ("euler", "normal")
+"""Of a solver without a sure name in ComfyUI."""
+GAP, WIDTH, HEIGHT = 60, 320, 200
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the workflow draws.
+
+    Attributes:
+        names: The denoiser's layers and configuration.
+        base: The base, for people.
+        encoders: How many text encoders its pipeline has.
+        lora: The LoRA's file name.
+        prompt: A prompt.
+        negative_prompt: The teacher's; folded into the student.
+        seed: Of both pictures.
+        steps: Of both pictures.
+        size: Width and height in pixels.
+        cfg: The teacher's, as ComfyUI counts it: 1 is off.
+        strength: The adapter's that stands for it.
+        prediction_type: What the denoiser predicts.
+        scheduler: The class of the pipeline's scheduler.
+        grid: That scheduler's configuration.
+        embedded_guidance: Where guidance is also embedded into the denoiser: to what.
+        remarks: What the teacher does that the workflow does not.
+    """
+
+    names: LayerNames
+    base: str
+    encoders: int
+    lora: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    steps: int
+    size: tuple[int, int]
+    cfg: float
+    strength: float
+    prediction_type: str
+    scheduler: str
+    grid: Mapping[str, Any]
+    embedded_guidance: float | None = None
+    remarks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the graph.
+
+    Attributes:
+        kind: Its type in ComfyUI.
+        title: What stands over it; empty for ComfyUI's own word.
+        at: Column and row.
+        values: What each widget holds, and for each input the number of a node and the place of
+            one of its outputs.
+    """
+
+    kind: str
+    title: str
+    at: tuple[int, int]
+    values: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """The types of what is joined to it, by name."""
+        types: Mapping[str, str] = facts()["nodes"][self.kind].get("inputs", {})
+        return types
+
+    @property
+    def widgets(self) -> Sequence[str]:
+        """The names of its widgets, in the order of the UI."""
+        names: Sequence[str] = facts()["nodes"][self.kind].get("widgets", ())
+        return names
+
+
+Graph = Sequence[Node]
+"""Nodes in the order in which they run, numbered from 1."""
+
+
+def graph(asked: Comparison) -> Graph:
+    """The nodes of a comparison: the template ``workflow.json.jinja``, its nodes numbered."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = (files("guidefold.show.hub") / "workflow.json.jinja").read_text(encoding="utf-8")
+    sampler, scheduler, _ = solver(asked.scheduler, asked.grid)
+    entry = base_entry(asked.names)
+    filled = environment.from_string(template).render(
+        asked=asked,
+        original=bool(asked.names.original),
+        encoder_type=entry.get("type"),
+        embedded_guidance_node=entry.get("embedded_guidance"),
+        sampler=sampler,
+        scheduler=scheduler,
+        note=note(asked),
+    )
+    described = json.loads(filled)
+    numbers = {name: number for number, name in enumerate(described, 1)}
+    made = []
+    for node in described.values():
+        joined = {n: v for n, v in node["values"].items() if isinstance(v, list)}
+        values = node["values"] | {n: [numbers[name], slot] for n, (name, slot) in joined.items()}
+        made.append(Node(node["kind"], node["title"], tuple(node["at"]), values))
+        assert values.keys() == {*made[-1].inputs, *made[-1].widgets}, node["kind"]
+    return made
+
+
+def to_ui(made: Graph) -> dict[str, Any]:
+    """The file that one drags into ComfyUI.
+
+    Source: docs.comfy.org, Workflow JSON 0.4; a link is ``[number, from node, from output, to node,
+    to input, type]``.
+    """
+    links = [
+        [*node.values[name], number, place, kind]
+        for number, node in enumerate(made, 1)
+        for place, (name, kind) in enumerate(node.inputs.items())
+    ]
+    numbered = [[k, *link] for k, link in enumerate(links, 1)]
+    return {
+        "last_node_id": len(made),
+        "last_link_id": len(numbered),
+        "nodes": [_ui_node(k, node, numbered) for k, node in enumerate(made, 1)],
+        "links": numbered,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def to_api(made: Graph) -> dict[str, Any]:
+    """The same for ComfyUI's server: what is queued, without places or the UI's own nodes."""
+    return {
+        str(number): {
+            "class_type": node.kind,
+            "inputs": {
+                name: [str(value[0]), value[1]] if name in node.inputs else value
+                for name, value in node.values.items()
+                if name != "control_after_generate"
+            },
+            "_meta": {"title": node.title or node.kind},
+        }
+        for number, node in enumerate(made, 1)
+        if node.kind != "Note"
+    }
+
+
+def note(asked: Comparison) -> str:
+    """What the workflow's note says."""
+    sampler, grid, sure = solver(asked.scheduler, asked.grid)
+    where = "models/checkpoints" if asked.names.original else "models/diffusion_models"
+    lines = [
+        f"Above: the teacher at CFG {asked.cfg:g}, two passes a step. Below: the student at CFG 1, "
+        "where ComfyUI leaves the second pass out.",
+        f"Choose in the loaders: {asked.base} ({where}, and what belongs to it). "
+        f"Put {asked.lora} into models/loras.",
+        "Seed, steps, sampler and scheduler must be the same in both samplers.",
+        f"The LoRA's strength is the dial: {asked.strength:g} stands for CFG {asked.cfg:g}, "
+        "0 for CFG 1. The student's CFG stays 1.",
+    ]
+    if asked.negative_prompt:
+        lines.append("The negative prompt is folded into the LoRA; at CFG 1 nobody reads it.")
+    said = f"sampler {sampler}, scheduler {grid}"
+    lines.append(
+        f"{asked.scheduler} is {said} here; where it steps may differ a little."
+        if sure
+        else f"{asked.scheduler} has no sure name in ComfyUI: {said} stands in for it, and the "
+        "pictures are others than in diffusers."
+    )
+    if asked.names.original and not _known_sizes(asked.names):
+        lines.append(
+            "ComfyUI knows a UNet by its sizes, and this one has those of no released model: it "
+            "may refuse the checkpoint."
+        )
+    return "\n\n".join([*lines, *asked.remarks])
+
+
+def solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """ComfyUI's sampler and scheduler for a scheduler of diffusers.
+
+    Returns:
+        ``(sampler, scheduler, whether the solver is surely the same)``.
+    """
+    for entry in facts()["sampler"]:
+        if entry["class"] == scheduler and _fits(entry.get("when", {}), config):
+            grid = next(e["name"] for e in facts()["grid"] if _fits(e["when"], config))
+            return entry["name"], grid, True
+    return *DEFAULT, False
+
+
+def base_entry(names: LayerNames) -> Mapping[str, Any]:
+    """What is known of a transformer's kind; empty of UNets, and where nothing is."""
+    kind = names.layout.architecture if names.layout else None
+    found = [entry for entry in facts()["transformer"] if entry["architecture"] == kind]
+    return found[0] if found else {}
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """The tables of ``workflow.toml``."""
+    text = (files("guidefold.show.hub") / "workflow.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    column, row = node.at
+    into = {link[4]: link[0] for link in links if link[3] == number}
+    outputs = facts()["nodes"][node.kind].get("outputs", ())
+    outof = [[k[0] for k in links if k[1:3] == [number, slot]] for slot in range(len(outputs))]
+    return {
+        "id": number,
+        "type": node.kind,
+        "pos": [column * (WIDTH + GAP), row * (HEIGHT + GAP)],
+        "size": [WIDTH, HEIGHT],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": [
+            {"name": name, "type": kind, "link": into[place]}
+            for place, (name, kind) in enumerate(node.inputs.items())
+        ],
+        "outputs": [
+            {"name": kind, "type": kind, "links": outof[slot], "slot_index": slot}
+            for slot, kind in enumerate(outputs)
+        ],
+        "properties": {"Node name for S&R": node.kind},
+        "widgets_values": [node.values[name] for name in node.widgets],
+        **({"title": node.title} if node.title else {}),
+    }
+
+
+def _known_sizes(names: LayerNames) -> bool:
+    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in names.config.items()}
+    return any(_fits(entry, plain) for entry in facts()["unet"])
+
+
+def _fits(wanted: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    return all(config.get(name) == value for name, value in wanted.items())

@@ -1,0 +1,269 @@
+"""A run as one page: a self-contained HTML file that needs no network and trusts no text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guidefold.ground.progress import plural
+from guidefold.lora.dial import Dial
+from guidefold.run.config import dump_toml, load_settings
+from guidefold.run.files import readable_size, write_text
+from guidefold.run.folder import RunFolder, require_run
+from guidefold.run.paths import without_paths
+from guidefold.run.records import (
+    Log,
+    PictureIndex,
+    Record,
+    Results,
+    TrajectoryLine,
+    read_log,
+    read_trajectories,
+)
+from guidefold.run.settings import KINDS, Settings
+from guidefold.show.charts import Chart, bars, curves
+from guidefold.show.html import content_policy, fill, read_parts
+from guidefold.show.report_pictures import (
+    NAMES,
+    pictures_by_prompt,
+    pictures_by_step,
+    pictures_by_strength,
+)
+
+PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
+EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
+MEMORY = {"resident": "resident, the whole process", "allocated": "allocated on the device"}
+MEASURES = {
+    "alignment": "alignment",
+    "clip_score": "CLIP score",
+    "frechet_distance": "Fréchet distance",
+    "recall": "recall",
+    "saturation": "saturation",
+}
+
+
+def report(settings: Settings) -> Path:
+    """Write a run's page, from whatever the run has come to so far.
+
+    Args:
+        settings: The run's.
+
+    Returns:
+        ``RUN/report.html``.
+
+    Raises:
+        RunError: No run has begun there.
+        CorruptFileError: A file of the run is damaged, or a picture is missing.
+    """
+    run = require_run(settings.run)
+    write_text(run.page, render(gather(run)))
+    return run.page
+
+
+def gather(run: RunFolder) -> dict[str, Any]:
+    """Everything that a run's page shows.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        The template's variables; what is not there yet is None or empty.
+    """
+    settings = load_settings(run.config)
+    results, index = Results.read(run.results), PictureIndex.read(run.index)
+    findings = Record.read(run.probe, PROBE_AGAIN)
+    adapter = Record.read(run.metadata, EXPORT_AGAIN)
+    about = adapter.to_json() if adapter else {}
+    log, trajectories = read_log(run.log), read_trajectories(run)
+    dial = pictures_by_strength(run, index) if index else []
+    return {
+        "name": run.name,
+        "state": _state(settings, trajectories, log, results),
+        "headline": _headline(results) if results else [],
+        "table": _table(results) if results else None,
+        "results": results,
+        "pictures": pictures_by_prompt(run, index) if index else [],
+        "categories": list(results.categories) if results else [],
+        "prompts": len(index.pictures) if index else 0,
+        "dial": dial,
+        "dial_start": max((k for k, step in enumerate(dial) if step["strength"] <= 1), default=0),
+        "dial_trained": settings.adapter.dial,
+        "previews": pictures_by_step(run),
+        "charts": _charts(log, results, about),
+        "costs": _costs(settings, trajectories, log, results),
+        "adapter": about,
+        "findings": findings and findings.to_json(),
+        "settings": dump_toml(without_paths(settings)),
+        "names": NAMES,
+        "kinds": KINDS,
+    }
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """The page as HTML; every value is escaped, and nothing runs but the page's own script.
+
+    Args:
+        page: What :func:`gather` returned.
+
+    Returns:
+        The document.
+    """
+    style, script = read_parts("page.css"), read_parts("wipe.js", "page.js")
+    policy = content_policy(style, script, "img-src data:")
+    return fill("page.html", style, script, policy, **page)
+
+
+def _state(
+    settings: Settings, recorded: Sequence[TrajectoryLine], log: Log, results: Results | None
+) -> str:
+    """How far the run has come, in words."""
+    if results:
+        measured = results.trained_steps
+        since = f" at step {measured}, trained to step {log.step} since"
+        return f"measured{since if log.step > measured else ''}"
+    if log.step >= settings.distill.steps:
+        return "trained; 'guidefold evaluate' measures it"
+    if log.step:
+        return f"training: step {log.step} of {settings.distill.steps}"
+    return f"recording: {len(recorded)} trajectories so far" if recorded else "begun"
+
+
+def _headline(results: Results) -> list[tuple[str, str]]:
+    """Two or three figures that say what came out, each with its meaning."""
+    student, teacher = results.student, results.teacher
+    figures = [
+        (
+            f"{student.passes_per_image:g} passes",
+            f"a picture, where the guided teacher makes {teacher.passes_per_image:g}",
+        )
+    ]
+    if teacher.alignment and student.alignment is not None:
+        ratio = student.alignment / teacher.alignment
+        meaning = f"of the teacher's alignment, over {plural(results.prompts, 'paired prompt')}"
+        if student.alignment_over_teacher_95:
+            low, high = student.alignment_over_teacher_95
+            meaning += f" (95% interval {low:.0%} to {high:.0%})"
+        figures.append((f"{ratio:.1%}", meaning))
+    folded = 1 - results.residual_guidance.teacher_states.mean
+    figures.append((f"{folded:.0%}", "of the guidance signal folded, at the teacher's states"))
+    return figures
+
+
+def _table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a row a kind; what nobody measured has no column."""
+    student = results.student
+    names = {n: title for n, title in MEASURES.items() if getattr(student, n) is not None}
+    rows = []
+    for kind in KINDS:
+        its = results.of(kind)
+        passes, seconds = its.passes_per_image, its.denoiser_seconds_per_image
+        measures = [_number(getattr(its, name)) for name in names]
+        rows.append([NAMES[kind], f"{passes:g}", f"{seconds:.3f}", *measures])
+    fused = f"{student.denoiser_seconds_per_image_fused:.3f}"
+    blank = [""] * len(names)
+    rows.append(["student, fused", f"{student.passes_per_image:g}", fused, *blank])
+    return ["who", "passes", "seconds", *names.values()], rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _charts(log: Log, results: Results | None, adapter: Mapping[str, Any]) -> list[Chart]:
+    """Every chart that there are numbers for."""
+    charts = []
+    loss = [(float(line.step), line.loss) for line in log.training if line.loss is not None]
+    held_out = [(float(line.step), line.residual_guidance) for line in log.validations]
+    training = {"training loss": _smooth(loss), "residual guidance, held out": held_out}
+    training = {name: points for name, points in training.items() if points}
+    if training:
+        charts.append(curves("Training", training, "step", "loss"))
+    levels = _levels(log, results)
+    if levels:
+        title = "Residual guidance by noise level"
+        charts.append(curves(title, levels, "timestep", "residual guidance", falling=True))
+    if results and results.categories:
+        groups = {
+            name: {NAMES[kind]: getattr(shares, kind) for kind in KINDS}
+            for name, shares in results.categories.items()
+        }
+        charts.append(bars("Alignment by category", groups, "aligned"))
+    return charts + _dial_charts(adapter)
+
+
+def _dial_charts(adapter: Mapping[str, Any]) -> list[Chart]:
+    """Which strength serves which guidance scale, and what is left there."""
+    if not adapter.get("dial_table"):
+        return []
+    dial = Dial.from_json(adapter)
+    strengths = {
+        "nearest to the teacher": [(m.guidance, m.strength) for m in dial.marks],
+        "as the dial stands": [(m.guidance, dial.nominal_strength(m.guidance)) for m in dial.marks],
+    }
+    left = {"on held-out states": [(m.guidance, m.residual) for m in dial.marks]}
+    return [
+        curves("The dial, measured", strengths, "guidance scale", "strength"),
+        curves("Residual guidance by scale", left, "guidance scale", "residual guidance"),
+    ]
+
+
+def _levels(log: Log, results: Results | None) -> dict[str, list[tuple[float, float]]]:
+    """Residual guidance over timesteps: as measured, else as last validated."""
+    if results:
+        residual = results.residual_guidance
+        found = {
+            "at the teacher's states": residual.teacher_states.levels,
+            "at the student's states": residual.student_states.levels,
+        }
+    elif log.validations:
+        found = {"held out, teacher's states": log.validations[-1].levels}
+    else:
+        found = {}
+    return {
+        name: [((level.low + level.high) / 2, level.residual) for level in levels]
+        for name, levels in found.items()
+    }
+
+
+def _smooth(points: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[float, float]]:
+    """Means of neighbours, so that at most so many points are left."""
+    size = -(-len(points) // most) or 1
+    groups = [points[first : first + size] for first in range(0, len(points), size)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _costs(
+    settings: Settings, recorded: Sequence[TrajectoryLine], log: Log, results: Results | None
+) -> list[tuple[str, str]]:
+    """What the run has cost so far: seconds, memory, bytes."""
+    costs = []
+    if recorded:
+        size = readable_size(sum(line.size for line in recorded))
+        costs.append(("trajectories", f"{len(recorded)} recorded, {size} on disk"))
+    seconds = sum(line.seconds for line in recorded)
+    if seconds:
+        costs.append(("recording", _duration(seconds)))
+    for line in log.validations[-1:]:
+        if line.training_seconds is not None:
+            spent, batch = _duration(line.training_seconds), settings.distill.batch_size
+            costs.append(("training", f"{spent} for {line.step} steps of {batch} states"))
+    if log.peak_memory:
+        size, where = readable_size(log.peak_memory.bytes), MEMORY[log.peak_memory.kind]
+        costs.append(("peak memory", f"{size} {where}"))
+    if results:
+        adapter, denoiser = results.adapter_bytes, results.denoiser_bytes
+        part = f"{adapter / denoiser:.1%} of the denoiser's {readable_size(denoiser)}"
+        costs.append(("adapter", f"{readable_size(adapter)}, {part}"))
+        costs.append(("measured on", results.machine))
+    return costs
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for people: ``'48 s'``, ``'9 min 5 s'``, ``'2 h 3 min'``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,132 @@
+"""The pictures of a run, ready for its page: chosen by their order, held as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from guidefold.ground.errors import CorruptFileError
+from guidefold.run.folder import RunFolder
+from guidefold.run.records import AGAIN, PictureIndex, PreviewIndex
+from guidefold.run.settings import KINDS
+
+NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
+SMALL, LARGEST = 128, 512
+"""Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
+FEW, MANY = 12, 30
+"""How many prompts are shown: of large pictures, of small ones."""
+
+
+def pictures_by_prompt(run: RunFolder, index: PictureIndex) -> list[dict[str, Any]]:
+    """The first prompts, in the order in which they were measured: nobody chose them.
+
+    Args:
+        run: The run's folder.
+        index: What ``evaluation/index.json`` holds.
+
+    Returns:
+        For each prompt its entry in the index and its pictures by kind.
+
+    Raises:
+        CorruptFileError: A picture is missing or damaged.
+    """
+    shown: list[dict[str, Any]] = []
+    for entry in index.pictures[:MANY]:
+        if len(shown) == FEW and not shown[0]["small"]:
+            break
+        pictures = {kind: _picture(run.evaluation / entry.files[kind]) for kind in KINDS}
+        small = pictures["teacher"]["small"]
+        shown.append({**entry.model_dump(), "pictures": pictures, "small": small})
+    return shown
+
+
+def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, Any]]:
+    """Every strength with its pictures.
+
+    Args:
+        run: The run's folder.
+        index: What ``evaluation/index.json`` holds.
+
+    Returns:
+        For each strength the guidance scale it stands for, and a row per prompt.
+
+    Raises:
+        CorruptFileError: A picture is missing or damaged.
+    """
+    folder = run.evaluation
+    prompts = [entry.prompt for entry in index.pictures[:FEW]]
+    return [
+        {
+            "strength": step.strength,
+            "guidance": step.guidance,
+            "teacher": NAMES["teacher" if step.strength else "unguided"],
+            "rows": [
+                {
+                    "prompt": prompt,
+                    "student": _picture(folder / own),
+                    "teacher": _picture(folder / its),
+                }
+                for prompt, own, its in zip(prompts, step.student, step.teacher, strict=False)
+            ],
+        }
+        for step in index.dial
+    ]
+
+
+def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
+    """Pictures made while training.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        Prompts, steps, and pictures of each kind; None where there are none.
+
+    Raises:
+        CorruptFileError: A file is missing or damaged.
+    """
+    folder = run.previews
+    index = PreviewIndex.read(run.preview_index)
+    if index is None or not index.steps:
+        return None
+    numbers, steps = range(len(index.prompts)), _some(index.steps)
+    fixed = {
+        kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
+        for kind in ("teacher", "unguided")
+    }
+    student = [
+        [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps
+    ]
+    return {"prompts": index.prompts, "steps": steps, **fixed, "student": student}
+
+
+def _some(steps: Sequence[int], most: int = 12) -> list[int]:
+    """At most so many, evenly chosen, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[place * (len(steps) - 1) // (most - 1)] for place in range(most)]
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    """A picture as a data URI, with its size in the page."""
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG
+        what = "damaged" if path.exists() else "missing"
+        raise CorruptFileError(f"{path}: the picture is {what}", AGAIN) from error
+    small = max(picture.size) <= SMALL
+    buffer = io.BytesIO()
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.thumbnail((LARGEST, LARGEST))
+        picture.save(buffer, "WEBP", quality=85)
+    kind = "png" if small else "webp"
+    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"source": source, "width": picture.width, "height": picture.height, "small": small}

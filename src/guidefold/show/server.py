@@ -1,0 +1,261 @@
+"""The page that asks an live: for one user on this machine, and for nobody else.
+
+Every request is checked before anything else is done with it: the Host header (a name that a
+stranger's page had resolved to this machine is refused), the token (other users of this machine and
+other pages in the browser do not know it), and, where something is changed, the Origin header.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import uvicorn
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from guidefold.ground.errors import InputError
+from guidefold.show.html import content_policy, fill, read_parts
+from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT, Comparison, LivePictures
+
+HOME = "127.0.0.1"  # and no other: what listens elsewhere is open to others
+TOKEN = "X-Guidefold-Token"
+LARGEST_BODY = 16 * 1024  # bytes
+MOST_REQUESTS = 32  # at a time
+SAFE = ("GET", "HEAD")
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Stands before an application: refuses what is not its own page's, and adds headers.
+
+    Attributes:
+        app: What answers the rest.
+        port: Where the page is.
+        token: What every request must bring.
+        policy: The content security policy of every answer.
+    """
+
+    app: ASGIApp
+    port: int
+    token: str
+    policy: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(
+                    {**HEADERS, "Content-Security-Policy": self.policy}
+                )
+            await send(message)
+
+        reason = self.refusal(Request(scope))
+        answer = self.app if reason is None else JSONResponse({"error": reason}, 403)
+        await answer(scope, receive, told)
+
+    def refusal(self, request: Request) -> str | None:
+        """Why a request is refused, in words; None where it is not."""
+        homes = {f"{name}:{self.port}" for name in (HOME, "localhost")}
+        hosts = request.headers.getlist("host")
+        if len(hosts) != 1 or hosts[0] not in homes:
+            return "This is not the address of the page."
+        origins = request.headers.getlist("origin")
+        own = len(origins) == 1 and origins[0] in {f"http://{home}" for home in homes}
+        if not own and (origins or request.method not in SAFE):
+            return "Another page asked for this."
+        given = request.headers.get(TOKEN)
+        if given is None and request.url.path == "/":
+            given = request.query_params.get("token")
+        if given is None or not secrets.compare_digest(given.encode(), self.token.encode()):
+            return "Open the address that 'guidefold compare' printed; it is new at every start."
+        return None
+
+
+@contextmanager
+def serving(live: LivePictures, port: int = 0) -> Iterator[str]:
+    """Answer the page from a thread of its own.
+
+    Args:
+        live: What draws; closed when the server ends.
+        port: Where, on this machine's own address; 0 takes a free one.
+
+    Returns:
+        The page's address, token included.
+
+    Raises:
+        InputError: The port cannot be had.
+    """
+    try:
+        listening = socket.create_server((HOME, port))
+    except OSError as error:
+        raise InputError(
+            f"--port {port}: {error.strerror}", "Choose another, or leave --port out."
+        ) from error
+    port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
+    server = uvicorn.Server(_config(application(live, port, token)))
+
+    def serve() -> None:
+        try:
+            server.run([listening])
+        finally:
+            live.close()
+
+    thread = threading.Thread(target=serve, name="page", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{HOME}:{port}/?token={token}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MOST_REQUESTS,
+        timeout_graceful_shutdown=1,
+    )
+
+
+def application(live: LivePictures, port: int, token: str) -> ASGIApp:
+    """The page and what it asks for.
+
+    Args:
+        live: What draws.
+        port: Where the page is, for the checks.
+        token: What every request must bring.
+    """
+    style, script = read_parts("page.css", "compare.css"), read_parts("wipe.js", "compare.js")
+    policy = content_policy(
+        style, script, "img-src blob: data:", "connect-src 'self'", "frame-ancestors 'none'"
+    )
+    desk = Desk(live, _page(live, style, script, policy))
+    routes = [
+        Route("/", desk.page),
+        Route("/drawings", desk.begin, methods=["POST"]),
+        Route("/drawings/{id}", desk.status),
+        Route("/drawings/{id}", desk.stop, methods=["DELETE"]),
+        Route("/pictures/{id}", desk.picture),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _in_words})
+    app.router.redirect_slashes = False
+    return Guard(app, port, token, policy)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Passes on what the page asks for, and what comes of it.
+
+    Attributes:
+        live: What draws.
+        html: The page.
+    """
+
+    live: LivePictures
+    html: str
+
+    async def page(self, _request: Request) -> Response:
+        """The page itself."""
+        return HTMLResponse(self.html)
+
+    async def begin(self, request: Request) -> Response:
+        """Begin a drawing, unless one is under way."""
+        if request.headers.get("content-type") != "application/json":
+            raise HTTPException(415, "A wish is JSON.")
+        try:
+            drawing = self.live.begin(Comparison.model_validate_json(await _body(request)))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = "".join(f"{name}: " for name in first["loc"])
+            raise HTTPException(422, f"{where}{first['msg']}.") from error
+        except InputError as error:
+            raise HTTPException(422, f"{error.message}. {error.remedy}") from error
+        if drawing is None:
+            raise HTTPException(429, "Another drawing is under way; wait for it, or stop it.")
+        return JSONResponse({"id": drawing}, 202)
+
+    async def status(self, request: Request) -> Response:
+        """How a drawing stands."""
+        return JSONResponse(_found(self.live.status(request.path_params["id"])))
+
+    async def stop(self, request: Request) -> Response:
+        """Have a drawing ended."""
+        _found(self.live.stop(request.path_params["id"]) or None)
+        return Response(status_code=204)
+
+    async def picture(self, request: Request) -> Response:
+        """A picture."""
+        data = _found(self.live.picture(request.path_params["id"]))
+        return Response(data, media_type="image/png")
+
+
+def _page(live: LivePictures, style: str, script: str, policy: str) -> str:
+    session = live.session
+    return fill(
+        "compare.html",
+        style,
+        script,
+        policy,
+        name=session.run.name,
+        pipeline=session.findings.pipeline,
+        steps=session.settings.evaluate.steps,
+        prompt=session.held_out[0].text,
+        dial=json.dumps(live.dial),
+        start=[strength for strength, _ in live.dial].index(session.compared.strength),
+        dial_trained=session.settings.adapter.dial,
+        longest_prompt=LONGEST_PROMPT,
+        largest_seed=LARGEST_SEED,
+    )
+
+
+async def _body(request: Request) -> bytes:
+    """What a request brings, if that is not too much."""
+    whole = b""
+    async for part in request.stream():
+        whole += part
+        if len(whole) > LARGEST_BODY:
+            raise HTTPException(413, f"A wish has at most {LARGEST_BODY} bytes.")
+    return whole
+
+
+def _found(value: Value | None) -> Value:
+    if value is None:
+        raise HTTPException(404, "There is no such thing, or not any more.")
+    return value
+
+
+async def _in_words(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)

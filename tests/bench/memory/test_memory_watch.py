@@ -1,0 +1,95 @@
+"""Bytes counted by hand, and over tensors that exist."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from bench.small import small_load
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from guidefold.bench.memory.cases import CASES, Case
+from guidefold.bench.memory.estimate import estimate
+from guidefold.bench.memory.memory_watch import Watch
+from guidefold.bench.memory.training import Training
+
+ROWS, IN, OUT, FLOAT = 32, 64, 256, 4
+WEIGHT, INPUT, OUTPUT = IN * OUT * FLOAT, ROWS * IN * FLOAT, ROWS * OUT * FLOAT
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    with FakeTensorMode(), Watch() as entered:
+        yield entered
+
+
+def test_a_linear_layers_pass_there_and_back_by_hand(watch: Watch) -> None:
+    weight, value = torch.rand(OUT, IN, requires_grad=True), torch.rand(ROWS, IN)
+    loss = torch.nn.functional.linear(value, weight).sum()
+    assert watch.peak_bytes == WEIGHT + INPUT + OUTPUT + FLOAT  # the loss is a number
+    assert sum(watch.live.values()) == WEIGHT + INPUT + FLOAT  # a sum keeps nothing
+    loss.backward()
+    assert watch.peak_bytes == 2 * WEIGHT + INPUT + 2 * FLOAT  # its gradient is another
+    assert weight.grad is not None
+
+
+def test_a_frozen_weight_has_no_gradient_to_pay_for(watch: Watch) -> None:
+    weight, value = torch.rand(OUT, IN), torch.rand(ROWS, IN, requires_grad=True)
+    torch.nn.functional.linear(value, weight).sum().backward()
+    assert watch.peak_bytes == WEIGHT + INPUT + OUTPUT + FLOAT
+    assert value.grad is not None
+    assert sum(watch.live.values()) == WEIGHT + 2 * INPUT
+
+
+def test_a_module_called_twice_is_paid_for_once(watch: Watch) -> None:
+    layer, value = torch.nn.Linear(IN, IN, bias=False), torch.rand(ROWS, IN)
+    before = watch.live.total()
+    layer.requires_grad_(False)
+    out = layer(layer(value))
+    assert out.shape == value.shape
+    assert watch.live.total() - before == INPUT
+
+
+def test_adamw_holds_two_moments_and_borrows_one_more_copy(watch: Watch) -> None:
+    weight = torch.rand(OUT, IN, requires_grad=True)
+    weight.grad = torch.rand(OUT, IN)
+    torch.optim.AdamW([weight], foreach=True).step()
+    assert watch.peak_bytes == pytest.approx(5 * WEIGHT, abs=16)
+
+
+def test_views_and_changes_in_place_are_free(watch: Watch) -> None:
+    value = torch.rand(ROWS, IN)
+    assert value.view(-1)[3:].t().add_(1).shape == (ROWS * IN - 3,)
+    assert watch.peak_bytes == watch.live.total() == INPUT
+
+
+def test_what_dies_is_no_longer_counted(watch: Watch) -> None:
+    value = torch.rand(ROWS, IN)
+    del value
+    assert watch.live.total() == 0
+    assert watch.peak_bytes == INPUT
+
+
+def test_parts_add_up_and_hold_what_was_said(watch: Watch) -> None:
+    weight = torch.rand(OUT, IN)
+    watch.mark("weights", [weight])
+    watch.mark("activations", None)
+    value = torch.rand(ROWS, IN)
+    assert watch.at_peak == {"weights": WEIGHT, "activations": INPUT}
+    assert sum(watch.at_peak.values()) == watch.peak_bytes
+    assert value is not None
+
+
+def runnable() -> list[Case]:
+    return [case for case in CASES if case.optimizer == "adamw"]
+
+
+@pytest.mark.parametrize("case", runnable(), ids=lambda case: case.name)
+def test_what_does_not_exist_takes_as_much_as_what_does(case: Case) -> None:
+    """The same step over real tensors: another path through the same count."""
+    load, real = small_load(), Watch()
+    training = Training(case, load)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), real:
+        training.start("cpu", real.mark)
+        training.run()
+    assert estimate(case, load).peak_bytes == pytest.approx(real.peak_bytes, rel=1e-3)

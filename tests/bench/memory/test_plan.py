@@ -1,0 +1,160 @@
+"""A plan from configs alone: against the real training step of the same run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from zoo import WARNINGS
+
+from guidefold.bench.memory import plan as planning
+from guidefold.bench.memory.memory_watch import Watch
+from guidefold.bench.memory.meta_pipeline import find_folder
+from guidefold.bench.memory.plan import GIB, describe, make_plan
+from guidefold.ground.errors import PipelineError, UnfoldableError
+from guidefold.run.settings import Settings
+from guidefold.train import distill
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+Make = Callable[..., Settings]
+FAMILIES = ["sd15", "sdxl", "sd3", "pixart", "qwen_image", "wan", "animatediff", "flux"]
+
+
+def without_weights(settings: Settings, folder: Path) -> Settings:
+    """The same run on a copy of its pipeline that has configs and tokenizers only."""
+    source = folder / "hollow"
+    shutil.copytree(
+        settings.pipeline.source, source, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    pipeline = settings.pipeline.model_copy(update={"source": str(source)})
+    return settings.model_copy(update={"pipeline": pipeline})
+
+
+def real_peak(settings: Settings, patch: pytest.MonkeyPatch) -> int:
+    """The most bytes of tensors that lived in a training step of a run that trains."""
+    peaks, train_step = [], distill.Training.train_step
+
+    def watched(self: distill.Training, *stretch: Any) -> dict[str, Any]:
+        denoiser: nn.Module = self.student.denoiser
+        states = self.updates.optimizer.state.values()
+        with Watch() as watch:
+            watch.mark("before", [*denoiser.parameters(), *denoiser.buffers()])
+            watch.mark("before", [t for state in states for t in state.values()])
+            line = train_step(self, *stretch)
+        peaks.append(watch.peak_bytes)
+        return line
+
+    patch.setattr(distill.Training, "train_step", watched)
+    distill.distill(settings)
+    return max(peaks)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accumulation": 2},
+        {"gradient_checkpointing": True},
+        {"mixed_precision": "bf16"},
+        {"frozen_weights": "bf16", "mixed_precision": "bf16"},
+        {"frozen_weights": "int8"},
+        {"frozen_weights": "int4", "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_a_plan_is_what_the_run_takes(
+    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    asked = {"steps": 2, "warmup": 0, "batch_size": 4, "preview_prompts": 0, **changes}
+    settings = settings_for("sd15", tmp_path, distill=asked)
+    planned = make_plan(without_weights(settings, tmp_path))
+    assert planned.peak_bytes == pytest.approx(real_peak(settings, monkeypatch), rel=0.02)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipeline_of_any_family_is_planned_from_its_configs(
+    settings_for: Make, saved: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    settings = settings_for(name, tmp_path)
+    planned = make_plan(without_weights(settings, tmp_path))
+    weights = sum(
+        path.stat().st_size
+        for kind in ("unet", "transformer")
+        for path in saved(name).glob(f"{kind}/*.safetensors")
+    )
+    assert planned.parts["weights"] == pytest.approx(weights, rel=0.2)  # a file has names too
+    assert planned.recording_bytes > planned.parts["weights"]
+    assert planned.rows == settings.distill.batch_size // settings.distill.accumulation
+    assert sum(planned.parts.values()) == planned.peak_bytes
+
+
+def test_smaller_weights_and_moments_take_their_part_less(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    def parts(**distill: Any) -> dict[str, int]:
+        wide = {"rank": 256, "targets": "linear"}
+        return make_plan(settings_for("sd15", tmp_path, adapter=wide, distill=distill)).parts
+
+    whole = parts()
+    sixteen, eight, four = (
+        parts(frozen_weights=storage)["weights"] / whole["weights"]
+        for storage in ("bf16", "int8", "int4")
+    )
+    # Norms keep theirs and scales are added: these layers are a few dozen wide.
+    assert sixteen == pytest.approx(0.5, abs=0.1)
+    assert eight == pytest.approx(0.25, abs=0.15)
+    assert four < eight
+    assert parts(optimizer="adamw8bit")["optimizer"] < 0.5 * whole["optimizer"]
+
+
+def test_what_looks_at_values_is_refused_by_name(settings_for: Make, tmp_path: Path) -> None:
+    with pytest.raises(UnfoldableError, match="cannot be estimated without weights"):
+        make_plan(settings_for("lumina2", tmp_path))
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(10 * GIB, True), (1000, False)])
+def test_the_verdict_compares_with_the_memory_there(
+    settings_for: Make, tmp_path: Path, memory: int, fits: bool
+) -> None:
+    settings = settings_for("sd15", tmp_path)
+    planned = make_plan(settings, memory)
+    said = describe(planned, settings)
+    assert planned.fits is fits
+    assert planned.to_json()["fits"] is fits
+    assert ("Does not fit" not in said) is fits
+    assert ("distill.gradient_checkpointing=true" in said) is not fits
+    json.dumps(planned.to_json())
+
+
+def test_a_device_of_unknown_memory_gives_no_verdict(
+    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_memory_of", lambda _: None)
+    settings = settings_for("sd15", tmp_path)
+    planned = make_plan(settings)
+    assert planned.fits is None
+    assert "compare with --memory" in describe(planned, settings)
+
+
+def test_a_component_without_its_config_is_refused_by_name(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    settings = without_weights(settings_for("sd15", tmp_path), tmp_path)
+    (tmp_path / "hollow" / "vae" / "config.json").unlink()
+    with pytest.raises(PipelineError, match="vae: AutoencoderKL cannot be made"):
+        make_plan(settings)
+
+
+@pytest.mark.parametrize("source", ["no/such/place", "nobody/nothing", "./nowhere"])
+def test_a_source_without_a_description_is_refused_by_name(source: str) -> None:
+    with pytest.raises(PipelineError, match=source):
+        find_folder(source)
+
+
+def test_planning_leaves_torch_as_it_was(settings_for: Make, tmp_path: Path) -> None:
+    make_plan(settings_for("sd15", tmp_path))
+    assert type(torch.rand(1)) is torch.Tensor

@@ -1,0 +1,473 @@
+"""The command line: answers at once, names mistakes, ends with the right code, stops politely."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pages import begun
+from terminal import ENVIRONMENT, Answer, run_here
+from zoo import UNFOLDABLE, WARNINGS
+
+import guidefold
+from guidefold import api
+from guidefold.cli import main as cli
+from guidefold.ground.errors import CorruptFileError, GuidefoldError, PromptError
+from guidefold.ground.progress import Stopped
+from guidefold.listen.findings import Findings
+from guidefold.run.config import dump_toml, find_config, presets
+from guidefold.run.files import read_lines
+from guidefold.run.folder import RunFolder
+from guidefold.run.settings import Settings
+from guidefold.run.tensors import read_tensors
+
+pytestmark = pytest.mark.filterwarnings(*WARNINGS)
+
+Make = Callable[..., Settings]
+COMMANDS = (
+    "demo",
+    "probe",
+    "record",
+    "gather",
+    "distill",
+    "export",
+    "verify",
+    "convert",
+    "pack",
+    "push",
+    "evaluate",
+    "report",
+    "compare",
+    "sample",
+    "config",
+    "plan",
+    "reproduce",
+)
+
+
+Guidefold = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Guidefold:
+    """``run("distill", FILE)``: the command line in this process."""
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+
+    def command(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["guidefold", *map(str, arguments)])
+        capsys.readouterr()  # what fixtures printed is not the command's
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def config(settings_for: Make, tmp_path: Path) -> Path:
+    """The file of a tiny run."""
+    return write_config(settings_for("sd15", tmp_path), tmp_path)
+
+
+def write_config(settings: Settings, folder: Path) -> Path:
+    path = folder / "run.toml"
+    path.write_text(dump_toml(settings), encoding="utf-8")
+    return path
+
+
+HELP = """
+import contextlib, sys
+from guidefold.cli.main import main
+for words in {words}:
+    sys.argv = ["guidefold", *words, "--help"]
+    with contextlib.suppress(SystemExit):
+        main()
+print("heavy:", sorted({{"torch", "diffusers", "transformers", "peft"}} & sys.modules.keys()))
+"""
+
+
+def test_help_answers_without_importing_torch() -> None:
+    words = [[], *([command] for command in COMMANDS)]
+    done = subprocess.run(
+        [sys.executable, "-c", HELP.format(words=words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert done.stdout.count("Usage: guidefold") == 1 + len(COMMANDS)
+
+
+def test_every_command_is_known(run: Guidefold) -> None:
+    answer = run("--help")
+    assert answer.code == 0
+    names = {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback}
+    assert names == set(COMMANDS)
+    assert all(name in answer.out for name in names)
+
+
+def test_prints_its_version(run: Guidefold) -> None:
+    answer = run("--version")
+    assert (answer.code, answer.out) == (0, f"guidefold {guidefold.__version__}\n")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_prints_a_preset_as_it_is(run: Guidefold, name: str) -> None:
+    answer = run("config", name)
+    assert (answer.code, answer.out) == (0, find_config(name).read_text(encoding="utf-8"))
+
+
+def test_probe_prints_json_and_nothing_else(run: Guidefold, config: Path) -> None:
+    source = api.load_settings(config).pipeline.source
+    answer = run("probe", source, "--json", "pipeline.call.height=16", "pipeline.call.width=16")
+    assert answer.code == 0
+    said = json.loads(answer.out)
+    assert said.pop("foldable") is True
+    assert said.pop("signs_of_distillation") == []
+    found = Findings.from_json(said)
+    assert (found.denoiser, found.guidance_argument, found.off) == ("unet", "guidance_scale", 1.0)
+
+
+def test_report_writes_the_page_of_an_unfinished_run_and_says_where(
+    run: Guidefold, tmp_path: Path
+) -> None:
+    folder = begun(tmp_path / "run")
+    answer = run("report", folder)
+    assert answer.code == 0
+    assert "".join(answer.out.split()) == f"Written:{folder}/report.html"
+    assert "<h1>run</h1>" in (folder / "report.html").read_text("utf-8")
+
+
+def test_probe_says_what_is_saved(run: Guidefold, config: Path) -> None:
+    source = api.load_settings(config).pipeline.source
+    answer = run("probe", source, "pipeline.call.height=16", "pipeline.call.width=16")
+    assert "2 with guidance, 1 without" in answer.out
+    assert "50% of the passes saved" in answer.out
+
+
+MISTAKES: dict[str, str] = {
+    "no such file, run folder or preset": "distill nosuch",
+    "broken.toml: not a TOML file": "record {here}/broken.toml",
+    "distill.steps: must be at least 1": "distill {config} distill.steps=0",
+    "override 'steps': not key=value": "distill {config} steps",
+    "bad.txt:2: not valid UTF-8 at byte 2": "distill {config} prompts.path={here}/bad.txt",
+    "absent.txt: no such file or folder": "record {config} prompts.path=absent.txt",
+    "no such pipeline": "probe {here}/nosuch",
+    "no model_index.json in this folder": "probe {here}/empty",
+    "holds Python code (pipeline.py)": "probe {here}/code",
+    "holds pickled weights (weights.bin)": "probe {here}/pickle",
+    "may be a pickle": "probe {here}/weights.ckpt",
+    "pipeline.device: 'nosuch' cannot be used": "distill {config} pipeline.device=nosuch",
+    "takes no argument hight": "distill {config} pipeline.call.hight=16",
+    "refuses the call": "distill {config} pipeline.call.height=17",
+    "where guidance is off": "distill {config} record.guidance=[1,1]",
+    "no config.toml in this folder": "export {here}",
+    "Name a run's folder.": "report {here}",
+    "--kind painter: no such kind": "sample {here} -p cat -k painter",
+    "config: no such file": "config config",
+    "nosuch: no such run": "evaluate {here}/nosuch",
+    "demo: no such run": "report demo",
+    "a pipeline, not a run's settings": "distill {here}/code",
+    "prompt: an empty one": "sample {config} --prompt=",
+}
+"""What must be said of commands that cannot work."""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder of things that cannot be used."""
+    for name, file in {"code": "pipeline.py", "pickle": "weights.bin"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+        index = '{"_class_name": "StableDiffusionPipeline"}'
+        (tmp_path / name / "model_index.json").write_text(index)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.toml").write_text("run =")
+    (tmp_path / "weights.ckpt").touch()
+    (tmp_path / "bad.txt").write_bytes(b"a cat\na \xff\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_foreseeable_mistake_ends_in_a_message_and_code_2(
+    run: Guidefold, here: Path, config: Path, said: str
+) -> None:
+    answer = run(*MISTAKES[said].format(here=here, config=config).split())
+    assert answer.code == 2, answer.err
+    assert answer.err.startswith("Error: ")
+    assert said in answer.err
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choices"),
+    [
+        ("export x --format", "diffusers kohya transformer peft fused all"),
+        ("export x --dtype", "fp32 fp16 bf16"),
+        ("convert x --to", "diffusers kohya transformer peft"),
+        ("sample x --kind", "teacher unguided student"),
+        ("bench memory --how", "estimate cpu cuda"),
+        ("bench speed --targets", "attention linear all"),
+    ],
+)
+def test_choices_are_listed_in_the_help_and_completed_by_the_shell(
+    run: Guidefold, monkeypatch: pytest.MonkeyPatch, arguments: str, choices: str
+) -> None:
+    assert choices.replace(" ", "|") in run(*arguments.partition(" --")[0].split(), "--help").out
+    assert completed(run, monkeypatch, f"guidefold {arguments} ") == choices.split()
+    first, *_ = choices.split()
+    assert first in completed(run, monkeypatch, f"guidefold {arguments} {first[:3]}")
+
+
+def test_commands_and_presets_are_completed_by_the_shell(
+    run: Guidefold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert completed(run, monkeypatch, "guidefold ev") == ["evaluate"]
+    assert completed(run, monkeypatch, "guidefold config ") == presets()
+    assert completed(run, monkeypatch, "guidefold distill sdx") == ["sdxl"]
+
+
+def completed(run: Guidefold, monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
+    """What bash is told of a line that ends where the cursor stands."""
+    with monkeypatch.context() as shell:
+        shell.setenv("_GUIDEFOLD_COMPLETE", "complete_bash")
+        shell.setenv("COMP_WORDS", line)
+        shell.setenv("COMP_CWORD", str(line.count(" ")))
+        return run().out.split()
+
+
+def test_sample_takes_settings_as_every_command_does_and_as_it_did(
+    run: Guidefold, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(api, "sample", lambda settings, *_, **__: seen.append(settings) or ["x"])
+    for overrides in (["threads=3"], ["--set", "threads=3"]):
+        assert run("sample", config, *overrides, "-p", "a cat").code == 0
+    assert [settings.threads for settings in seen] == [3, 3]
+    assert "--set" not in run("sample", "--help").out
+
+
+def test_the_commands_are_listed_whole_and_in_the_order_of_their_use(
+    run: Guidefold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run("--help").out.partition("Commands:")[2]
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    road = ["demo", "probe", "plan", "config", "record", "gather", "distill", "sample"]
+    assert listed[: len(road)] == road
+    assert "..." not in out
+
+
+@pytest.mark.parametrize("verb", ["export", "evaluate", "sample"])
+def test_a_run_that_trained_nothing_yet_says_so(run: Guidefold, config: Path, verb: str) -> None:
+    from guidefold.session import open_session
+
+    settings = api.load_settings(config)
+    with open_session(settings):
+        pass
+    answer = run(verb, settings.run, *(["-p", "a cat", "-k", "student"] * (verb == "sample")))
+    assert answer.code == 2
+    assert "Run 'guidefold distill' first." in answer.err
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["distill"], ["sample", "x"], ["--nosuch"]])
+def test_a_wrong_command_line_is_answered_with_its_usage(
+    run: Guidefold, arguments: list[str]
+) -> None:
+    answer = run(*arguments)
+    assert answer.code == 2
+    assert "Usage: " in answer.err
+
+
+def test_what_cannot_be_folded_is_said(run: Guidefold, tmp_path: Path) -> None:
+    UNFOLDABLE["lcm"].build().save_pretrained(tmp_path, safe_serialization=True)
+    answer = run("probe", tmp_path, "pipeline.call.height=16", "pipeline.call.width=16")
+    assert answer.code == 2
+    assert "there is no second pass to fold away" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            PromptError("a.txt:1: [red] wrong", "Mend it."),
+            2,
+            "Error: a.txt:1: [red] wrong\nMend it.",
+        ),
+        (CorruptFileError("a: damaged"), 1, "Error: a: damaged"),
+        (GuidefoldError("a"), 1, "Error: a"),
+        (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), 1, "Try pipeline.dtype=bf16"),
+        (Stopped(signal.SIGINT, "Stopped: saved."), 130, "Stopped: saved.\nThe same command goes"),
+        (Stopped(signal.SIGTERM, "Stopped: saved."), 143, "Stopped: saved.\nThe same command goes"),
+    ],
+)
+def test_what_ends_the_work_decides_the_code(
+    run: Guidefold,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    def fail(_settings: Settings) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "open_run", fail)
+    answer = run("distill", config)
+    assert answer.code == code
+    assert said in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_settings: Settings) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr(api, "open_run", fail)
+    monkeypatch.setattr(sys, "argv", ["guidefold", "distill", str(config)])
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        cli.main()
+
+
+def test_a_damaged_checkpoint_is_code_1_and_named(run: Guidefold, config: Path) -> None:
+    settings = api.load_settings(config)
+    path = api.distill(settings) / "adapter.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    answer = run("distill", config, "distill.steps=3")
+    assert answer.code == 1
+    assert f"{path}: its bytes are not the ones that were written" in answer.err
+
+
+# Real processes.
+
+SIGNALLED = """
+import os, sys
+from guidefold.train import distill
+from guidefold.record import recorder as trajectories
+from guidefold.cli import main as cli
+place, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def signalling(real, due):
+    def call(*arguments):
+        result = real(*arguments)
+        if due(result, *arguments):
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        return result
+    return call
+
+if place == "training":
+    real = distill.Training.train_step
+    distill.Training.train_step = signalling(real, lambda line, *_: line.step == 1)
+else:
+    real = trajectories.append_line
+    trajectories.append_line = signalling(real, lambda _, path, line: line["index"] == 1)
+cli.main()
+"""
+
+
+def spawn(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**ENVIRONMENT, **environment},
+    )
+
+
+def trained(run_folder: str) -> dict[str, torch.Tensor]:
+    last = RunFolder(run_folder).checkpoints()[-1]
+    return {
+        f"{name}/{key}": tensor
+        for name in ("adapter", "optimizer")
+        for key, tensor in read_tensors(last / f"{name}.safetensors").items()
+    }
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(t, two[n]) for n, t in one.items())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    settings_for: Make, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    settings = settings_for("sd15", tmp_path_factory.mktemp("uninterrupted"))
+    api.distill(settings)
+    return trained(settings.run)
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "said"),
+    [
+        ("training", signal.SIGINT, "a checkpoint of step 1 is saved"),
+        ("recording", signal.SIGTERM, "2 of 4 trajectories recorded"),
+    ],
+)
+def test_a_signal_ends_politely_and_the_same_command_goes_on(
+    config: Path,
+    uninterrupted: dict[str, torch.Tensor],
+    place: str,
+    number: signal.Signals,
+    said: str,
+) -> None:
+    run_folder = api.load_settings(config).run
+    stopped = spawn("-c", SIGNALLED, place, int(number), 1, "distill", config)
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert said in stopped.stderr
+    assert "The same command goes on from there" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not list(Path(run_folder).rglob(".*.part"))
+    again = run_here("distill", config)
+    assert again.code == 0, again.err
+    assert "The adapter: " in again.out
+    assert equal(trained(run_folder), uninterrupted)
+
+
+def test_a_second_signal_ends_at_once(config: Path) -> None:
+    stopped = spawn("-c", SIGNALLED, "training", int(signal.SIGINT), 2, "distill", config)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "What was saved stands" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
+def test_two_processes_train_what_one_trains_with_batches_of_twice_the_size(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    """On the CPU, which the settings name; ``--multi_gpu`` only means more than one process."""
+    distilling = {"steps": 3, "batch_size": 2}
+    settings = settings_for("sd15", tmp_path / "two", distill=distilling)
+    config = write_config(settings, tmp_path / "two")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+    done = spawn(*launch, "-m", "guidefold", "distill", config)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The adapter: ") == 1
+
+    one = settings_for("sd15", tmp_path / "one", distill={**distilling, "batch_size": 4})
+    shutil.copytree(Path(settings.run) / "trajectories", Path(one.run) / "trajectories")
+    api.distill(one)
+    expected, found = trained(one.run), trained(settings.run)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
+    logs = [read_lines(Path(s.run) / "log.jsonl") for s in (settings, one)]
+    steps = [[line["step"] for line in log] for log in logs]
+    assert steps[0] == steps[1] == [1, 2, 2, 3, 3]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,0 +1,198 @@
+"""Denoiser arguments as data: what is batched is learnt by comparison, and nothing is lost."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from guidefold.ground.errors import UnfoldableError
+from guidefold.listen.arguments import (
+    NotBatchableError,
+    alike,
+    find_layout,
+    flatten,
+    join,
+    split,
+    tensors_of,
+    tree_map,
+    unflatten,
+)
+
+
+def arguments(samples: list[int], frames: int = 3) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A denoiser call as pipelines make them; every batched leaf tells its sample's number."""
+    numbers = torch.tensor(samples, dtype=torch.float32)
+    args = (numbers.view(-1, 1, 1).expand(-1, 2, 2).clone(), torch.tensor(500))
+    kwargs = {
+        "frames_in_rows": numbers.repeat_interleave(frames).view(-1, 1),
+        "second_axis": numbers.view(1, -1, 1).clone(),
+        "lengths": [10 + n for n in samples],
+        "shapes": [(1, 4, 4 + n) for n in samples],
+        "added": {"ids": numbers.view(-1, 1).clone(), "nothing": None},
+        "rope": (torch.eye(2), torch.ones(2)),
+        "return_dict": False,
+        "precision": torch.float16,
+    }
+    return args, kwargs
+
+
+@pytest.fixture(scope="module")
+def layout() -> Any:
+    return find_layout(arguments([0]), arguments([0, 1]))
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """Equal in form, in classes and bit for bit."""
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert_same(value, two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == two
+
+
+def test_the_layout_says_of_every_leaf_how_it_is_batched(layout: Any) -> None:
+    args, kwargs = layout["items"]
+    assert args == {"items": [{"axis": 0}, None]}
+    assert kwargs["fields"] == {
+        "frames_in_rows": {"axis": 0},
+        "second_axis": {"axis": 1},
+        "lengths": {"each": None},
+        "shapes": {"each": None},
+        "added": {"fields": {"ids": {"axis": 0}, "nothing": None}},
+        "rope": {"items": [None, None]},
+        "return_dict": None,
+        "precision": None,
+    }
+
+
+def test_a_layout_survives_json(layout: Any) -> None:
+    assert json.loads(json.dumps(layout)) == layout
+
+
+@pytest.mark.parametrize("samples", [[4], [4, 7], [4, 7, 9]])
+def test_split_gives_each_sample_the_arguments_it_has_alone(
+    layout: Any, samples: list[int]
+) -> None:
+    parts = split(arguments(samples), layout, len(samples))
+    for part, sample in zip(parts, samples, strict=True):
+        assert_same(part, arguments([sample]))
+
+
+@pytest.mark.parametrize("samples", [[4], [4, 7], [4, 7, 9]])
+def test_join_gives_the_arguments_of_the_batch(layout: Any, samples: list[int]) -> None:
+    assert_same(join([arguments([s]) for s in samples], layout), arguments(samples))
+
+
+def test_a_scalar_that_differs_between_samples_becomes_a_vector() -> None:
+    joined = join([torch.tensor(900), torch.tensor(20)], None)
+    assert torch.equal(joined, torch.tensor([900, 20]))
+
+
+def test_a_vector_of_one_that_differs_between_samples_is_cut_and_joined_as_a_batch() -> None:
+    layout = find_layout(torch.tensor([900]), torch.tensor([900, 900]))
+    joined = join([torch.tensor([900]), torch.tensor([20])], layout)
+    assert torch.equal(joined, torch.tensor([900, 20]))
+
+
+@pytest.mark.parametrize(
+    ("trees", "layout"),
+    [
+        ([1.0, 2.0], None),
+        ([1, True], None),
+        ([torch.eye(2), torch.ones(2, 2)], None),
+        ([torch.zeros(1, 3), torch.zeros(1, 4)], {"axis": 0}),
+        ([torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.float16)], {"axis": 0}),
+        ([(1, 2), (1, 2, 3)], {"items": [None, None]}),
+    ],
+    ids=["numbers", "types", "shared tensors", "shapes", "precisions", "lengths"],
+)
+def test_samples_that_cannot_share_a_call_are_not_joined(trees: list[Any], layout: Any) -> None:
+    with pytest.raises(NotBatchableError):
+        join(trees, layout)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (torch.zeros(1, 3), torch.zeros(2, 4)),
+        (torch.zeros(1, 3), torch.zeros(3, 3)),
+        (torch.zeros(3), torch.zeros(2, 3)),
+        ([1, 2], [1, 2, 3, 4]),
+        ({"a": 1}, {"b": 1}),
+        (1, 1.0),
+        (None, torch.zeros(1)),
+        (1, 2),
+        (torch.tensor([7]), torch.tensor([9])),
+    ],
+    ids=[
+        "two sizes change",
+        "not doubled",
+        "other rank",
+        "list of two",
+        "other keys",
+        "other type",
+        "tensor or none",
+        "a number that depends on the batch",
+        "a shared tensor that depends on the batch",
+    ],
+)
+def test_a_form_that_does_not_double_is_refused_by_its_path(one: Any, two: Any) -> None:
+    with pytest.raises(UnfoldableError, match=r"arguments\.0\.mask"):
+        find_layout(({"mask": one}, 0), ({"mask": two}, 0))
+
+
+def test_flatten_and_back_is_the_same_tree_and_its_skeleton_is_json() -> None:
+    tree = list(arguments([1, 2]))
+    skeleton, tensors = flatten(tree)
+    assert all("." in name for name in tensors)
+    assert_same(unflatten(json.loads(json.dumps(skeleton)), tensors.__getitem__), tree)
+
+
+@pytest.mark.parametrize(
+    "leaf", [object(), {(1,): 2}, {torch.eye(2)}], ids=["object", "key", "set"]
+)
+def test_a_leaf_that_no_file_holds_is_refused_by_its_path(leaf: Any) -> None:
+    with pytest.raises(UnfoldableError, match=r"arguments\.deep\.1: the denoiser is called with a"):
+        flatten({"deep": [0, leaf]})
+
+
+def test_tree_map_reaches_every_tensor_and_leaves_the_rest() -> None:
+    tree = arguments([1, 2])
+    doubled = tree_map(lambda t: t * 2, tree)
+    for before, after in zip(tensors_of(tree), tensors_of(doubled), strict=True):
+        assert torch.equal(before * 2, after)
+    assert len(list(tensors_of(tree))) == 7
+    assert doubled[1]["lengths"] == tree[1]["lengths"]
+
+
+def test_trees_are_alike_up_to_the_noise_of_their_precision() -> None:
+    one, other = arguments([1, 2]), arguments([1, 2])
+    assert alike(one, other)
+    one[0][0].mul_(1 + 1e-5)
+    assert alike(one, other)
+
+
+@pytest.mark.parametrize("change", ["value", "whole number", "shape", "key", "text", "length"])
+def test_trees_that_differ_in_one_leaf_are_not_alike(change: str) -> None:
+    one: dict[str, Any] = {"x": [torch.ones(2, 3)], "ids": torch.tensor([5000]), "text": "a"}
+    other = {
+        "value": {**one, "x": [torch.ones(2, 3).index_fill(0, torch.tensor([1]), 1.01)]},
+        "whole number": {**one, "ids": torch.tensor([5001])},
+        "shape": {**one, "x": [torch.ones(2, 4)]},
+        "key": {**one, "y": None},
+        "text": {**one, "text": "b"},
+        "length": {**one, "x": []},
+    }[change]
+    assert alike(one, one)
+    assert not alike(one, other)
+    assert not alike(other, one)

@@ -1,0 +1,116 @@
+"""What a card says of itself to the hub, and the code it gives, for every kind of base."""
+
+import ast
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from guidefold.listen.findings import Findings
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.paths import hub_id, public_name, without_paths
+from guidefold.run.settings import Settings
+from guidefold.show.hub.card import code, front_matter, pipeline_tag, plain
+
+Found = Callable[[str], Findings]
+
+
+def session(findings: Findings, source: str = "owner/base", prompt: str = "a cat") -> Any:
+    """As much of a session as code is written from."""
+    pipeline = {"source": source, "dtype": "bf16", "call": {"width": 64, "style": 'a "b"'}}
+    settings = Settings.model_validate({"run": "runs/mine", "pipeline": pipeline})
+    held_out = [Prompt(prompt, "prompt")]
+    return SimpleNamespace(settings=settings, findings=findings, held_out=held_out)
+
+
+def calls(text: str) -> dict[str, ast.Call]:
+    """Every call in the code by what is called."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return {ast.unparse(call.func): call for call in found}
+
+
+def test_the_base_is_named_where_the_hub_has_it(found: Found) -> None:
+    front = front_matter(found("sd15"), "owner/base", {"license": "mit"}, None, [])
+    assert front["base_model"] == "owner/base"
+    assert front["base_model_relation"] == "adapter"
+    none = front_matter(found("sd15"), None, {}, None, [])
+    assert not none["base_model"]
+    assert not none["base_model_relation"]
+    assert front_matter(found("pixart"), None, {}, None, [])["library_name"] == "peft"
+
+
+def test_a_task_is_named_only_where_diffusers_lists_the_pipeline() -> None:
+    assert pipeline_tag("StableDiffusionPipeline") == "text-to-image"
+    assert pipeline_tag("StableDiffusionImg2ImgPipeline") == "image-to-image"
+    assert pipeline_tag("WanPipeline") == "text-to-video"
+    assert pipeline_tag("NobodysPipeline") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a *b* _c_ `d`", "[a](b)", "x | y", "<b>&amp;</b>", "$x$ # ~~y~~"]
+)
+def test_text_is_shown_as_it_is(text: str) -> None:
+    shown = MarkdownIt("gfm-like", {"linkify": False}).renderInline(plain(text))
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert shown == escaped
+
+
+def test_code_opens_the_base_from_where_it_is(found: Found, tmp_path: Path) -> None:
+    findings = found("sd15")
+    (opened,) = calls(code(session(findings), images=True))[
+        "DiffusionPipeline.from_pretrained"
+    ].args
+    assert ast.literal_eval(opened) == "owner/base"
+    file = tmp_path / "base.safetensors"
+    text = code(session(findings, str(file)), images=True)
+    assert 'StableDiffusionPipeline.from_single_file("base.safetensors", dtype=torch.bfloat16)' in (
+        text
+    )
+    assert str(tmp_path) not in text
+    bundled = code(session(findings, "bundled"), images=True)
+    assert "api.open_pipeline" in calls(bundled)
+
+
+def test_code_gives_what_the_run_was_called_with(found: Found) -> None:
+    prompt = 'say "hi"\n\\ ```'
+    call = calls(code(session(found("sd15"), prompt=prompt), images=True))["pipeline"]
+    assert ast.literal_eval(call.args[0]) == prompt
+    values = {k.arg: k.value for k in call.keywords}
+    assert ast.literal_eval(values["guidance_scale"]) == 1.0
+    assert ast.literal_eval(values["style"]) == 'a "b"'
+    assert ast.literal_eval(values["num_inference_steps"]) == 25
+
+
+def test_code_loads_every_denoiser_s_adapter(found: Found) -> None:
+    two = replace(found("sd3"), denoisers=("transformer", "transformer_2"))
+    made = calls(code(session(two), images=False))
+    assert {"pipeline.load_lora_weights", "pipeline.transformer_2.load_lora_adapter"} <= made.keys()
+    words = {
+        k.arg: ast.literal_eval(k.value)
+        for k in made["pipeline.transformer_2.load_lora_adapter"].keywords
+    }
+    assert (words["subfolder"], words["prefix"]) == ("transformer_2", "transformer")
+    plain_peft = calls(code(session(found("pixart")), images=True))
+    assert "PeftModel.from_pretrained" in plain_peft
+
+
+def test_of_a_path_only_its_last_part_is_published(tmp_path: Path) -> None:
+    for source, wanted in (
+        (str(tmp_path / "base"), "base"),
+        ("owner/base", "owner/base"),
+        ("./base", "base"),
+        ("bundled", "bundled"),
+        (None, None),
+    ):
+        assert public_name(source) == wanted
+    assert hub_id("owner/base") == "owner/base"
+    assert hub_id("bundled") is None
+    assert hub_id(str(tmp_path)) is None
+    asked = {"run": str(tmp_path / "run"), "pipeline": {"source": str(tmp_path / "base")}}
+    shown = without_paths(Settings.model_validate(asked))
+    assert (shown.run, shown.pipeline.source) == ("run", "base")
+    assert shown.prompts.path == "general"

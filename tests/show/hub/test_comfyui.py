@@ -1,0 +1,80 @@
+"""Which runs ComfyUI can draw is decided by what was found, and every no has its reason."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from guidefold.deliver.clients import Reading
+from guidefold.deliver.verify import Verdict
+from guidefold.listen.findings import Findings
+from guidefold.lora.dial import Compared
+from guidefold.pipeline.prompts import Prompt
+from guidefold.run.settings import Settings
+from guidefold.show.hub.comfyui import comparison, unsuitable
+
+Build = Callable[[str], DiffusionPipeline]
+Found = Callable[[str], Findings]
+
+
+def session(built: Build, found: Found, name: str, **values: Any) -> Any:
+    """As much of a session as is asked; ``values`` change what was found, or the settings."""
+    pipeline, findings = built(name), found(name)
+    asked = {"source": "owner/base", **values.pop("pipeline", {})}
+    settings = Settings.model_validate({"run": "runs/mine", "pipeline": asked})
+    prompts = values.pop("prompts", [Prompt("a cat", "prompt")])
+    findings = replace(findings, **values)
+    return SimpleNamespace(
+        pipeline=pipeline,
+        findings=findings,
+        settings=settings,
+        prompts=prompts,
+        held_out=prompts,
+        denoisers={n: getattr(pipeline, n) for n in found(name).denoisers},
+        compared=Compared(7.5, 0.5),
+    )
+
+
+def verdicts(*dropped: str, known: bool = True) -> list[Verdict]:
+    reading = Reading("ComfyUI", known, tuple(dropped) if known else None)
+    return [Verdict(Path("lora.safetensors"), "kohya", 1, (reading,), "", None, ())]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd_v", "sd3", "flux", "pixart"])
+def test_a_base_that_comfyui_loads_has_no_reason_against_it(
+    built: Build, found: Found, name: str
+) -> None:
+    assert unsuitable(session(built, found, name), verdicts()) == ""
+
+
+def test_every_no_has_its_reason(built: Build, found: Found) -> None:
+    def reason(files: list[Verdict], name: str = "sd15", **values: Any) -> str:
+        return unsuitable(session(built, found, name, **values), files)
+
+    assert "not known to load a LoRA" in reason([])
+    assert "not known to load a LoRA" in reason(verdicts(known=False))
+    assert "not known to load a LoRA" in reason(verdicts("a.key"))
+    assert "take turns" in reason(verdicts(), denoisers=("unet", "unet_2"))
+    assert "more than CFG" in reason(verdicts(), also_off={"pag_scale": 0.0})
+    row = Prompt("a cat", "prompt", (("strength", 0.5),))
+    assert "more than a prompt" in reason(verdicts(), prompts=[row])
+    assert "which of ComfyUI's nodes" in reason(verdicts(), "wan")
+
+
+def test_the_comparison_is_the_run_s(built: Build, found: Found) -> None:
+    call = {"eta": 0.5, "num_inference_steps": 9}
+    asked = session(built, found, "sd15", pipeline={"call": call, "negative_prompt": "blurry"})
+    made = comparison(asked, "lora.safetensors", (64, 32))
+    assert (made.base, made.lora, made.prompt) == ("owner/base", "lora.safetensors", "a cat")
+    assert (made.cfg, made.strength, made.steps) == (7.5, 0.5, 25)
+    assert (made.negative_prompt, made.size) == ("blurry", (64, 32))
+    assert made.remarks == ["Not carried over: the run's teacher was called with eta=0.5."]
+    zero = session(built, found, "sd15", origin=0.0)
+    assert comparison(zero, "lora.safetensors", None).cfg == 8.5
+    sized = session(built, found, "sd15", pipeline={"call": {"width": 24, "height": 40}})
+    assert comparison(sized, "lora.safetensors", (64, 32)).size == (24, 40)
+    assert comparison(session(built, found, "sd3"), "lora.safetensors", None).encoders == 3
