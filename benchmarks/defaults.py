@@ -21,11 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.bench.fidelity.copy import copy_weights
-from guidefold.bench.fidelity.tables import cell
-from guidefold.bench.fidelity.trials import Attach, Series, Trial
-from guidefold.lora.adapter import Adapter, attach
-from guidefold.lora.loaded import NAME
+from guidefold.bench.fidelity import Attach, Series, Trial, cell, copy_weights
+from guidefold.lora import NAME, Adapter, attach
 
 SEEDS = (0, 1, 2)
 COMMON = (

@@ -21,16 +21,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from guidefold.deliver.metadata import read_dial
-from guidefold.demo.judge import judge_of
-from guidefold.draw.pictures import grid, png
-from guidefold.ground.errors import InputError
-from guidefold.judge.evaluate import evaluate
-from guidefold.lora.dial import Dial
-from guidefold.run.config import flatten, load_settings
-from guidefold.run.folder import RunFolder
-from guidefold.run.records import PictureIndex, Results
-from guidefold.run.settings import Settings
+from guidefold.deliver import read_dial
+from guidefold.demo import judge_of
+from guidefold.draw import grid, png
+from guidefold.ground import InputError
+from guidefold.judge import evaluate
+from guidefold.lora import Dial
+from guidefold.run import PictureIndex, Results, RunFolder, Settings, flatten, load_settings
 
 STRIP = 3  # prompts, the first that were measured: nobody chose them
 SCALES = (1.5, 2.0, 3.0, 5.0, 7.5, 8.0, 10.0)

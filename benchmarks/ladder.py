@@ -20,10 +20,9 @@ from typing import Any
 
 from defaults import COLUMNS, COMMON, SEEDS
 
-from guidefold.bench.fidelity.tables import cell
-from guidefold.bench.fidelity.trials import Series, Trial
-from guidefold.bench.memory.plan import make_plan
-from guidefold.train.optimizer import LIBRARY
+from guidefold.bench.fidelity import Series, Trial, cell
+from guidefold.bench.memory import make_plan
+from guidefold.train import LIBRARY
 
 STEPS = {
     "float32": (),

@@ -18,17 +18,12 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from guidefold.bench.memory.architectures import load_architecture
-from guidefold.bench.memory.synthetic_inputs import occupy
-from guidefold.listen import capture
-from guidefold.listen.probe import probe
-from guidefold.lora.dial import Dial
-from guidefold.pipeline.prompts import Prompt
-from guidefold.record.plans import Plan
-from guidefold.record.recorder import Recorder
-from guidefold.record.rounds import recorder_for
-from guidefold.record.trajectory_files import write_trajectory
-from guidefold.run.settings import Settings
+from guidefold.bench.memory import load_architecture, occupy
+from guidefold.listen import Step, drive, probe
+from guidefold.lora import Dial
+from guidefold.pipeline import Prompt
+from guidefold.record import Plan, Recorder, recorder_for, write_trajectory
+from guidefold.run import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from zoo.text import clip_tokenizer  # no tokenizer of the real size can be had offline
@@ -94,9 +89,8 @@ def main() -> None:
 def listen_to(recorder: Recorder) -> list[float]:
     """Seconds inside the denoiser while the recorder drives its teacher."""
     inside: list[float] = []
-    drive = capture.drive
 
-    def heard(*args: object, **kwargs: object) -> list[capture.Step]:
+    def heard(*args: object, **kwargs: object) -> list[Step]:
         steps = drive(*args, **kwargs)  # type: ignore[arg-type]
         inside.extend(call.seconds for step in steps for call in step.calls)
         return steps

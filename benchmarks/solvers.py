@@ -20,17 +20,21 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from guidefold.deliver.student_pipeline import open_adapter
-from guidefold.demo.judge import judge_of
-from guidefold.draw.draw import draw, picture_requests
-from guidefold.draw.pictures import Drawn
-from guidefold.ground.progress import task
-from guidefold.judge.alignment import Judge, share
-from guidefold.judge.evaluate import relative_distance
-from guidefold.run.config import load_settings
-from guidefold.run.files import read_json, write_json, write_text
-from guidefold.run.folder import ensure_folder
-from guidefold.run.settings import KINDS, Kind, Settings
+from guidefold.deliver import open_adapter
+from guidefold.demo import judge_of
+from guidefold.draw import Drawn, draw, picture_requests
+from guidefold.ground import task
+from guidefold.judge import Judge, relative_distance, share
+from guidefold.run import (
+    KINDS,
+    Kind,
+    Settings,
+    ensure_folder,
+    load_settings,
+    read_json,
+    write_json,
+    write_text,
+)
 from guidefold.session import Session, open_session
 
 SOLVERS = {

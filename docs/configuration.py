@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from guidefold.run.settings import Settings
+from guidefold.run import Settings
 
 HEAD = """# Settings
 

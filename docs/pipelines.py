@@ -23,8 +23,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.ground.errors import GuidefoldError
-from guidefold.ground.progress import console
+from guidefold.ground import GuidefoldError, console
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guidefold.demo.captions import CATEGORIES
-from guidefold.demo.world import draw_pictures, draw_seen_facts, seen_ids
+from guidefold.demo import CATEGORIES, draw_pictures, draw_seen_facts, seen_ids
 from teacher.stage import Stage, step_seed
 
 _KL_WEIGHT = 1e-3

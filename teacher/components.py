@@ -20,8 +20,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from guidefold.demo.captions import words
-from guidefold.demo.world import PICTURE_SIZE
+from guidefold.demo import PICTURE_SIZE, words
 
 LATENT_CHANNELS, LATENT_SIZE = 4, 16
 TOKENS = 16

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidefold.demo.world import draw_labels, draw_pictures, draw_seen_facts, spoil
+from guidefold.demo import draw_labels, draw_pictures, draw_seen_facts, spoil
 from teacher.checkpoints import read_state, write_state
 from teacher.stage import step_seed
 

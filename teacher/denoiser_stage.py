@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guidefold.demo.captions import COLOURS
-from guidefold.demo.shapes import SHAPES
+from guidefold.demo import COLOURS, SHAPES
 from teacher.components import make_scheduler
 from teacher.dataset import Stock
 from teacher.stage import Stage, step_seed

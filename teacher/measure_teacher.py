@@ -17,9 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from guidefold.demo.captions import CATEGORIES, unseen_captions
-from guidefold.demo.judge import category, judge_pictures
-from guidefold.demo.world import PICTURE_SIZE
+from guidefold.demo import CATEGORIES, PICTURE_SIZE, category, judge_pictures, unseen_captions
 
 _CLASS: Any = StableDiffusionPipeline  # diffusers has no types for it
 _AT_ONCE = 50

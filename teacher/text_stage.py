@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidefold.demo.captions import RELATIONS, all_facts
-from guidefold.demo.world import draw_seen_facts, fact_table
+from guidefold.demo import RELATIONS, all_facts, draw_seen_facts, fact_table
 from teacher.stage import Stage, step_seed
 
 

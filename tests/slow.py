@@ -5,16 +5,16 @@ single worker at the end. A file's name without its ending stands for it, in wha
 """
 
 SLOW = """
-    test_tutorial test_estimate test_cli test_plan test_families test_distill test_verify
+    test_tutorial test_estimate test_main test_plan test_families test_distill test_verify
     test_previews test_adapter_folder test_recorder test_export test_story test_distill_lean
-    test_watch test_fidelity test_series test_command test_pack test_capture test_selective
-    test_judge test_evaluate test_compare_command test_session test_stacking test_train_teacher
-    test_speed_subjects test_report test_adapter test_student test_sample test_student_pipeline
-    test_old_runs test_probe test_bundled_teacher test_speed_command test_easel test_calibrate
-    test_dial test_findings test_copy test_gallery test_hub test_pipelines test_rounds test_gather
+    test_memory_watch test_trials test_bench test_pack test_capture test_selective
+    test_judge test_evaluate test_session test_stacking test_train_teacher
+    test_denoisers test_report test_adapter test_student test_sample test_student_pipeline
+    test_old_runs test_probe test_bundled_teacher test_speed_command test_calibrate
+    test_dial test_findings test_copy test_push test_open test_rounds test_gather
     test_live test_dial_pictures test_picture_cache test_compare test_page test_dry_run
-    test_layers test_guidance test_probe_checks test_checkpoints test_memory test_text_stage
-    test_portable test_distilled test_denoiser_stage test_components test_optimizer
+    test_guidance test_probe_checks test_checkpoints test_memory test_text_stage
+    test_portable test_already_distilled test_denoiser_stage test_components test_optimizer
     test_trackers test_batches
 """.split()  # noqa: SIM905 - read as a line
 

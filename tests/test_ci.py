@@ -44,7 +44,7 @@ def unchanged(folder: Path) -> bool:
         ("README.md", True),
         ("src/guidefold/show/report.py", True),
         ("src/guidefold/listen/capture.py", False),
-        ("src/guidefold/capture.py", False),
+        ("src/guidefold/pipeline/open.py", False),
         ("tests/zoo/road.py", False),
         ("constraints.txt", False),
     ],

@@ -19,29 +19,24 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from guidefold.deliver.convert import convert
-from guidefold.deliver.export import deliver, export, write_adapter
-from guidefold.deliver.student_pipeline import StockStudent, open_student
-from guidefold.deliver.verify import verify
-from guidefold.ground.errors import GuidefoldError
-from guidefold.ground.progress import stop_on_signals
-from guidefold.judge.alignment import Judge
-from guidefold.judge.evaluate import evaluate, measure_adapter
-from guidefold.listen.capture import drive, follow
-from guidefold.listen.probe import probe
-from guidefold.pipeline.open import open_pipeline
-from guidefold.pipeline.prompts import load_prompts
-from guidefold.record.gather import gather
-from guidefold.record.rounds import record, record_rounds
-from guidefold.run.config import load_settings
-from guidefold.run.settings import Settings
+from guidefold.deliver import (
+    StockStudent,
+    convert,
+    deliver,
+    export,
+    open_student,
+    verify,
+    write_adapter,
+)
+from guidefold.ground import GuidefoldError, stop_on_signals
+from guidefold.judge import Judge, evaluate, measure_adapter
+from guidefold.listen import drive, follow, probe
+from guidefold.pipeline import load_prompts, open_pipeline
+from guidefold.record import gather, record, record_rounds
+from guidefold.run import Settings, load_settings
 from guidefold.session import Session
-from guidefold.show.hub.pack import pack
-from guidefold.show.hub.push import push
-from guidefold.show.report import report
-from guidefold.show.sample import sample
-from guidefold.train.distill import distill, fold
-from guidefold.train.launch import Launch, open_to_train
+from guidefold.show import pack, push, report, sample
+from guidefold.train import Launch, distill, fold, open_to_train
 
 __all__ = [
     "GuidefoldError",

@@ -14,29 +14,43 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import nn
 
-from guidefold.ground.errors import ConfigError, PipelineError
-from guidefold.listen.call import check_rows
-from guidefold.listen.findings import Findings
-from guidefold.listen.probe import probe
-from guidefold.listen.probe_checks import check_tokenizers
-from guidefold.listen.probe_record import read_findings, trusted, write_findings
-from guidefold.lora.dial import Compared, Dial
-from guidefold.pipeline.already_distilled import refuse_folded
-from guidefold.pipeline.denoisers import as_one, denoisers
-from guidefold.pipeline.open import (
+from guidefold.ground import ConfigError, PipelineError
+from guidefold.listen import (
+    Findings,
+    check_rows,
+    check_tokenizers,
+    probe,
+    read_findings,
+    trusted,
+    write_findings,
+)
+from guidefold.lora import Compared, Dial
+from guidefold.pipeline import (
     DTYPES,
+    Prompt,
+    as_one,
+    denoisers,
+    load_prompts,
     modules,
     offload,
     open_pipeline,
     pipeline_class,
+    refuse_folded,
     resolve_device,
+    split_prompts,
 )
-from guidefold.pipeline.prompts import Prompt, load_prompts, split_prompts
-from guidefold.run.config import check_same, dump_toml, load_settings
-from guidefold.run.files import write_text
-from guidefold.run.folder import RunFolder, locked
-from guidefold.run.paths import rooted
-from guidefold.run.settings import Kind, PipelineSettings, Settings
+from guidefold.run import (
+    Kind,
+    PipelineSettings,
+    RunFolder,
+    Settings,
+    check_same,
+    dump_toml,
+    load_settings,
+    locked,
+    rooted,
+    write_text,
+)
 
 Need = Callable[[Settings, list[Prompt], list[Prompt]], bool]
 

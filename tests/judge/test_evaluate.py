@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,7 +277,7 @@ def test_progress_counts_every_step_of_a_measurement(
             yield progress
             seen.append((progress._done, total))
 
-    monkeypatch.setattr("guidefold.judge.evaluate.task", watched)
+    monkeypatch.setattr(import_module("guidefold.judge.evaluate"), "task", watched)
     shutil.rmtree(Path(untrained.run) / "evaluation")
     evaluate(untrained)
     # three kinds of 3 pictures, 2 rows of 6 strengths twice, 6 runs over states, 1 fused
@@ -293,7 +294,7 @@ def test_a_stopped_measurement_says_how_many_pictures_stand_and_where(
         raise KeyboardInterrupt
 
     (tmp_path / "evaluation").mkdir()
-    monkeypatch.setattr("guidefold.judge.evaluate._look", look)
+    monkeypatch.setattr(import_module("guidefold.judge.evaluate"), "_look", look)
     session: Any = SimpleNamespace(run=run)
     with pytest.raises(Stopped, match=f"1 picture drawn so far in {tmp_path}/evaluation") as stop:
         measure(session, None, Lora())

@@ -6,12 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guidefold.bench.fidelity.compare import Found
-from guidefold.bench.fidelity.methods import GUIDEFOLD, PAPER, PLAIN
-from guidefold.bench.fidelity.tables import Table, categories, cell, levels, markdown, overview
-from guidefold.bench.speed.methods import FUSED
-from guidefold.ground.progress import plural
-from guidefold.run.files import write_text
+from guidefold.bench.fidelity import (
+    GUIDEFOLD,
+    PAPER,
+    PLAIN,
+    Found,
+    Table,
+    categories,
+    cell,
+    levels,
+    markdown,
+    overview,
+)
+from guidefold.bench.speed import FUSED
+from guidefold.ground import plural
+from guidefold.run import write_text
 
 Results = Mapping[str, Any]
 GIB = 2**30

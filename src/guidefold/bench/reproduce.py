@@ -16,10 +16,8 @@ from typing import Any
 import torch
 
 from guidefold.bench.paper import write_paper
-from guidefold.ground.errors import ConfigError, FailedError
-from guidefold.ground.progress import console
-from guidefold.run.files import read_json, write_bytes, write_text
-from guidefold.run.folder import ensure_folder
+from guidefold.ground import ConfigError, FailedError, console
+from guidefold.run import ensure_folder, read_json, write_bytes, write_text
 
 
 @dataclass(frozen=True)

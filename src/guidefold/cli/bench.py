@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guidefold.cli.options import AsJson, Overrides
-from guidefold.ground.errors import InputError
-from guidefold.ground.progress import console
-from guidefold.run.settings import Precision, Preset
+from guidefold.ground import InputError, console
+from guidefold.run import Precision, Preset
 
 if TYPE_CHECKING:
-    from guidefold.bench.speed.methods import Options, Subject
-    from guidefold.bench.speed.table import Row
+    from guidefold.bench.speed import Options, Row, Subject
 
 WIDE = 160  # characters; of tables that go to a file
 bench = typer.Typer(
@@ -54,9 +52,15 @@ def memory(
 
     Then the way down from there, rung by rung.
     """
-    from guidefold.bench.memory.architectures import load_architecture
-    from guidefold.bench.memory.cases import Load, find_cases
-    from guidefold.bench.memory.table import bench_memory, check_device, to_json, to_table
+    from guidefold.bench.memory import (
+        Load,
+        bench_memory,
+        check_device,
+        find_cases,
+        load_architecture,
+        to_json,
+        to_table,
+    )
 
     chosen, architecture = find_cases(case or []), load_architecture(arch)
     check_device(how)
@@ -107,7 +111,7 @@ def speed(
     """
     if arch is not None and pipeline is not None:
         raise InputError(f"{pipeline} and --arch {arch}: two things to measure", "Name one.")
-    from guidefold.bench.speed.methods import Options
+    from guidefold.bench.speed import Options
 
     options = Options(
         batches=tuple(batch or (1, 4)),
@@ -120,17 +124,11 @@ def speed(
         adapter=adapter,
         compiled=compiled,
     )
-    from guidefold.bench.memory.architectures import load_architecture
-    from guidefold.bench.speed.denoisers import DenoiserAlone, WholePipeline, find_device
-    from guidefold.bench.speed.table import make_rows, to_json
-    from guidefold.bench.speed.time import bench_speed
+    from guidefold.bench.speed import bench_speed, find_device, make_rows, to_json
 
     options = replace(options, device=find_device(device))
     with _progress_aside(as_json):
-        if arch is None:
-            subject: Subject = WholePipeline.open(pipeline or "bundled", options)
-        else:
-            subject = DenoiserAlone(load_architecture(arch), options)
+        subject = _subject(pipeline, arch, options)
         rows = make_rows(bench_speed(subject, options), subject.clocks)
     if as_json:
         typer.echo(json.dumps(to_json(rows, subject, options), indent=2))
@@ -138,8 +136,18 @@ def speed(
         _print_speed(rows, subject, options)
 
 
+def _subject(pipeline: str | None, arch: str | None, options: Options) -> Subject:
+    """What is timed: a whole pipeline, or a published denoiser alone."""
+    from guidefold.bench.memory import load_architecture
+    from guidefold.bench.speed import DenoiserAlone, WholePipeline
+
+    if arch is None:
+        return WholePipeline.open(pipeline or "bundled", options)
+    return DenoiserAlone(load_architecture(arch), options)
+
+
 def _print_speed(rows: Sequence[Row], subject: Subject, options: Options) -> None:
-    from guidefold.bench.speed.table import describe, to_tables
+    from guidefold.bench.speed import describe, to_tables
 
     console.print(describe(subject, options), markup=False)
     for table in to_tables(rows):
@@ -167,17 +175,17 @@ def fidelity(
 
     The paper's ways beside Guidefold's default, at about equal denoiser passes.
     """
-    from guidefold.bench.fidelity.compare import bench_fidelity
-    from guidefold.bench.fidelity.methods import find_methods
-    from guidefold.bench.fidelity.tables import (
+    from guidefold.bench.fidelity import (
+        Series,
+        bench_fidelity,
         categories,
+        find_methods,
         levels,
         overview,
         to_json,
         to_rich,
         write_pictures,
     )
-    from guidefold.bench.fidelity.trials import Series
 
     methods = find_methods(method or [])
     series = Series(out, config, tuple(overrides or []))
@@ -225,10 +233,10 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say whether a run's training step fits, before a weight is downloaded or read."""
-    from guidefold.run.config import load_settings
+    from guidefold.run import load_settings
 
     settings = load_settings(config, list(overrides or []))
-    from guidefold.bench.memory.plan import GIB, describe, make_plan
+    from guidefold.bench.memory import GIB, describe, make_plan
 
     found = make_plan(settings, None if memory is None else int(memory * GIB))
     if as_json:

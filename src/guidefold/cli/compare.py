@@ -10,8 +10,7 @@ import typer
 
 from guidefold.cli.export import settings_of_run
 from guidefold.cli.options import Run
-from guidefold.ground.errors import FailedError, InputError
-from guidefold.ground.progress import console
+from guidefold.ground import FailedError, InputError, console
 
 
 def compare(
@@ -31,8 +30,7 @@ def compare(
                 f"guidefold compare: {name} is not installed",
                 "Install it with pip install 'guidefold[compare]'.",
             )
-    from guidefold.show.live import open_live
-    from guidefold.show.server import serving
+    from guidefold.show import open_live, serving
 
     # also where a script started this in the background, which ignores Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)

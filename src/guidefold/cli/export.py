@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guidefold.cli.options import AsJson, Run
-from guidefold.ground.errors import InputError
-from guidefold.ground.progress import console, plural
-from guidefold.run.settings import Format, LoraFormat, Precision
+from guidefold.ground import InputError, console, plural
+from guidefold.run import Format, LoraFormat, Precision
 
 if TYPE_CHECKING:
-    from guidefold.deliver.clients import Reading
-    from guidefold.deliver.verify import Verdict
-    from guidefold.run.settings import Settings
+    from guidefold.deliver import Reading, Verdict
+    from guidefold.run import Settings
 
 
 def export(
@@ -107,7 +105,7 @@ def settings_of_run(run: Path, overrides: Sequence[str] | None = None) -> Settin
     refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
     if refused or not run.exists():  # a command that was refused leaves its lock behind
         raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
-    from guidefold.run.config import load_settings
+    from guidefold.run import load_settings
 
     return load_settings(run, list(overrides or []))
 

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from guidefold import __version__
 from guidefold.cli.bench import bench, plan, reproduce
 from guidefold.cli.compare import compare
 from guidefold.cli.export import convert, export, settings_of_run, verify
 from guidefold.cli.options import Overrides, Run
+from guidefold.cli.outcome import show_results, teach
 from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
-from guidefold.ground.errors import GuidefoldError, InputError
-from guidefold.ground.progress import Stopped, console, plural
-from guidefold.run.folder import RunFolder
-from guidefold.run.settings import KINDS
+from guidefold.ground import GuidefoldError, InputError, Stopped, console, plural
+from guidefold.run import KINDS, RunFolder
 
 if TYPE_CHECKING:
-    from guidefold import api
-    from guidefold.run.records import Results
-    from guidefold.run.settings import Settings
+    from guidefold.run import Settings
 
 app = typer.Typer(
     name="guidefold",
@@ -44,7 +39,7 @@ app.add_typer(bench, name="bench")  # shown after the commands, which stand in a
 
 
 def _presets() -> list[str]:
-    from guidefold.run.config import presets
+    from guidefold.run import presets
 
     return presets()
 
@@ -102,14 +97,14 @@ def demo(overrides: Overrides = None) -> None:
     From recording to pictures: the same as distill and evaluate with the preset 'demo'.
     """
     from guidefold import api
-    from guidefold.demo.judge import judge_of
+    from guidefold.demo import judge_of
 
     settings = _settings("demo", overrides)
     with api.open_run(settings) as run:
-        _teach(run)
+        teach(run)
         results = run.evaluate(judge_of(settings.pipeline.source)) if run.main else None
     if results is not None:
-        _measured(results, settings)
+        show_results(results, settings)
 
 
 app.command()(probe)
@@ -121,7 +116,7 @@ def config(
     preset: Annotated[str, typer.Argument(help="A preset's name.", autocompletion=_presets)],
 ) -> None:
     """Print a commented preset, to save and to change."""
-    from guidefold.run.config import find_config
+    from guidefold.run import find_config
 
     typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
 
@@ -169,7 +164,7 @@ def distill(config: Config, overrides: Overrides = None) -> None:
     from guidefold import api
 
     with api.open_run(_settings(config, overrides)) as run:
-        _teach(run)
+        teach(run)
 
 
 @app.command()
@@ -218,7 +213,7 @@ def sample(
     if not prompt and inputs is None:
         raise typer.BadParameter("say what to draw", param_hint="--prompt or --inputs")
     from guidefold import api
-    from guidefold.pipeline.prompts import read_prompts
+    from guidefold.pipeline import read_prompts
 
     files = api.sample(
         settings_of_run(run, [*(overrides or []), *(more or [])]),
@@ -238,11 +233,11 @@ def sample(
 def evaluate(run: Run, overrides: Overrides = None) -> None:
     """Measure teacher, unguided and student on held-out prompts."""
     from guidefold import api
-    from guidefold.demo.judge import judge_of
+    from guidefold.demo import judge_of
 
     settings = settings_of_run(run, overrides)
     results = api.evaluate(settings, judge_of(settings.pipeline.source))
-    _measured(results, settings)
+    show_results(results, settings)
 
 
 app.command()(export)
@@ -268,7 +263,7 @@ app.command(short_help="Run the source paper's claims, and write paper.md.")(rep
 
 
 def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Settings:
-    from guidefold.run.config import load_settings
+    from guidefold.run import load_settings
 
     return load_settings(source, list(overrides or []))
 
@@ -280,80 +275,6 @@ def _shard(text: str) -> tuple[int, int]:
             f"--shard {text}: there is no such part", "Write 2/4 for the second of four."
         )
     return int(number), int(count)
-
-
-def _teach(run: api.Run) -> None:
-    """Record, train, write, check."""
-    from guidefold.lora.dial import Dial
-
-    run.distill()
-    if not run.main:
-        return
-    folder = run.export()
-    about = json.loads((folder / "guidefold.json").read_text(encoding="utf-8"))
-    loader = about["findings"]["loader"]
-    console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
-    console.print(f"  {about['usage_hint']}", markup=False)
-    for line in _dial_lines(about["dial_table"]):
-        console.print(f"  {line}", markup=False)
-    if Dial.from_json(about).measured_otherwise is not None:
-        console.print(
-            "Beware: strength 1 does not measure as the scale it was trained for, which means that "
-            "too little is folded yet: train longer (distill.steps)."
-        )
-    if loader == "diffusers":
-        console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
-
-
-def _dial_lines(marks: Sequence[dict[str, float]]) -> list[str]:
-    """The measured dial in a few columns."""
-    if not marks:
-        return ["the dial: not measured, too little is folded yet"]
-    count = min(len(marks), 7)
-    some = [marks[k * (len(marks) - 1) // max(1, count - 1)] for k in range(count)]
-    rows = {"guidance": ".3g", "strength": ".2f", "residual": ".2f"}
-    return [
-        "the dial, measured on held-out states (residual: 1 nothing folded, 0 all):",
-        *(
-            f"  {name:10}" + "".join(f"{mark[name]:7{form}}" for mark in some)
-            for name, form in rows.items()
-        ),
-    ]
-
-
-def _measured(results: dict[str, Any], settings: Settings) -> None:
-    """Write the page of a measured run, print the table."""
-    from guidefold import api
-    from guidefold.run.records import Results
-
-    page = api.report(settings)
-    _print_results(Results.model_validate(results), RunFolder(settings.run), page)
-
-
-def _print_results(results: Results, run: RunFolder, page: Path) -> None:
-    """The table that a measurement ends with."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for kind in KINDS:
-        row = results.of(kind)
-        alignment = "-" if row.alignment is None else f"{row.alignment:.3f}"
-        seconds = f"{row.denoiser_seconds_per_image:.3f}"
-        table.add_row(kind, alignment, f"{row.passes_per_image:g}", seconds)
-    fused = f"{results.student.denoiser_seconds_per_image_fused:.3f}"
-    table.add_row("student, fused", "", "", fused)
-    console.print()
-    console.print(table)
-    residual = results.residual_guidance
-    console.print(
-        f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "
-        f"against strength {results.strength:g}, {results.steps} steps\n"
-        f"residual guidance: {residual.teacher_states.mean:.3f} at the teacher's states, "
-        f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
-        f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"
-        f"\nThe page: {page}\n{run.grid}  {run.results}",
-        markup=False,
-    )
 
 
 def _fail(message: str, exit_code: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guidefold.cli.options import AsJson, Overrides
-from guidefold.ground.errors import UnfoldableError
-from guidefold.ground.progress import console
+from guidefold.ground import UnfoldableError, console
+
+if TYPE_CHECKING:
+    from guidefold.run import Settings
 
 
 def probe(
@@ -29,18 +31,16 @@ def probe(
     What was found and what follows from it; where it cannot be folded, why, and what would help.
     A pipeline that needs more than a prompt is given the first rows of its inputs.
     """
-    from guidefold.run.config import make_settings
-
-    values: dict[str, Any] = {"run": "unused", "pipeline": {"source": pipeline}}
-    if inputs is not None:
-        values["prompts"] = {"path": inputs}
-    described = [] if config is None else [f"pipeline.config={config}"]
-    settings = make_settings(values, [*described, *(overrides or [])], "guidefold probe")
+    settings = _settings(pipeline, overrides, config, inputs)
     from guidefold import api
-    from guidefold.listen.call import check_rows
-    from guidefold.listen.findings import describe
-    from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
-    from guidefold.pipeline.open import DTYPES, pipeline_class, resolve_device
+    from guidefold.listen import check_rows, describe
+    from guidefold.pipeline import (
+        DTYPES,
+        pipeline_class,
+        refuse_folded,
+        resolve_device,
+        signs_of_distillation,
+    )
 
     asked, rows = settings.pipeline, []
     if inputs is not None:
@@ -72,3 +72,15 @@ def probe(
     else:
         beware = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
         console.print("\n".join([*describe(findings), *beware]), markup=False)
+
+
+def _settings(
+    pipeline: str, overrides: list[str] | None, config: str | None, inputs: str | None
+) -> Settings:
+    from guidefold.run import make_settings
+
+    values: dict[str, Any] = {"run": "unused", "pipeline": {"source": pipeline}}
+    if inputs is not None:
+        values["prompts"] = {"path": inputs}
+    described = [] if config is None else [f"pipeline.config={config}"]
+    return make_settings(values, [*described, *(overrides or [])], "guidefold probe")

@@ -10,11 +10,10 @@ import typer
 
 from guidefold.cli.export import settings_of_run
 from guidefold.cli.options import Run
-from guidefold.ground.errors import InputError
-from guidefold.ground.progress import console, plural
+from guidefold.ground import InputError, console, plural
 
 if TYPE_CHECKING:
-    from guidefold.show.hub.push import Upload
+    from guidefold.show import Upload
 
 Licence = Annotated[
     str | None,
@@ -67,7 +66,7 @@ def push(
 
 
 def _print_upload(upload: Upload) -> None:
-    from guidefold.run.files import readable_size
+    from guidefold.run import readable_size
 
     for name, size in upload.files.items():
         console.print(f"  {readable_size(size):>10}  {name}", markup=False)

@@ -1,5 +1,44 @@
-"""LoRA files: what was trained, written in the formats of its clients, read once, and verified.
+"""LoRA files.
 
-A file is written by one writer, read once as one object, and checked by one verifier, which reads
-it as each client does and compares it with the trained student.
+Written once, read once, verified once, under the names that each client reads; what a file says
+of itself; other people's files converted; a stock pipeline with the student in it.
 """
+
+from guidefold.deliver.clients import Reading
+from guidefold.deliver.convert import convert
+from guidefold.deliver.export import deliver, deliver_kinds, export, write_adapter
+from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
+from guidefold.deliver.lora_file import FILES, write_lora
+from guidefold.deliver.metadata import describe_adapter, read_adapter, read_dial
+from guidefold.deliver.student_pipeline import (
+    StockStudent,
+    find_adapter,
+    open_adapter,
+    open_student,
+)
+from guidefold.deliver.trained import read_trained
+from guidefold.deliver.verify import Verdict, verify
+
+__all__ = [
+    "FILES",
+    "LayerNames",
+    "Reading",
+    "StockStudent",
+    "Verdict",
+    "client_facts",
+    "convert",
+    "deliver",
+    "deliver_kinds",
+    "describe_adapter",
+    "export",
+    "find_adapter",
+    "layer_names",
+    "open_adapter",
+    "open_student",
+    "read_adapter",
+    "read_dial",
+    "read_trained",
+    "verify",
+    "write_adapter",
+    "write_lora",
+]

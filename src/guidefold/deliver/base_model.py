@@ -11,9 +11,9 @@ from guidefold.deliver.clients import stem
 from guidefold.deliver.formats import layers_by_stem
 from guidefold.deliver.layer_names import LayerNames, layer_names
 from guidefold.deliver.lora_file import LoraFile
-from guidefold.ground.errors import MismatchError
-from guidefold.listen.probe import lora_loader
-from guidefold.pipeline.open import modules
+from guidefold.ground import MismatchError
+from guidefold.listen import lora_loader
+from guidefold.pipeline import modules
 from guidefold.session import Session
 
 

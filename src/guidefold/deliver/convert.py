@@ -9,12 +9,11 @@ from guidefold.deliver.base_model import base_of
 from guidefold.deliver.formats import FORMATS, unfit
 from guidefold.deliver.lora_file import read_lora, write_lora
 from guidefold.deliver.verify import Verdict, examine, safetensors_of
-from guidefold.ground.errors import InputError, VerifyError
-from guidefold.listen.probe import prediction_type
-from guidefold.lora.loaded import PEFT_FILE, layers_of
-from guidefold.pipeline.open import open_pipeline
-from guidefold.run.folder import ensure_folder
-from guidefold.run.settings import Format
+from guidefold.ground import InputError, VerifyError
+from guidefold.listen import prediction_type
+from guidefold.lora import PEFT_FILE, layers_of
+from guidefold.pipeline import open_pipeline
+from guidefold.run import Format, ensure_folder
 
 
 def convert(source: Path, kind: str, pipeline: str, out: Path) -> Verdict:

@@ -16,15 +16,19 @@ from guidefold.deliver.metadata import describe_adapter, read_dial
 from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import Verdict, examine
-from guidefold.ground.errors import InputError, VerifyError
-from guidefold.ground.progress import console
-from guidefold.lora.dial import Dial
-from guidefold.lora.loaded import layers_of, part_folder
-from guidefold.pipeline.open import DTYPES
-from guidefold.run.files import finished_folder, write_json, write_text
-from guidefold.run.folder import METADATA, require_run
-from guidefold.run.settings import Format, Settings
-from guidefold.run.tensors import write_tensors
+from guidefold.ground import InputError, VerifyError, console
+from guidefold.lora import Dial, layers_of, part_folder
+from guidefold.pipeline import DTYPES
+from guidefold.run import (
+    METADATA,
+    Format,
+    Settings,
+    finished_folder,
+    require_run,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from guidefold.session import Session, open_session
 
 

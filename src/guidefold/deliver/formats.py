@@ -16,9 +16,9 @@ import torch
 
 from guidefold.deliver.clients import PARTS, kohya_stem, stem
 from guidefold.deliver.layer_names import LayerNames
-from guidefold.ground.errors import InputError, MismatchError, NonFiniteError
-from guidefold.lora.loaded import layers_of
-from guidefold.run.settings import Format
+from guidefold.ground import InputError, MismatchError, NonFiniteError
+from guidefold.lora import layers_of
+from guidefold.run import Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 Tensors = Mapping[str, torch.Tensor]

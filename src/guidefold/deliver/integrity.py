@@ -12,12 +12,11 @@ from diffusers import DiffusionPipeline
 
 from guidefold.deliver.lora_file import SINCE, LoraFile
 from guidefold.deliver.metadata import content_hash
-from guidefold.ground.errors import CorruptFileError
-from guidefold.listen.probe import prediction_type
-from guidefold.lora.loaded import PEFT_CONFIG
-from guidefold.pipeline.denoisers import as_one
-from guidefold.pipeline.open import DTYPES, fingerprint, modules, open_pipeline
-from guidefold.run.files import MANIFEST, check_file, read_json, sha256
+from guidefold.ground import CorruptFileError
+from guidefold.listen import prediction_type
+from guidefold.lora import PEFT_CONFIG
+from guidefold.pipeline import DTYPES, as_one, fingerprint, modules, open_pipeline
+from guidefold.run import MANIFEST, check_file, read_json, sha256
 
 HASH = "modelspec.hash_sha256"
 

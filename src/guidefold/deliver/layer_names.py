@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from guidefold.lora.targets import ALL
+from guidefold.lora import ALL
 
 OUTER = {
     "conv_in": "input_blocks.0.0",

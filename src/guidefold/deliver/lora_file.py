@@ -20,11 +20,16 @@ from guidefold.deliver.formats import (
 )
 from guidefold.deliver.layer_names import LayerNames
 from guidefold.deliver.metadata import labels
-from guidefold.ground.errors import CorruptFileError, InputError, MismatchError
-from guidefold.lora.loaded import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
-from guidefold.run.files import read_json, write_json
-from guidefold.run.settings import Format
-from guidefold.run.tensors import METADATA_KEY, read_safetensors, write_tensors
+from guidefold.ground import CorruptFileError, InputError, MismatchError
+from guidefold.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
+from guidefold.run import (
+    METADATA_KEY,
+    Format,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_tensors,
+)
 
 FILES: Mapping[Format, str] = {
     "diffusers": DIFFUSERS_FILE,

@@ -15,14 +15,10 @@ from safetensors.torch import save
 from guidefold import __version__
 from guidefold.deliver.formats import Tensors
 from guidefold.deliver.layer_names import LayerNames, client_facts
-from guidefold.ground.errors import RunError
-from guidefold.listen.findings import Findings
-from guidefold.lora.dial import UNKNOWN, Dial, Mark
-from guidefold.lora.loaded import layers_of
-from guidefold.run.files import check_folder, read_json
-from guidefold.run.folder import METADATA, RunFolder
-from guidefold.run.paths import public_name
-from guidefold.run.settings import Format
+from guidefold.ground import RunError
+from guidefold.listen import Findings
+from guidefold.lora import UNKNOWN, Dial, Mark, layers_of
+from guidefold.run import METADATA, Format, RunFolder, check_folder, public_name, read_json
 from guidefold.session import Session
 
 SPECIFICATION = "1.0.1"

@@ -10,16 +10,11 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.deliver.metadata import read_adapter
-from guidefold.ground.errors import InputError, MismatchError, RunError
-from guidefold.listen.capture import GUIDER, guiders
-from guidefold.listen.findings import Findings
-from guidefold.listen.probe import prediction_type
-from guidefold.lora.dial import Dial
-from guidefold.lora.loaded import adapted_layers, check_turned_on, load_adapter, set_strength
-from guidefold.pipeline.denoisers import as_one, denoisers
-from guidefold.pipeline.open import fingerprint
-from guidefold.run.files import restore_folder
-from guidefold.run.folder import RunFolder
+from guidefold.ground import InputError, MismatchError, RunError
+from guidefold.listen import GUIDER, Findings, guiders, prediction_type
+from guidefold.lora import Dial, adapted_layers, check_turned_on, load_adapter, set_strength
+from guidefold.pipeline import as_one, denoisers, fingerprint
+from guidefold.run import RunFolder, restore_folder
 from guidefold.session import Session
 
 

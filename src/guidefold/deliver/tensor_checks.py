@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from guidefold.deliver.formats import Tensors
-from guidefold.ground.progress import plural
-from guidefold.lora.loaded import layers_of
+from guidefold.ground import plural
+from guidefold.lora import layers_of
 
 SHOWN = 3
 PARTS = ("lora_A", "lora_B")

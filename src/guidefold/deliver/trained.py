@@ -8,18 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from guidefold.deliver.formats import Tensors
-from guidefold.ground.errors import RunError
-from guidefold.ground.progress import task
-from guidefold.listen.output_map import output_tensor
-from guidefold.lora.dial import Mark
-from guidefold.record.rounds import recorded_states
-from guidefold.record.trajectory_files import StateRef
-from guidefold.run.folder import RunFolder
+from guidefold.ground import RunError, task
+from guidefold.listen import output_tensor
+from guidefold.lora import Mark
+from guidefold.record import StateRef, recorded_states
+from guidefold.run import RunFolder
 from guidefold.session import Session
-from guidefold.train.batches import some_of
-from guidefold.train.calibrate import calibrate
-from guidefold.train.checkpoints import load_checkpoint
-from guidefold.train.student import Student, lora_student
+from guidefold.train import Student, calibrate, load_checkpoint, lora_student, some_of
 
 COMPARED_STATES = 4
 CALIBRATED_STATES = 96

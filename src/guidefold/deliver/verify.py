@@ -25,21 +25,11 @@ from guidefold.deliver.tensor_checks import (
     wrong_widths,
 )
 from guidefold.deliver.trained import Trained, read_trained
-from guidefold.ground.errors import GuidefoldError, InputError, MismatchError, VerifyError
-from guidefold.listen.arguments import Tree, tree_map
-from guidefold.listen.output_map import output_tensor
-from guidefold.lora.loaded import (
-    adapted_layers,
-    layers_of,
-    load_part,
-    loaded_tensors,
-    unload_adapter,
-)
-from guidefold.pipeline.denoisers import COMPONENT, as_one, denoisers
-from guidefold.pipeline.open import DTYPES, open_pipeline
-from guidefold.run.config import load_settings
-from guidefold.run.folder import require_run
-from guidefold.run.settings import Format
+from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError
+from guidefold.listen import Tree, output_tensor, tree_map
+from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
+from guidefold.pipeline import COMPONENT, DTYPES, as_one, denoisers, open_pipeline
+from guidefold.run import Format, load_settings, require_run
 from guidefold.session import Session, open_session
 
 # What the libraries raise over a file that does not fit: other shapes or keys, no configuration.

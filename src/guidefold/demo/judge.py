@@ -13,8 +13,7 @@ from guidefold.demo.captions import COLOURS, Facts, Thing, parse
 from guidefold.demo.reading import UNKNOWN, Reading, SeenThing, read_pictures
 from guidefold.demo.shapes import SHAPES
 from guidefold.demo.world import PICTURE_SIZE, SIZE_LIMIT
-from guidefold.judge.alignment import Judge
-from guidefold.judge.features import Matrix
+from guidefold.judge import Judge, Matrix
 
 _AT_ONCE = 64
 _LEAST_SHIFT = 6.0  # pixels between centres for one thing to lie beside another

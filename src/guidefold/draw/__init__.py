@@ -1,5 +1,30 @@
-"""Pictures: requested by one value, drawn by the stock pipeline and counted, and drawn only once.
+"""Pictures of a run's pipeline as it stands.
 
-A picture depends on its request, the pipeline and the run's settings. The cache keeps what was
-drawn under all of that, for the evaluation, the previews while training, and the live page.
+One request, one call that counts passes, one cache that keeps what was drawn, grids, previews
+while training, and the dial in pictures.
 """
+
+from guidefold.draw.dial_pictures import draw_student, draw_teacher
+from guidefold.draw.draw import PictureRequest, draw, picture_requests, picture_seeds
+from guidefold.draw.picture_cache import EvaluationPictures, PictureCache
+from guidefold.draw.pictures import Drawn, Picture, animation, grid, heading, png, read_picture
+from guidefold.draw.previews import Previews
+
+__all__ = [
+    "Drawn",
+    "EvaluationPictures",
+    "Picture",
+    "PictureCache",
+    "PictureRequest",
+    "Previews",
+    "animation",
+    "draw",
+    "draw_student",
+    "draw_teacher",
+    "grid",
+    "heading",
+    "picture_requests",
+    "picture_seeds",
+    "png",
+    "read_picture",
+]

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from guidefold.draw.draw import picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures
-from guidefold.ground.progress import Task
-from guidefold.lora.dial import STRENGTHS
-from guidefold.lora.loaded import set_strength
-from guidefold.pipeline.prompts import Prompt
+from guidefold.ground import Task
+from guidefold.lora import STRENGTHS, set_strength
+from guidefold.pipeline import Prompt
 
 
 def draw_teacher(

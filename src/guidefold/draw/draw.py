@@ -8,14 +8,10 @@ from functools import partial
 from typing import Any
 
 from guidefold.draw.pictures import Drawn, Picture
-from guidefold.ground.errors import InputError
-from guidefold.ground.progress import in_all
-from guidefold.ground.randomness import derive_seed
-from guidefold.listen.call import run_inputs
-from guidefold.listen.capture import run
-from guidefold.listen.listener import Listener
-from guidefold.pipeline.prompts import Prompt
-from guidefold.run.settings import Kind
+from guidefold.ground import InputError, derive_seed, in_all
+from guidefold.listen import Listener, run, run_inputs
+from guidefold.pipeline import Prompt
+from guidefold.run import Kind
 from guidefold.session import Session
 
 

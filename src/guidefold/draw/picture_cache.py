@@ -12,10 +12,9 @@ from diffusers import DiffusionPipeline
 
 from guidefold.draw.draw import PictureRequest, draw
 from guidefold.draw.pictures import Drawn, Picture, png, read_picture
-from guidefold.ground.progress import Task
-from guidefold.pipeline.open import fingerprint, modules
-from guidefold.run.files import MANIFEST, append_line, read_json, sha256, write_bytes
-from guidefold.run.records import PictureLine
+from guidefold.ground import Task
+from guidefold.pipeline import fingerprint, modules
+from guidefold.run import MANIFEST, PictureLine, append_line, read_json, sha256, write_bytes
 from guidefold.session import Session
 
 Kept = TypeVar("Kept")

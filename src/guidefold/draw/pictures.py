@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from guidefold.run.settings import Kind
+from guidefold.run import Kind
 
 Picture = Image.Image
 

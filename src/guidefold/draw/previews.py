@@ -9,11 +9,9 @@ from pathlib import Path
 from guidefold.draw.draw import PictureRequest, picture_requests, picture_seeds
 from guidefold.draw.picture_cache import PictureCache
 from guidefold.draw.pictures import Drawn, Picture, grid, png, read_picture
-from guidefold.ground.errors import CorruptFileError, InputError
-from guidefold.ground.progress import Task, console
-from guidefold.lora.adapter import Adapter
-from guidefold.run.files import write_bytes, write_json
-from guidefold.run.records import PreviewIndex
+from guidefold.ground import CorruptFileError, InputError, Task, console
+from guidefold.lora import Adapter
+from guidefold.run import PreviewIndex, write_bytes, write_json
 from guidefold.session import Session
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL.Image import Image
 
 from guidefold.judge.features import Features
-from guidefold.run.settings import Kind
+from guidefold.run import Kind
 
 RESAMPLES = 2000
 

@@ -11,28 +11,43 @@ from typing import Any
 
 import numpy as np
 
-from guidefold.deliver.metadata import read_dial
-from guidefold.draw import dial_pictures
-from guidefold.draw.draw import draw, picture_requests, picture_seeds
-from guidefold.draw.picture_cache import EvaluationPictures
-from guidefold.draw.pictures import Drawn, Picture, grid, heading, png
-from guidefold.ground.progress import Stopped, plural, task
+from guidefold.deliver import read_dial
+from guidefold.draw import (
+    Drawn,
+    EvaluationPictures,
+    Picture,
+    draw,
+    draw_student,
+    draw_teacher,
+    grid,
+    heading,
+    picture_requests,
+    picture_seeds,
+    png,
+)
+from guidefold.ground import Stopped, plural, task
 from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
 from guidefold.judge.features import Features, VisionModel, compare
 from guidefold.judge.residual import RUNS_PER_PROMPT, measure_residual
 from guidefold.judge.trained_weights import Lora, StudentWeights
-from guidefold.lora.dial import STRENGTHS
-from guidefold.pipeline.prompts import Prompt
-from guidefold.run.files import read_json, read_lines, write_bytes, write_json
-from guidefold.run.folder import RunFolder, require_run
-from guidefold.run.records import (
+from guidefold.lora import STRENGTHS
+from guidefold.pipeline import Prompt
+from guidefold.run import (
+    KINDS,
+    Kind,
     PictureIndex,
     PromptPictures,
     ResidualGuidance,
     Results,
+    RunFolder,
+    Settings,
     StrengthPictures,
+    read_json,
+    read_lines,
+    require_run,
+    write_bytes,
+    write_json,
 )
-from guidefold.run.settings import KINDS, Kind, Settings
 from guidefold.session import Session, open_session
 
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers")
@@ -167,10 +182,10 @@ def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Mea
         pictures = EvaluationPictures(session)
         for kind in ("teacher", "unguided"):
             drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
-        strengths["teacher"] = dial_pictures.draw_teacher(pictures, turned, progress)
+        strengths["teacher"] = draw_teacher(pictures, turned, progress)
         weights.load(session, session.compared.strength)
         drawn["student"] = pictures.draw(picture_requests(session, "student", prompts), progress)
-        strengths["student"] = dial_pictures.draw_student(pictures, turned, progress)
+        strengths["student"] = draw_student(pictures, turned, progress)
         residual = measure_residual(session, weights, stated, seeds, progress)
         weights.fuse(session.denoiser)
         fused = draw(session, picture_requests(session, "student", few), progress.advance)

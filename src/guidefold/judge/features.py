@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import nn
 
-from guidefold.ground.errors import InputError
+from guidefold.ground import InputError
 
 Matrix = NDArray[np.float64]
 Features = Callable[[Sequence[Image]], Matrix]

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from guidefold.ground.progress import Task, in_all
+from guidefold.ground import Task, in_all
 from guidefold.judge.trained_weights import StudentWeights
-from guidefold.listen.call import run_inputs
-from guidefold.listen.capture import drive, follow
-from guidefold.listen.listener import Step
-from guidefold.listen.output_map import fit_rows
-from guidefold.pipeline.prompts import Prompt
-from guidefold.run.records import NoiseLevel, Residual, ResidualGuidance
+from guidefold.listen import Step, drive, fit_rows, follow, run_inputs
+from guidefold.pipeline import Prompt
+from guidefold.run import NoiseLevel, Residual, ResidualGuidance
 from guidefold.session import Session
-from guidefold.train.loss import mean_residual, residual_by_level, squared_error
+from guidefold.train import mean_residual, residual_by_level, squared_error
 
 Errors = tuple[float, float, float]
 

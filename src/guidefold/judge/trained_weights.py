@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import nn
 
-from guidefold.deliver.student_pipeline import open_adapter
-from guidefold.lora.loaded import adapter_off, fuse_adapter
+from guidefold.deliver import open_adapter
+from guidefold.lora import adapter_off, fuse_adapter
 from guidefold.session import Session
 
 

@@ -1,1 +1,74 @@
-"""Listen to a pipeline at its scheduler's step and its denoiser's calls: the seam of diffusers."""
+"""Listen to a pipeline at its scheduler's step and its denoiser's calls.
+
+Drive, follow, dry run; how it is guided, what becomes of the denoiser's output, and whether its
+guidance can be folded.
+"""
+
+from guidefold.listen.arguments import (
+    Layout,
+    NotBatchableError,
+    Tree,
+    flatten,
+    join,
+    split,
+    tensors_of,
+    tree_map,
+    unflatten,
+)
+from guidefold.listen.call import call_inputs, check_rows, guidance_argument, run_inputs
+from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
+from guidefold.listen.dry_run import Asked, RandomStub, ask, map_output
+from guidefold.listen.findings import Findings, describe
+from guidefold.listen.guidance import OFF_VALUES, stop_guiding, switch
+from guidefold.listen.listener import Call, Listener, Step
+from guidefold.listen.output_map import fit_rows, output_tensor, rows_of
+from guidefold.listen.probe import lora_loader, prediction_type, probe
+from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
+from guidefold.listen.probe_record import read_findings, trusted, write_findings
+
+__all__ = [
+    "GUIDER",
+    "OFF_VALUES",
+    "PROMPT",
+    "SEED",
+    "STEPS",
+    "Asked",
+    "Call",
+    "Findings",
+    "Layout",
+    "Listener",
+    "NotBatchableError",
+    "RandomStub",
+    "Step",
+    "Tree",
+    "ask",
+    "call_inputs",
+    "check_rows",
+    "check_tokenizers",
+    "denoisers_of",
+    "describe",
+    "drive",
+    "fit_rows",
+    "flatten",
+    "follow",
+    "guidance_argument",
+    "guiders",
+    "join",
+    "lora_loader",
+    "map_output",
+    "output_tensor",
+    "prediction_type",
+    "probe",
+    "read_findings",
+    "rows_of",
+    "run",
+    "run_inputs",
+    "split",
+    "stop_guiding",
+    "switch",
+    "tensors_of",
+    "tree_map",
+    "trusted",
+    "unflatten",
+    "write_findings",
+]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from guidefold.ground.errors import UnfoldableError
+from guidefold.ground import UnfoldableError
 
 Tree = Any
 # How a tree is batched, as JSON: {"axis": 0} a tensor, {"each": null} a list, an entry a sample,

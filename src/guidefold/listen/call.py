@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.ground.errors import ConfigError, PromptError, UnfoldableError
+from guidefold.ground import ConfigError, PromptError, UnfoldableError
 from guidefold.listen.capture import GUIDER, guiders
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import stop_guiding
-from guidefold.pipeline.media import Media, open_media
-from guidefold.pipeline.prompts import Prompt
-from guidefold.run.settings import PipelineSettings
+from guidefold.pipeline import Media, Prompt, open_media
+from guidefold.run import PipelineSettings
 
 # Call arguments that Guidefold sets itself.
 OURS = {

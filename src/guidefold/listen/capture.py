@@ -17,9 +17,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import CaptureError, NonFiniteError, UnfoldableError
-from guidefold.ground.randomness import derive_seed, generator
+from guidefold.ground import (
+    CaptureError,
+    NonFiniteError,
+    UnfoldableError,
+    compat,
+    derive_seed,
+    generator,
+)
 from guidefold.listen.listener import Listener, Step
 from guidefold.listen.output_map import fit_rows
 

@@ -10,8 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground.errors import CaptureError, UnfoldableError
-from guidefold.ground.randomness import generator
+from guidefold.ground import CaptureError, UnfoldableError, generator
 from guidefold.listen.arguments import Tree, tensors_of, tree_map
 from guidefold.listen.capture import follow
 from guidefold.listen.listener import Step
@@ -23,7 +22,7 @@ from guidefold.listen.output_map import (
     fit_rows,
     output_tensor,
 )
-from guidefold.pipeline.denoisers import COMPONENT
+from guidefold.pipeline import COMPONENT
 
 
 @dataclass(frozen=True)

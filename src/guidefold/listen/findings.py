@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from guidefold.ground.errors import CorruptFileError, MismatchError, UnfoldableError
+from guidefold.ground import CorruptFileError, MismatchError, UnfoldableError
 from guidefold.listen.arguments import Layout
 from guidefold.listen.guidance import switch
 from guidefold.listen.output_map import OutputMap

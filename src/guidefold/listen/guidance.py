@@ -10,8 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import UnfoldableError
+from guidefold.ground import UnfoldableError, compat
 from guidefold.listen.capture import GUIDER, drive, follow, passes_of
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import fit_rows

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground.errors import UnfoldableError
+from guidefold.ground import UnfoldableError
 from guidefold.listen.arguments import Tree, tree_map
 from guidefold.listen.output_map import rows_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from guidefold.ground.errors import CaptureError, UnfoldableError
+from guidefold.ground import CaptureError, UnfoldableError
 from guidefold.listen.arguments import describe, tensors_of
 
 

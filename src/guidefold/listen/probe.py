@@ -9,8 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import ConfigError, PipelineError, UnfoldableError
+from guidefold.ground import ConfigError, PipelineError, UnfoldableError, compat
 from guidefold.listen.arguments import Layout, Tree, find_layout
 from guidefold.listen.call import (
     COUNTS,
@@ -34,10 +33,8 @@ from guidefold.listen.probe_checks import (
     prove_ending,
     prove_output,
 )
-from guidefold.lora.targets import candidates, count_targets, watched
-from guidefold.pipeline.denoisers import as_one, denoisers, unwrap
-from guidefold.pipeline.open import fingerprint, modules
-from guidefold.pipeline.prompts import Prompt
+from guidefold.lora import candidates, count_targets, watched
+from guidefold.pipeline import Prompt, as_one, denoisers, fingerprint, modules, unwrap
 
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
 MORE_STEPS = 10  # where a second denoiser may take over later

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from guidefold.ground.errors import CaptureError, PipelineError, UnfoldableError
+from guidefold.ground import CaptureError, PipelineError, UnfoldableError
 from guidefold.listen.arguments import Tree, alike
 from guidefold.listen.capture import drive, follow
 from guidefold.listen.dry_run import Asked

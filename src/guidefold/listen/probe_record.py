@@ -16,9 +16,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.listen.findings import Findings
-from guidefold.pipeline.open import identity
-from guidefold.run.files import read_json, write_json
-from guidefold.run.folder import RunFolder
+from guidefold.pipeline import identity
+from guidefold.run import RunFolder, read_json, write_json
 
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers", "accelerate")
 AGAIN = "Remove it to probe again."

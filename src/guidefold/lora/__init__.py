@@ -1,1 +1,62 @@
-"""The LoRA: its layers, its weights, and the dial from its strength to the guidance scale."""
+"""The LoRA.
+
+Layers that can be adapted, the adapter in training, the adapter as clients load it, frozen
+weights in fewer bits, and the dial between strength and guidance. The only wing that imports
+peft.
+"""
+
+from guidefold.lora.adapter import Adapter, attach
+from guidefold.lora.dial import BEYOND, STRENGTHS, UNKNOWN, Compared, Dial, Mark
+from guidefold.lora.frozen_weights import BITS, shrink_weights
+from guidefold.lora.loaded import (
+    DIFFUSERS_FILE,
+    NAME,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    adapted_layers,
+    adapter_config,
+    adapter_off,
+    check_turned_on,
+    fuse_adapter,
+    layers_of,
+    load_adapter,
+    load_part,
+    loaded_tensors,
+    part_folder,
+    set_strength,
+    unload_adapter,
+)
+from guidefold.lora.targets import ALL, candidates, count_targets, watched
+
+__all__ = [
+    "ALL",
+    "BEYOND",
+    "BITS",
+    "DIFFUSERS_FILE",
+    "NAME",
+    "PEFT_CONFIG",
+    "PEFT_FILE",
+    "STRENGTHS",
+    "UNKNOWN",
+    "Adapter",
+    "Compared",
+    "Dial",
+    "Mark",
+    "adapted_layers",
+    "adapter_config",
+    "adapter_off",
+    "attach",
+    "candidates",
+    "check_turned_on",
+    "count_targets",
+    "fuse_adapter",
+    "layers_of",
+    "load_adapter",
+    "load_part",
+    "loaded_tensors",
+    "part_folder",
+    "set_strength",
+    "shrink_weights",
+    "unload_adapter",
+    "watched",
+]

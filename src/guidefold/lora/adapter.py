@@ -21,11 +21,16 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from guidefold.ground.errors import CorruptFileError, InputError, MismatchError, UnfoldableError
-from guidefold.ground.randomness import derive_seed
+from guidefold.ground import (
+    CorruptFileError,
+    InputError,
+    MismatchError,
+    UnfoldableError,
+    derive_seed,
+)
 from guidefold.lora.loaded import NAME, adapted_layers, unload_adapter
 from guidefold.lora.targets import find_targets
-from guidefold.pipeline.denoisers import unwrap
+from guidefold.pipeline import unwrap
 
 
 @dataclass

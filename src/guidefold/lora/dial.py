@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from guidefold.ground.errors import InputError
+from guidefold.ground import InputError
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # that show what a dial does
 BEYOND = 1.25  # how far past the highest trained strength the student may still be used

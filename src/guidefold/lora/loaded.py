@@ -14,8 +14,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import InputError
+from guidefold.ground import InputError, compat
 
 NAME = "guidefold"
 

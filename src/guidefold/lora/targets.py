@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from guidefold.run.settings import Preset
+from guidefold.run import Preset
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 LINEAR = (nn.Linear,)

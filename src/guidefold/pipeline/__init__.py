@@ -1,1 +1,56 @@
-"""."""
+"""What the user brings.
+
+Prompts, media, and a diffusers pipeline, opened safely and without remote code; several
+denoisers as one module; signs of a base that was distilled before.
+"""
+
+from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
+from guidefold.pipeline.denoisers import COMPONENT, as_one, denoisers, unwrap
+from guidefold.pipeline.loading import loading_errors
+from guidefold.pipeline.media import Media, open_media
+from guidefold.pipeline.open import (
+    DTYPES,
+    bundled_teacher,
+    check_folder,
+    fingerprint,
+    identity,
+    modules,
+    offload,
+    open_pipeline,
+    pipeline_class,
+    resolve_device,
+)
+from guidefold.pipeline.prompts import (
+    Prompt,
+    count_duplicates,
+    load_prompts,
+    read_prompts,
+    split_prompts,
+)
+
+__all__ = [
+    "COMPONENT",
+    "DTYPES",
+    "Media",
+    "Prompt",
+    "as_one",
+    "bundled_teacher",
+    "check_folder",
+    "count_duplicates",
+    "denoisers",
+    "fingerprint",
+    "identity",
+    "load_prompts",
+    "loading_errors",
+    "modules",
+    "offload",
+    "open_media",
+    "open_pipeline",
+    "pipeline_class",
+    "read_prompts",
+    "refuse_folded",
+    "resolve_device",
+    "signs_of_distillation",
+    "split_prompts",
+    "unwrap",
+]

@@ -7,9 +7,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.ground.errors import UnfoldableError
+from guidefold.ground import UnfoldableError
 from guidefold.pipeline.open import modules
-from guidefold.run.tensors import read_metadata
+from guidefold.run import read_metadata
 
 # Fields of denoisers that take the guidance scale as an input.
 EMBEDDED = ("guidance_embeds", "time_cond_proj_dim")

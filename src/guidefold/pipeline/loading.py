@@ -14,8 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import PipelineError
+from guidefold.ground import PipelineError, compat
 
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' word for weights that are not in the files: it fills them with random values.

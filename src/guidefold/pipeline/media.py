@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageSequence
 from safetensors import safe_open
 
-from guidefold.ground.errors import PromptError
+from guidefold.ground import PromptError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FILMS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}

@@ -19,8 +19,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import ConfigError, PipelineError
+from guidefold.ground import ConfigError, PipelineError, compat
 from guidefold.pipeline.loading import check_variants, load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

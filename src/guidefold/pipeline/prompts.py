@@ -16,8 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from guidefold.ground.errors import PromptError
-from guidefold.ground.randomness import derive_seed
+from guidefold.ground import PromptError, derive_seed
 from guidefold.pipeline.media import PICTURES, find_media, name_columns, show_value
 
 BUNDLED = {"general": "pipeline/prompts.txt", "world": "demo/prompts.txt"}

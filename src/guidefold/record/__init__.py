@@ -1,4 +1,34 @@
-"""Recording: which trajectories a round holds, how they are recorded, and the files they lie in.
+"""Record what the teacher does.
 
-A round is a function of the settings; its pipeline is driven along states, then followed there.
+Which trajectories a round holds, one batch of them, all rounds of a run, their files, and parts
+that several machines recorded.
 """
+
+from guidefold.record.gather import gather
+from guidefold.record.plans import Plan
+from guidefold.record.recorder import Recorder
+from guidefold.record.rounds import (
+    fill_round,
+    record,
+    record_rounds,
+    recorded_states,
+    recorder_for,
+    something_missing,
+)
+from guidefold.record.trajectory_files import KeptState, Split, StateRef, write_trajectory
+
+__all__ = [
+    "KeptState",
+    "Plan",
+    "Recorder",
+    "Split",
+    "StateRef",
+    "fill_round",
+    "gather",
+    "record",
+    "record_rounds",
+    "recorded_states",
+    "recorder_for",
+    "something_missing",
+    "write_trajectory",
+]

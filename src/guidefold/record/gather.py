@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidefold.ground.errors import InputError, MismatchError
-from guidefold.listen.findings import Findings
+from guidefold.ground import InputError, MismatchError
+from guidefold.listen import Findings
 from guidefold.record.trajectory_files import read_round
-from guidefold.run.config import check_same, dump_toml, load_settings
-from guidefold.run.files import (
+from guidefold.run import (
+    LINES,
+    RunFolder,
     append_line,
+    check_same,
+    dump_toml,
+    load_settings,
+    locked,
     read_json,
+    require_run,
     write_bytes,
     write_json,
     write_text,
 )
-from guidefold.run.folder import LINES, RunFolder, locked, require_run
 
 
 def gather(run: Path, parts: Sequence[Path]) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from guidefold.ground.randomness import derive_seed, permutation, unit
-from guidefold.pipeline.prompts import Prompt
+from guidefold.ground import derive_seed, permutation, unit
+from guidefold.pipeline import Prompt
 from guidefold.record.trajectory_files import Split
-from guidefold.run.settings import RecordSettings, Settings
+from guidefold.run import RecordSettings, Settings
 
 
 @dataclass(frozen=True)

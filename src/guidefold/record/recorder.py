@@ -11,24 +11,32 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.ground.errors import CaptureError, MismatchError, UnfoldableError
-from guidefold.ground.progress import Stop, Stopped, task
-from guidefold.ground.randomness import generator
-from guidefold.listen.arguments import Tree, split, tree_map
-from guidefold.listen.capture import drive, follow
-from guidefold.listen.dry_run import Asked, RandomStub, ask
-from guidefold.listen.findings import Findings
-from guidefold.listen.listener import Step
-from guidefold.lora.adapter import Adapter
-from guidefold.lora.dial import Dial
-from guidefold.pipeline.denoisers import denoisers
-from guidefold.pipeline.prompts import Prompt
+from guidefold.ground import (
+    CaptureError,
+    MismatchError,
+    Stop,
+    Stopped,
+    UnfoldableError,
+    generator,
+    task,
+)
+from guidefold.listen import (
+    Asked,
+    Findings,
+    RandomStub,
+    Step,
+    Tree,
+    ask,
+    drive,
+    follow,
+    split,
+    tree_map,
+)
+from guidefold.lora import Adapter, Dial
+from guidefold.pipeline import Prompt, denoisers
 from guidefold.record.plans import Plan, kept_indices
 from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
-from guidefold.run.files import append_line, readable_size
-from guidefold.run.folder import LINES
-from guidefold.run.records import TrajectoryLine
-from guidefold.run.settings import StateSource
+from guidefold.run import LINES, StateSource, TrajectoryLine, append_line, readable_size
 
 Inputs = Callable[[Sequence[Prompt], float, int], dict[str, Any]]
 

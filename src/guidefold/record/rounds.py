@@ -8,14 +8,10 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from guidefold.ground.progress import Stop, console, plural, stop_on_signals
-from guidefold.listen.call import run_inputs
-from guidefold.listen.findings import Findings
-from guidefold.lora.adapter import Adapter
-from guidefold.lora.dial import Dial
-from guidefold.pipeline.already_distilled import signs_of_distillation
-from guidefold.pipeline.open import DTYPES
-from guidefold.pipeline.prompts import Prompt, count_duplicates
+from guidefold.ground import Stop, console, plural, stop_on_signals
+from guidefold.listen import Findings, run_inputs
+from guidefold.lora import Adapter, Dial
+from guidefold.pipeline import DTYPES, Prompt, count_duplicates, signs_of_distillation
 from guidefold.record.plans import plan_round
 from guidefold.record.recorder import Recorder, record_round
 from guidefold.record.trajectory_files import (
@@ -25,9 +21,7 @@ from guidefold.record.trajectory_files import (
     read_round,
     state_refs,
 )
-from guidefold.run.files import sha256
-from guidefold.run.folder import LINES, RunFolder
-from guidefold.run.settings import Settings
+from guidefold.run import LINES, RunFolder, Settings, sha256
 from guidefold.session import Session, open_session
 
 ALL = (1, 1)

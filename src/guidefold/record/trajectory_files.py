@@ -14,12 +14,16 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from guidefold.ground.errors import CorruptFileError
-from guidefold.listen.arguments import Tree, flatten, unflatten
-from guidefold.run.files import check_file, write_lines
-from guidefold.run.folder import LINES
-from guidefold.run.records import TrajectoryLine
-from guidefold.run.tensors import read_metadata, write_tensors
+from guidefold.ground import CorruptFileError
+from guidefold.listen import Tree, flatten, unflatten
+from guidefold.run import (
+    LINES,
+    TrajectoryLine,
+    check_file,
+    read_metadata,
+    write_lines,
+    write_tensors,
+)
 
 Split = Literal["training", "held-out"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from guidefold.ground.errors import ConfigError, MismatchError
+from guidefold.ground import ConfigError, MismatchError
 from guidefold.run.folder import RunFolder
 from guidefold.run.paths import PATHS, place_of
 from guidefold.run.settings import Settings

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidefold.ground.errors import CorruptFileError, FailedError, NonFiniteError
+from guidefold.ground import CorruptFileError, FailedError, NonFiniteError
 
 if TYPE_CHECKING:
     pass

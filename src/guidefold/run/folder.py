@@ -10,7 +10,7 @@ from typing import TextIO
 
 from filelock import lock_descriptor
 
-from guidefold.ground.errors import RunError
+from guidefold.ground import RunError
 from guidefold.run.files import explained, restore_folder
 
 METADATA = "guidefold.json"

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from guidefold.ground.errors import CorruptFileError
+from guidefold.ground import CorruptFileError
 from guidefold.run.files import read_json, read_lines
 from guidefold.run.folder import LINES, RunFolder
 from guidefold.run.settings import Kind

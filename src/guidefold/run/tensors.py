@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidefold.ground.errors import CorruptFileError, NonFiniteError
+from guidefold.ground import CorruptFileError, NonFiniteError
 from guidefold.run.files import finished_file, sha256
 
 if TYPE_CHECKING:

@@ -1,1 +1,15 @@
-"""What people look at: pictures of their own prompts, and the page that draws while they wait."""
+"""Show a run to people.
+
+The report page, the live page, pictures of any prompt, and in ``hub`` the model card, the
+ComfyUI workflow and the folder that goes to the hub.
+"""
+
+from guidefold.show.charts import curves
+from guidefold.show.hub.pack import pack
+from guidefold.show.hub.push import Upload, push
+from guidefold.show.live import open_live
+from guidefold.show.report import report
+from guidefold.show.sample import sample
+from guidefold.show.server import serving
+
+__all__ = ["Upload", "curves", "open_live", "pack", "push", "report", "sample", "serving"]

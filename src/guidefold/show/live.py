@@ -18,17 +18,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from guidefold.deliver.metadata import read_dial
-from guidefold.deliver.student_pipeline import open_adapter
-from guidefold.draw.draw import PictureRequest
-from guidefold.draw.picture_cache import PictureCache
-from guidefold.draw.pictures import Drawn, Picture, png
-from guidefold.ground.errors import GuidefoldError, InputError
-from guidefold.lora.dial import STRENGTHS
-from guidefold.lora.loaded import adapter_off, set_strength
-from guidefold.pipeline.prompts import Prompt, load_prompts
-from guidefold.run.folder import require_run
-from guidefold.run.settings import Kind, Settings
+from guidefold.deliver import open_adapter, read_dial
+from guidefold.draw import Drawn, Picture, PictureCache, PictureRequest, png
+from guidefold.ground import GuidefoldError, InputError
+from guidefold.lora import STRENGTHS, adapter_off, set_strength
+from guidefold.pipeline import Prompt, load_prompts
+from guidefold.run import Kind, Settings, require_run
 from guidefold.session import Session, open_session
 
 NOTCHES = 20  # of the dial, from one strength to the next whole one

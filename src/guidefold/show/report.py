@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guidefold.ground.progress import plural
-from guidefold.lora.dial import Dial
-from guidefold.run.config import dump_toml, load_settings
-from guidefold.run.files import readable_size, write_text
-from guidefold.run.folder import RunFolder, require_run
-from guidefold.run.paths import without_paths
-from guidefold.run.records import (
+from guidefold.ground import plural
+from guidefold.lora import Dial
+from guidefold.run import (
+    KINDS,
     Log,
     PictureIndex,
     Record,
     Results,
+    RunFolder,
+    Settings,
     TrajectoryLine,
+    dump_toml,
+    load_settings,
     read_log,
     read_trajectories,
+    readable_size,
+    require_run,
+    without_paths,
+    write_text,
 )
-from guidefold.run.settings import KINDS, Settings
 from guidefold.show.charts import Chart, bars, curves
 from guidefold.show.html import content_policy, fill, read_parts
 from guidefold.show.report_pictures import (

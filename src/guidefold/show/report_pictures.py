@@ -10,10 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from guidefold.ground.errors import CorruptFileError
-from guidefold.run.folder import RunFolder
-from guidefold.run.records import AGAIN, PictureIndex, PreviewIndex
-from guidefold.run.settings import KINDS
+from guidefold.ground import CorruptFileError
+from guidefold.run import AGAIN, KINDS, PictureIndex, PreviewIndex, RunFolder
 
 NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
 SMALL, LARGEST = 128, 512

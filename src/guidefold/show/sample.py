@@ -6,16 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidefold.deliver.metadata import read_dial
-from guidefold.deliver.student_pipeline import find_adapter, open_adapter
-from guidefold.draw.draw import draw, picture_requests
-from guidefold.draw.pictures import Drawn, animation, grid, heading, png
-from guidefold.ground.errors import InputError
-from guidefold.ground.progress import console, task
-from guidefold.pipeline.prompts import Prompt
-from guidefold.run.files import write_bytes
-from guidefold.run.folder import ensure_folder, require_run
-from guidefold.run.settings import KINDS, Kind, Settings
+from guidefold.deliver import find_adapter, open_adapter, read_dial
+from guidefold.draw import Drawn, animation, draw, grid, heading, picture_requests, png
+from guidefold.ground import InputError, console, task
+from guidefold.pipeline import Prompt
+from guidefold.run import KINDS, Kind, Settings, ensure_folder, require_run, write_bytes
 from guidefold.session import open_session
 
 

@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guidefold.ground.errors import InputError
+from guidefold.ground import InputError
 from guidefold.show.html import content_policy, fill, read_parts
 from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT, Comparison, LivePictures
 

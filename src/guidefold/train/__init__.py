@@ -1,4 +1,36 @@
-"""Training: batches, student, loss, optimizer, checkpoints, the loop, and the dial measured.
+"""Train the student on recorded states.
 
-It turns the recorded states of a teacher into an adapter, step by step and exactly resumable.
+Batches, loss, optimizer, measurements of the teacher, checkpoints, the loop, and the
+calibration of the dial. Takes tensors and numbers, settings only at its door.
 """
+
+from guidefold.train.batches import some_of
+from guidefold.train.calibrate import calibrate
+from guidefold.train.checkpoints import load_checkpoint
+from guidefold.train.distill import distill, fold, train
+from guidefold.train.launch import Launch, open_launch, open_to_train
+from guidefold.train.loss import mean_residual, residual_by_level, squared_error
+from guidefold.train.memory import peak_memory
+from guidefold.train.optimizer import LIBRARY, Updates, make_optimizer
+from guidefold.train.student import Student, lora_student
+
+__all__ = [
+    "LIBRARY",
+    "Launch",
+    "Student",
+    "Updates",
+    "calibrate",
+    "distill",
+    "fold",
+    "load_checkpoint",
+    "lora_student",
+    "make_optimizer",
+    "mean_residual",
+    "open_launch",
+    "open_to_train",
+    "peak_memory",
+    "residual_by_level",
+    "some_of",
+    "squared_error",
+    "train",
+]

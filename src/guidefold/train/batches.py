@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from guidefold.ground.randomness import permutation
-from guidefold.listen.arguments import Layout, NotBatchableError, Tree, flatten, join, tree_map
-from guidefold.record.trajectory_files import KeptState, StateRef
+from guidefold.ground import permutation
+from guidefold.listen import Layout, NotBatchableError, Tree, flatten, join, tree_map
+from guidefold.record import KeptState, StateRef
 
 State = TypeVar("State")
 

@@ -8,8 +8,8 @@ from itertools import pairwise, takewhile
 
 import torch
 
-from guidefold.lora.dial import BEYOND, Mark
-from guidefold.record.trajectory_files import StateRef
+from guidefold.lora import BEYOND, Mark
+from guidefold.record import StateRef
 from guidefold.train.loss import GuidanceSize
 from guidefold.train.student import Student
 

@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 
-from guidefold.ground.errors import MismatchError
-from guidefold.lora.adapter import Adapter
-from guidefold.run.files import check_folder, finished_folder, read_json, write_json
-from guidefold.run.folder import RunFolder
-from guidefold.run.tensors import read_tensors, write_tensors
+from guidefold.ground import MismatchError
+from guidefold.lora import Adapter
+from guidefold.run import (
+    RunFolder,
+    check_folder,
+    finished_folder,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from guidefold.train.optimizer import optimizer_tensors, restore_optimizer
 
 

@@ -12,15 +12,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from guidefold.draw.previews import Previews
-from guidefold.ground import compat
-from guidefold.ground.errors import MismatchError, NonFiniteError
-from guidefold.ground.progress import Stopped, Task, console, task
-from guidefold.lora.adapter import Adapter
-from guidefold.record.trajectory_files import StateRef
-from guidefold.run.files import append_line, read_lines, write_lines
-from guidefold.run.records import NoiseLevel, PeakMemory, TrainingLine, ValidationLine
-from guidefold.run.settings import DistillSettings, Settings, StateSource
+from guidefold.draw import Previews
+from guidefold.ground import MismatchError, NonFiniteError, Stopped, Task, compat, console, task
+from guidefold.lora import Adapter
+from guidefold.record import StateRef
+from guidefold.run import (
+    DistillSettings,
+    NoiseLevel,
+    PeakMemory,
+    Settings,
+    StateSource,
+    TrainingLine,
+    ValidationLine,
+    append_line,
+    read_lines,
+    write_lines,
+)
 from guidefold.train.batches import Batch, chosen_indices
 from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
 from guidefold.train.launch import Launch, open_launch

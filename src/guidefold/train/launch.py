@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from guidefold.ground.errors import RunError
-from guidefold.ground.progress import Stop, stop_on_signals
-from guidefold.lora.adapter import Adapter
-from guidefold.pipeline.open import resolve_device
-from guidefold.record.rounds import fill_round, recorded_states, something_missing
-from guidefold.record.trajectory_files import Split, StateRef
-from guidefold.run.settings import Settings
+from guidefold.ground import RunError, Stop, stop_on_signals
+from guidefold.lora import Adapter
+from guidefold.pipeline import resolve_device
+from guidefold.record import Split, StateRef, fill_round, recorded_states, something_missing
+from guidefold.run import Settings
 from guidefold.session import Session, open_session
 from guidefold.train.optimizer import check_optimizer
 from guidefold.train.trackers import open_accelerator

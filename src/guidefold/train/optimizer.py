@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from guidefold.ground.errors import ConfigError, MismatchError
-from guidefold.run.settings import OptimizerName
+from guidefold.ground import ConfigError, MismatchError
+from guidefold.run import OptimizerName
 
 LIBRARY = "bitsandbytes"
 SHARED = ("qmap1", "qmap2")  # what the 256 values of a byte stand for: one table for all parameters

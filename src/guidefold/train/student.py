@@ -10,17 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.ground import compat
-from guidefold.ground.errors import RunError, UnfoldableError
-from guidefold.listen.arguments import tree_map
-from guidefold.listen.findings import Findings
-from guidefold.listen.output_map import output_tensor
-from guidefold.lora.adapter import Adapter, attach
-from guidefold.lora.dial import Dial
-from guidefold.lora.frozen_weights import BITS, shrink_weights
-from guidefold.pipeline.denoisers import COMPONENT
-from guidefold.record.trajectory_files import StateRef
-from guidefold.run.settings import Storage
+from guidefold.ground import RunError, UnfoldableError, compat
+from guidefold.listen import Findings, output_tensor, tree_map
+from guidefold.lora import BITS, Adapter, Dial, attach, shrink_weights
+from guidefold.pipeline import COMPONENT
+from guidefold.record import StateRef
+from guidefold.run import Storage
 from guidefold.session import Session
 from guidefold.train.batches import Batch, collate, kind_of, mixes
 from guidefold.train.loss import GuidanceSize, squared_error

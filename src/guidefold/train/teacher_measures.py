@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from guidefold.record.trajectory_files import StateRef
+from guidefold.record import StateRef
 from guidefold.train.batches import Batch, some_of
 from guidefold.train.loss import GuidanceSize, Level, loss_scale, residual_by_level
 from guidefold.train.student import Student

@@ -15,11 +15,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from PIL.Image import Image
 
-from guidefold.ground import compat
-from guidefold.ground.errors import ConfigError
-from guidefold.run.config import flatten
-from guidefold.run.folder import RunFolder
-from guidefold.run.settings import Settings
+from guidefold.ground import ConfigError, compat
+from guidefold.run import RunFolder, Settings, flatten
 
 PROJECT = "guidefold"
 CURVES = ("loss", "gradient_norm", "learning_rate", "residual_guidance")

@@ -8,15 +8,18 @@ from typing import Any
 
 from guidefold.bench.fidelity.methods import Method
 from guidefold.bench.fidelity.trials import Series, Trial
-from guidefold.draw.draw import draw, picture_requests
-from guidefold.draw.picture_cache import EvaluationPictures
-from guidefold.draw.pictures import Drawn, png
-from guidefold.ground.progress import task
-from guidefold.judge.alignment import Judge, by_category, share
-from guidefold.judge.evaluate import features_of, relative_distance
-from guidefold.judge.features import Features, compare
-from guidefold.run.files import read_json, write_bytes, write_json
-from guidefold.run.settings import Kind, Settings
+from guidefold.draw import Drawn, EvaluationPictures, draw, picture_requests, png
+from guidefold.ground import task
+from guidefold.judge import (
+    Features,
+    Judge,
+    by_category,
+    compare,
+    features_of,
+    relative_distance,
+    share,
+)
+from guidefold.run import Kind, Settings, read_json, write_bytes, write_json
 from guidefold.session import Session, open_session
 
 BASELINES: tuple[Kind, ...] = ("teacher", "unguided")

@@ -9,13 +9,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guidefold.deliver.metadata import describe_adapter
-from guidefold.lora.adapter import Adapter
-from guidefold.run.files import check_folder, finished_folder, write_json
-from guidefold.run.folder import METADATA
-from guidefold.run.tensors import read_tensors, write_tensors
+from guidefold.deliver import describe_adapter
+from guidefold.lora import Adapter
+from guidefold.run import (
+    METADATA,
+    check_folder,
+    finished_folder,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from guidefold.session import Session
-from guidefold.train.checkpoints import load_checkpoint
+from guidefold.train import load_checkpoint
 
 FILE = "diffusion_pytorch_model.safetensors"
 

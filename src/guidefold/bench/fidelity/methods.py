@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from guidefold.bench.fidelity.copy import copy_weights
 from guidefold.bench.fidelity.trials import Attach, Trial
-from guidefold.ground.errors import ConfigError
-from guidefold.lora.adapter import attach
-from guidefold.run.settings import Settings
+from guidefold.ground import ConfigError
+from guidefold.lora import attach
+from guidefold.run import Settings
 
 
 def _as_recorded(_settings: Settings) -> tuple[str, ...]:

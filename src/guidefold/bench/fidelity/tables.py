@@ -14,10 +14,10 @@ from rich.table import Table as RichTable
 from guidefold.bench.fidelity.compare import BASELINES, Found
 from guidefold.bench.fidelity.methods import Method
 from guidefold.bench.fidelity.trials import Series, Trial
-from guidefold.draw.pictures import Picture, grid, png, read_picture
-from guidefold.pipeline.prompts import load_prompts, split_prompts
-from guidefold.run.files import write_bytes
-from guidefold.show.charts import curves
+from guidefold.draw import Picture, grid, png, read_picture
+from guidefold.pipeline import load_prompts, split_prompts
+from guidefold.run import write_bytes
+from guidefold.show import curves
 
 Table = tuple[list[str], list[list[str]]]
 """Headings, and rows of cells."""

@@ -25,24 +25,25 @@ from torch.nn.modules.module import (
 )
 
 from guidefold.bench.fidelity.copy import CopiedWeights, copy_weights, write_copy
-from guidefold.deliver.export import export
-from guidefold.demo.judge import judge_of
-from guidefold.judge.alignment import Judge
-from guidefold.judge.evaluate import evaluate, measure
-from guidefold.listen.findings import Findings
-from guidefold.listen.output_map import rows_of
-from guidefold.listen.probe import probe
-from guidefold.lora.adapter import Adapter, attach
-from guidefold.pipeline.open import open_pipeline
-from guidefold.record.rounds import record
-from guidefold.run.config import load_settings
-from guidefold.run.files import finished_folder, read_json, read_lines, write_json, write_text
-from guidefold.run.folder import RunFolder
-from guidefold.run.settings import Settings
+from guidefold.deliver import export
+from guidefold.demo import judge_of
+from guidefold.judge import Judge, evaluate, measure
+from guidefold.listen import Findings, probe, rows_of
+from guidefold.lora import Adapter, attach
+from guidefold.pipeline import open_pipeline
+from guidefold.record import record
+from guidefold.run import (
+    RunFolder,
+    Settings,
+    finished_folder,
+    load_settings,
+    read_json,
+    read_lines,
+    write_json,
+    write_text,
+)
 from guidefold.session import open_session
-from guidefold.train.distill import train
-from guidefold.train.launch import open_launch
-from guidefold.train.student import Student
+from guidefold.train import Student, open_launch, train
 
 Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
 """As :func:`~guidefold.lora.adapter.attach`, or as a rival that is measured against a LoRA."""

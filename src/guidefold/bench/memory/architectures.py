@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.ground.errors import ConfigError
+from guidefold.ground import ConfigError
 
 Shapes = Mapping[str, Any]
 FOLDER = files("guidefold.bench") / "configs"

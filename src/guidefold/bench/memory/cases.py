@@ -1,7 +1,7 @@
 """The ways to train that are compared: four of the paper, then a ladder of leaner ones.
 
-A case is data; :mod:`guidefold.bench.memory.training` turns it into a training step. Every rung of the
-ladder stands on all those below it.
+A case is data; :mod:`guidefold.bench.memory.training` turns it into a training step. Every rung of
+the ladder stands on all those below it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from guidefold.bench.memory.architectures import Architecture, Shapes, make_inputs
-from guidefold.ground.errors import ConfigError
-from guidefold.listen.arguments import Tree, tensors_of
-from guidefold.run.settings import Precision, Preset
+from guidefold.ground import ConfigError
+from guidefold.listen import Tree, tensors_of
+from guidefold.run import Precision, Preset
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from guidefold.bench.memory.architectures import read_architecture
 from guidefold.bench.memory.cases import Case, Load
 from guidefold.bench.memory.estimate import Peak
 from guidefold.bench.memory.training import Training
-from guidefold.ground.errors import FailedError
-from guidefold.train.memory import peak_memory
+from guidefold.ground import FailedError
+from guidefold.train import peak_memory
 
 # glibc keeps freed blocks for itself unless they were mapped alone: then the high-water mark of the
 # process is not that of its tensors.

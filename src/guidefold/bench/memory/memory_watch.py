@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidefold.ground import compat
-from guidefold.listen.arguments import tensors_of
+from guidefold.listen import tensors_of
 
 TEMPORARY = "temporary"
 

@@ -21,18 +21,24 @@ from torch import nn
 
 from guidefold.bench.memory.memory_watch import Watch
 from guidefold.bench.memory.synthetic_inputs import occupy
-from guidefold.ground import compat
-from guidefold.ground.errors import PipelineError, UnfoldableError
-from guidefold.listen.arguments import tree_map
-from guidefold.listen.call import call_inputs, guidance_argument
-from guidefold.listen.capture import denoisers_of, drive
-from guidefold.listen.dry_run import RandomStub, map_output
-from guidefold.listen.guidance import OFF_VALUES, switch
-from guidefold.listen.listener import Call
-from guidefold.listen.probe_checks import PROMPT, SEED, STEPS
-from guidefold.pipeline.loading import loading_errors
-from guidefold.pipeline.open import bundled_teacher, check_folder, modules
-from guidefold.run.settings import PipelineSettings
+from guidefold.ground import PipelineError, UnfoldableError, compat
+from guidefold.listen import (
+    OFF_VALUES,
+    PROMPT,
+    SEED,
+    STEPS,
+    Call,
+    RandomStub,
+    call_inputs,
+    denoisers_of,
+    drive,
+    guidance_argument,
+    map_output,
+    switch,
+    tree_map,
+)
+from guidefold.pipeline import bundled_teacher, check_folder, loading_errors, modules
+from guidefold.run import PipelineSettings
 
 DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenizers, no weights
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from guidefold.ground import compat
-from guidefold.train.optimizer import make_optimizer
+from guidefold.train import make_optimizer
 
 BLOCK = 256  # values that share a scale
 SMALLEST = 4096  # smaller tensors keep whole moments

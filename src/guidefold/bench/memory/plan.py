@@ -12,11 +12,10 @@ from torch import nn
 from guidefold.bench.memory.cases import Case, Subject
 from guidefold.bench.memory.estimate import estimate
 from guidefold.bench.memory.meta_pipeline import find_folder, first_call, open_hollow, unplannable
-from guidefold.listen.arguments import Tree, tree_map
-from guidefold.listen.output_map import output_tensor
-from guidefold.lora.frozen_weights import BITS
-from guidefold.pipeline.open import DTYPES, modules, resolve_device
-from guidefold.run.settings import Settings
+from guidefold.listen import Tree, output_tensor, tree_map
+from guidefold.lora import BITS
+from guidefold.pipeline import DTYPES, modules, resolve_device
+from guidefold.run import Settings
 
 GIB = 2**30
 

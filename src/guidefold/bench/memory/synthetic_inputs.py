@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from guidefold.listen.arguments import tensors_of, tree_map
+from guidefold.listen import tensors_of, tree_map
 
 
 def occupy(modules: Iterable[nn.Module], device: torch.device | str) -> None:

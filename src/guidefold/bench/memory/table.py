@@ -16,9 +16,8 @@ from guidefold import __version__
 from guidefold.bench.memory.cases import REFERENCE, Case, Load
 from guidefold.bench.memory.estimate import Peak, estimate
 from guidefold.bench.memory.measure import measure
-from guidefold.ground.errors import ConfigError
-from guidefold.ground.progress import task
-from guidefold.train.optimizer import LIBRARY
+from guidefold.ground import ConfigError, task
+from guidefold.train import LIBRARY
 
 How = Literal["estimate", "cpu", "cuda"]
 ASSUMED = "fused attention; no workspaces; docs/bench.md"

@@ -19,13 +19,10 @@ from guidefold.bench.memory.cases import Case, Subject
 from guidefold.bench.memory.memory_watch import TEMPORARY
 from guidefold.bench.memory.optimizers import eight_bit_adamw
 from guidefold.bench.memory.synthetic_inputs import occupy
-from guidefold.listen.arguments import Tree, tensors_of, tree_map
-from guidefold.listen.output_map import output_tensor
-from guidefold.lora.adapter import Adapter, attach
-from guidefold.lora.frozen_weights import shrink_weights
-from guidefold.pipeline.open import DTYPES
-from guidefold.train.loss import squared_error
-from guidefold.train.optimizer import Updates
+from guidefold.listen import Tree, output_tensor, tensors_of, tree_map
+from guidefold.lora import Adapter, attach, shrink_weights
+from guidefold.pipeline import DTYPES
+from guidefold.train import Updates, squared_error
 
 GUIDANCE = 7.5
 LEARNING_RATE, MAX_NORM = 5e-4, 1.0

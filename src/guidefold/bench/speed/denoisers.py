@@ -13,8 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.bench.memory.architectures import Architecture, make_inputs
-from guidefold.bench.memory.synthetic_inputs import occupy
+from guidefold.bench.memory import Architecture, make_inputs, occupy
 from guidefold.bench.speed.methods import (
     GUIDANCE,
     SELECTIVE,
@@ -32,17 +31,20 @@ from guidefold.bench.speed.students import (
     random_adapter,
     settle,
 )
-from guidefold.ground.errors import ConfigError, UnfoldableError
-from guidefold.listen.call import call_inputs
-from guidefold.listen.capture import drive, run
-from guidefold.listen.findings import Findings
-from guidefold.listen.guidance import stop_guiding
-from guidefold.listen.listener import Listener
-from guidefold.listen.output_map import rows_of
-from guidefold.listen.probe import probe
-from guidefold.listen.probe_checks import PROMPT
-from guidefold.lora.loaded import load_adapter
-from guidefold.pipeline.open import DTYPES, modules, open_pipeline, resolve_device
+from guidefold.ground import ConfigError, UnfoldableError
+from guidefold.listen import (
+    PROMPT,
+    Findings,
+    Listener,
+    call_inputs,
+    drive,
+    probe,
+    rows_of,
+    run,
+    stop_guiding,
+)
+from guidefold.lora import load_adapter
+from guidefold.pipeline import DTYPES, modules, open_pipeline, resolve_device
 
 
 class WholePipeline(Subject):

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from guidefold.ground.errors import ConfigError
-from guidefold.run.settings import Precision, Preset
+from guidefold.ground import ConfigError
+from guidefold.run import Precision, Preset
 
 Weights = Literal["teacher", "loaded", "fused"]
 Form = Literal["eager", "compiled"]

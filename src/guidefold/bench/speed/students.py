@@ -16,16 +16,11 @@ import torch
 from torch import nn
 
 from guidefold.bench.speed.methods import Weights
-from guidefold.deliver.layer_names import layer_names
-from guidefold.deliver.lora_file import FILES, write_lora
-from guidefold.ground.errors import RunError
-from guidefold.ground.randomness import generator
-from guidefold.listen.findings import Findings
-from guidefold.lora.adapter import attach
-from guidefold.lora.loaded import adapted_layers, fuse_adapter
-from guidefold.run.files import check_folder, read_json
-from guidefold.run.folder import METADATA, RunFolder
-from guidefold.run.settings import Format
+from guidefold.deliver import FILES, layer_names, write_lora
+from guidefold.ground import RunError, generator
+from guidefold.listen import Findings
+from guidefold.lora import adapted_layers, attach, fuse_adapter
+from guidefold.run import METADATA, Format, RunFolder, check_folder, read_json
 
 SEED = 0
 SIZE_OF_UPDATE = 1e-3  # not zero, and too small to overflow anything

@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from guidefold.bench.speed.methods import Form, Options, Spent, Subject, Way, Weights
-from guidefold.ground.errors import CaptureError
-from guidefold.ground.progress import Task, task
-from guidefold.ground.randomness import permutation
+from guidefold.ground import CaptureError, Task, permutation, task
 
 SEED = 0
 

@@ -14,19 +14,14 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.deliver.layer_names import client_facts
-from guidefold.deliver.verify import Verdict
-from guidefold.draw.draw import picture_seeds
+from guidefold.deliver import Verdict, client_facts
+from guidefold.draw import picture_seeds
 from guidefold.ground import compat
-from guidefold.judge.evaluate import LIBRARIES
-from guidefold.listen.findings import Findings
-from guidefold.lora.dial import STRENGTHS, Dial
-from guidefold.lora.loaded import DIFFUSERS_FILE
-from guidefold.pipeline.open import DTYPES
-from guidefold.run.config import dump_toml
-from guidefold.run.paths import hub_id, public_name, without_paths
-from guidefold.run.records import Results
-from guidefold.run.settings import KINDS, Settings
+from guidefold.judge import LIBRARIES
+from guidefold.listen import Findings
+from guidefold.lora import DIFFUSERS_FILE, STRENGTHS, Dial
+from guidefold.pipeline import DTYPES
+from guidefold.run import KINDS, Results, Settings, dump_toml, hub_id, public_name, without_paths
 from guidefold.session import Session
 from guidefold.show.report_pictures import NAMES
 

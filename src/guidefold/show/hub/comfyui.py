@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guidefold.deliver.layer_names import LayerNames, layer_names
-from guidefold.deliver.verify import Verdict
-from guidefold.run.paths import public_name
+from guidefold.deliver import LayerNames, Verdict, layer_names
+from guidefold.run import public_name
 from guidefold.session import Session
 from guidefold.show.hub.workflow import Comparison, base_entry
 

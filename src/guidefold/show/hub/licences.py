@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
 from yaml import YAMLError  # type: ignore[import-untyped] # what the hub's library reads with
 
-from guidefold.ground.errors import InputError
-from guidefold.pipeline.open import bundled_teacher
+from guidefold.ground import InputError
+from guidefold.pipeline import bundled_teacher
 
 FIELDS = ("license", "license_name", "license_link")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")

@@ -12,26 +12,29 @@ from typing import Any
 from PIL import Image
 
 from guidefold import __version__
-from guidefold.deliver.export import deliver_kinds
-from guidefold.deliver.metadata import read_adapter
-from guidefold.deliver.student_pipeline import find_adapter
-from guidefold.deliver.trained import read_trained
-from guidefold.deliver.verify import Verdict
-from guidefold.ground.errors import CorruptFileError, InputError, RunError
-from guidefold.run.files import (
+from guidefold.deliver import Verdict, deliver_kinds, find_adapter, read_adapter, read_trained
+from guidefold.ground import CorruptFileError, InputError, RunError
+from guidefold.run import (
+    KINDS,
     MANIFEST,
+    METADATA,
+    Format,
+    PictureIndex,
+    PromptPictures,
+    Record,
+    Results,
+    RunFolder,
+    Settings,
     finished_folder,
+    hub_id,
     read_json,
+    require_run,
     restore_folder,
     sha256,
     write_bytes,
     write_json,
     write_text,
 )
-from guidefold.run.folder import METADATA, RunFolder, require_run
-from guidefold.run.paths import hub_id
-from guidefold.run.records import PictureIndex, PromptPictures, Record, Results
-from guidefold.run.settings import KINDS, Format, Settings
 from guidefold.session import Session, open_session
 from guidefold.show.hub.card import WORKFLOW, Held, card
 from guidefold.show.hub.comfyui import comparison, unsuitable

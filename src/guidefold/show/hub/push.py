@@ -11,11 +11,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from guidefold import __version__
-from guidefold.ground import compat
-from guidefold.ground.errors import FailedError, InputError
-from guidefold.run.files import MANIFEST
-from guidefold.run.folder import METADATA, RunFolder, require_run
-from guidefold.run.settings import Settings
+from guidefold.ground import FailedError, InputError, compat
+from guidefold.run import MANIFEST, METADATA, RunFolder, Settings, require_run
 from guidefold.show.hub.card import REPOSITORY
 from guidefold.show.hub.pack import CARD, current_adapter, pack, packed_as, stamp
 

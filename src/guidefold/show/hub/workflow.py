@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.deliver.layer_names import LayerNames
+from guidefold.deliver import LayerNames
 
 DEFAULT = ("euler", "normal")
 """Of a solver without a sure name in ComfyUI."""

@@ -1,0 +1,91 @@
+"""What the verbs print of an adapter that was written, and of a run that was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from guidefold.ground import console, plural
+from guidefold.run import KINDS, RunFolder
+
+if TYPE_CHECKING:
+    from guidefold import api
+    from guidefold.run import Results, Settings
+
+
+def teach(run: api.Run) -> None:
+    """Record, train, write, check."""
+    from guidefold.lora import Dial
+
+    run.distill()
+    if not run.main:
+        return
+    folder = run.export()
+    about = json.loads((folder / "guidefold.json").read_text(encoding="utf-8"))
+    loader = about["findings"]["loader"]
+    console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
+    console.print(f"  {about['usage_hint']}", markup=False)
+    for line in _dial_lines(about["dial_table"]):
+        console.print(f"  {line}", markup=False)
+    if Dial.from_json(about).measured_otherwise is not None:
+        console.print(
+            "Beware: strength 1 does not measure as the scale it was trained for, which means that "
+            "too little is folded yet: train longer (distill.steps)."
+        )
+    if loader == "diffusers":
+        console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
+
+
+def _dial_lines(marks: Sequence[dict[str, float]]) -> list[str]:
+    """The measured dial in a few columns."""
+    if not marks:
+        return ["the dial: not measured, too little is folded yet"]
+    count = min(len(marks), 7)
+    some = [marks[k * (len(marks) - 1) // max(1, count - 1)] for k in range(count)]
+    rows = {"guidance": ".3g", "strength": ".2f", "residual": ".2f"}
+    return [
+        "the dial, measured on held-out states (residual: 1 nothing folded, 0 all):",
+        *(
+            f"  {name:10}" + "".join(f"{mark[name]:7{form}}" for mark in some)
+            for name, form in rows.items()
+        ),
+    ]
+
+
+def show_results(results: dict[str, Any], settings: Settings) -> None:
+    """Write the page of a measured run, print the table."""
+    from guidefold import api
+    from guidefold.run import Results
+
+    page = api.report(settings)
+    _print_results(Results.model_validate(results), RunFolder(settings.run), page)
+
+
+def _print_results(results: Results, run: RunFolder, page: Path) -> None:
+    """The table that a measurement ends with."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for kind in KINDS:
+        row = results.of(kind)
+        alignment = "-" if row.alignment is None else f"{row.alignment:.3f}"
+        seconds = f"{row.denoiser_seconds_per_image:.3f}"
+        table.add_row(kind, alignment, f"{row.passes_per_image:g}", seconds)
+    fused = f"{results.student.denoiser_seconds_per_image_fused:.3f}"
+    table.add_row("student, fused", "", "", fused)
+    console.print()
+    console.print(table)
+    residual = results.residual_guidance
+    console.print(
+        f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "
+        f"against strength {results.strength:g}, {results.steps} steps\n"
+        f"residual guidance: {residual.teacher_states.mean:.3f} at the teacher's states, "
+        f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
+        f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"
+        f"\nThe page: {page}\n{run.grid}  {run.results}",
+        markup=False,
+    )
