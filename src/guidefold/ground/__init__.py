@@ -4,7 +4,6 @@ Every error as a tree, random draws as functions of names, progress and polite s
 one room for other libraries' insides. All wings stand on it; it uses none of them.
 """
 
-from guidefold.ground import compat
 from guidefold.ground.errors import (
     CaptureError,
     ConfigError,
@@ -49,7 +48,6 @@ __all__ = [
     "Task",
     "UnfoldableError",
     "VerifyError",
-    "compat",
     "console",
     "derive_seed",
     "generator",
