@@ -262,18 +262,18 @@ def test_a_session_is_made_ready_again_whatever_a_verb_did_to_its_pipeline(
     with open_session(settings) as session:
         first = session.pipeline
         session.require()
-        session.park()
+        session.move_others_to_cpu()
         session.require()
         assert session.pipeline is first
-        assert not session.parked
+        assert not session.others_on_cpu
         session.keep_denoiser_only()
-        session.require(whole=False)
+        session.require(all_components=False)
         assert session.pipeline is first
         session.require()
         assert loaded(session) == {"unet", "vae", "text_encoder"}
         denoiser = session.denoiser
         session.pristine = False
-        session.require(whole=False)
+        session.require(all_components=False)
         assert session.denoiser is not denoiser
         assert session.denoiser is session.pipeline.unet
 
@@ -288,7 +288,7 @@ def loaded(session: Session) -> set[str]:
 
 
 def test_a_probed_run_that_needs_no_more_loads_its_denoiser_alone(begun: Settings) -> None:
-    with open_session(begun, whole=nothing) as session:
+    with open_session(begun, needs_all=nothing) as session:
         assert loaded(session) == {"unet"}
         with open_session(begun, main=False) as other:
             assert loaded(other) > {"unet"}
@@ -297,11 +297,11 @@ def test_a_probed_run_that_needs_no_more_loads_its_denoiser_alone(begun: Setting
 
 @pytest.mark.parametrize("need", [None, lambda *_: True])
 def test_a_run_that_needs_more_or_was_never_probed_is_opened_whole(
-    settings: Settings, need: sessions.Need | None
+    settings: Settings, need: sessions.NeedsAll | None
 ) -> None:
-    with open_session(settings, whole=nothing) as session:
+    with open_session(settings, needs_all=nothing) as session:
         assert loaded(session) == {"unet", "vae", "text_encoder"}
-    with open_session(settings, whole=need) as session:
+    with open_session(settings, needs_all=need) as session:
         assert loaded(session) == {"unet", "vae", "text_encoder"}
 
 
@@ -317,7 +317,7 @@ def test_a_pipeline_that_is_never_without_its_encoders_is_opened_whole(
         return real(*args, **options)
 
     monkeypatch.setattr(sessions, "open_pipeline", refuse)
-    with open_session(begun, whole=nothing) as session:
+    with open_session(begun, needs_all=nothing) as session:
         assert loaded(session) == {"unet", "vae", "text_encoder"}
     assert asked == [("unet",), ()]
 
@@ -325,7 +325,7 @@ def test_a_pipeline_that_is_never_without_its_encoders_is_opened_whole(
 def test_other_weights_are_refused_also_where_the_denoiser_alone_would_do(begun: Settings) -> None:
     path = next(Path(begun.pipeline.source).glob("unet/*.safetensors"))
     save_file({n: t + 1 for n, t in load_file(path).items()}, path)
-    with pytest.raises(MismatchError, match="fingerprint"), open_session(begun, whole=nothing):
+    with pytest.raises(MismatchError, match="fingerprint"), open_session(begun, needs_all=nothing):
         pass
 
 
@@ -405,12 +405,12 @@ def test_offloaded_components_come_and_go_no_more_once_training_begins(
     )
     with open_session(asked) as session:
         assert hasattr(session.denoiser, "_hf_hook")
-        session.park()
+        session.move_others_to_cpu()
         assert not hasattr(session.denoiser, "_hf_hook")
 
 
 def test_while_training_all_but_the_denoiser_wait_on_the_cpu(elsewhere: Session) -> None:
-    elsewhere.park()
+    elsewhere.move_others_to_cpu()
     assert elsewhere.denoiser.visited == []
     assert elsewhere.pipeline.vae.visited == elsewhere.pipeline.text_encoder.visited == ["cpu"]
 
@@ -418,8 +418,8 @@ def test_while_training_all_but_the_denoiser_wait_on_the_cpu(elsewhere: Session)
 def test_a_parked_pipeline_is_whole_for_a_while_and_goes_back_after_an_exception(
     elsewhere: Session,
 ) -> None:
-    elsewhere.park()
-    with pytest.raises(ZeroDivisionError), elsewhere.whole():
+    elsewhere.move_others_to_cpu()
+    with pytest.raises(ZeroDivisionError), elsewhere.all_on_device():
         assert elsewhere.pipeline.vae.visited == ["cpu", "meta"]
         raise ZeroDivisionError
     assert elsewhere.pipeline.vae.visited == ["cpu", "meta", "cpu"]
@@ -427,7 +427,7 @@ def test_a_parked_pipeline_is_whole_for_a_while_and_goes_back_after_an_exception
 
 
 def test_a_pipeline_that_was_never_parked_is_not_moved(elsewhere: Session) -> None:
-    with elsewhere.whole():
+    with elsewhere.all_on_device():
         pass
     assert elsewhere.pipeline.vae.visited == []
 

@@ -153,7 +153,7 @@ def some_findings(**changes: Any) -> Findings:
         passes_off=1.0,
         output_map=OutputMap("whole"),
         layout={"axis": 0},
-        company=True,
+        mixed_lengths=True,
         loader="diffusers",
         targets={"attention": 4, "linear": 8, "all": 16},
         left_out=0,

@@ -21,14 +21,14 @@ from guidefold.listen import (
     check_tokenizers,
     probe,
     read_findings,
-    trusted,
+    still_valid,
     write_findings,
 )
 from guidefold.lora import Compared, Dial
 from guidefold.pipeline import (
     DTYPES,
     Prompt,
-    as_one,
+    as_one_module,
     denoisers,
     load_prompts,
     modules,
@@ -52,7 +52,7 @@ from guidefold.run import (
     write_text,
 )
 
-Need = Callable[[Settings, list[Prompt], list[Prompt]], bool]
+NeedsAll = Callable[[Settings, list[Prompt], list[Prompt]], bool]
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Session:
         device: Where the pipeline runs.
         complete: Whether the pipeline has all of its components.
         pristine: Whether the denoiser's weights are the teacher's.
-        parked: Whether all components but the denoiser wait on the CPU.
+        others_on_cpu: Whether all components but the denoiser wait on the CPU.
     """
 
     run: RunFolder
@@ -81,21 +81,21 @@ class Session:
     device: str
     complete: bool = True
     pristine: bool = True
-    parked: bool = False
+    others_on_cpu: bool = False
 
-    def require(self, *, whole: bool = True) -> None:
-        """Make the pipeline ready for a verb, whatever the verbs before did to it.
+    def require(self, *, all_components: bool = True) -> None:
+        """Make the pipeline ready for a verb, whatever earlier verbs did to it.
 
         Args:
-            whole: Whether the verb needs all components; otherwise the denoiser alone.
+            all_components: Whether the verb needs all components; otherwise the denoiser alone.
         """
-        if not self.pristine or (whole and not self.complete):
+        if not self.pristine or (all_components and not self.complete):
             self.pipeline = _open_pipeline(self.settings, self.device)
             self.__dict__.pop("denoiser", None)  # cached, of the pipeline that was
-            self.complete, self.pristine, self.parked = True, True, False
-        elif whole and self.parked:
+            self.complete, self.pristine, self.others_on_cpu = True, True, False
+        elif all_components and self.others_on_cpu:
             self._move_others(next(self.denoiser.parameters()).device)
-            self.parked = False
+            self.others_on_cpu = False
 
     @property
     def denoisers(self) -> dict[str, nn.Module]:
@@ -105,7 +105,7 @@ class Session:
     @cached_property
     def denoiser(self) -> nn.Module:
         """The module that is called at each step; several of them behind one door."""
-        return as_one(self.denoisers)
+        return as_one_module(self.denoisers)
 
     def keep_denoiser_only(self) -> None:
         """Let go of encoders and autoencoder: training on recorded states needs none of them."""
@@ -114,16 +114,16 @@ class Session:
         for name in self._others():
             setattr(self.pipeline, name, None)
 
-    def park(self) -> None:
+    def move_others_to_cpu(self) -> None:
         """Let encoders and autoencoder wait on the CPU: training needs the denoiser alone."""
         self._stay()
         self._move_others("cpu")
-        self.parked = True
+        self.others_on_cpu = True
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def all_on_device(self) -> Iterator[None]:
         """The whole pipeline where its denoiser is, for a while: to record, or to draw."""
-        if not self.parked:
+        if not self.others_on_cpu:
             yield
             return
         self._move_others(next(self.denoiser.parameters()).device)
@@ -170,7 +170,7 @@ def open_session(
     *,
     main: bool = True,
     keep_settings: bool = False,
-    whole: Need | None = None,
+    needs_all: NeedsAll | None = None,
 ) -> Iterator[Session]:
     """Hold a run folder, open its pipeline, and make sure that they belong together.
 
@@ -183,8 +183,8 @@ def open_session(
         main: Whether this process writes; other processes of one launch only read.
         keep_settings: Whether the run goes on with these settings from now on. Measuring and
             drawing do not decide that.
-        whole: Asked, before anything is opened, whether all of the pipeline is needed; where not,
-            and the run has been probed before, its denoiser alone is loaded. None: it is.
+        needs_all: Decides, before anything is opened, whether the verb needs all components; if
+            not, and the run has been probed, only the denoiser is loaded. None: all are needed.
 
     Raises:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
@@ -200,12 +200,12 @@ def open_session(
         torch.set_num_threads(settings.threads)
     run = RunFolder(settings.run)
     if not main:
-        yield _open(run, settings, prompts, held_out, place, whole)
+        yield _open(run, settings, prompts, held_out, place, needs_all)
         return
     with locked(run.path, reading=not keep_settings and run.config.exists()) as writable:
         if run.config.exists():
             check_same(load_settings(run.config), settings, run.path)
-        session = _open(run, settings, prompts, held_out, place, whole, write=writable)
+        session = _open(run, settings, prompts, held_out, place, needs_all, write=writable)
         if keep_settings or not run.config.exists():
             write_text(run.config, dump_toml(rooted(settings)))
         yield session
@@ -217,16 +217,16 @@ def _open(
     prompts: list[Prompt],
     held_out: list[Prompt],
     device: str,
-    whole: Need | None,
+    needs_all: NeedsAll | None,
     *,
     write: bool = False,
 ) -> Session:
     stored, call = read_findings(run), _probed_call(settings, prompts)
-    complete = stored is None or whole is None or whole(settings, prompts, held_out)
+    complete = stored is None or needs_all is None or needs_all(settings, prompts, held_out)
     pipeline = None
     if stored is not None and not complete:
         pipeline = _open_denoiser(settings.pipeline, stored, device)
-        if pipeline is not None and not trusted(run, stored, pipeline, call.kept):
+        if pipeline is not None and not still_valid(run, stored, pipeline, call.kept):
             pipeline = None  # for the whole pipeline to show, probed anew
     if stored is not None and pipeline is not None:
         _check_guidance(settings, stored)
@@ -234,7 +234,7 @@ def _open(
     pipeline = _open_pipeline(settings, device)
     refuse_folded(pipeline, settings.pipeline.source)
     check_tokenizers(pipeline)
-    known = stored is not None and trusted(run, stored, pipeline, call.kept)
+    known = stored is not None and still_valid(run, stored, pipeline, call.kept)
     findings = stored if stored is not None and known else probe(pipeline, *call.given)
     _check_guidance(settings, findings)
     if stored is not None:

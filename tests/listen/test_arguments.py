@@ -9,13 +9,13 @@ import torch
 from guidefold.ground.errors import UnfoldableError
 from guidefold.listen.arguments import (
     NotBatchableError,
-    alike,
     find_layout,
     flatten,
     join,
     split,
     tensors_of,
     tree_map,
+    trees_close,
     unflatten,
 )
 
@@ -177,9 +177,9 @@ def test_tree_map_reaches_every_tensor_and_leaves_the_rest() -> None:
 
 def test_trees_are_alike_up_to_the_noise_of_their_precision() -> None:
     one, other = arguments([1, 2]), arguments([1, 2])
-    assert alike(one, other)
+    assert trees_close(one, other)
     one[0][0].mul_(1 + 1e-5)
-    assert alike(one, other)
+    assert trees_close(one, other)
 
 
 @pytest.mark.parametrize("change", ["value", "whole number", "shape", "key", "text", "length"])
@@ -193,6 +193,6 @@ def test_trees_that_differ_in_one_leaf_are_not_alike(change: str) -> None:
         "text": {**one, "text": "b"},
         "length": {**one, "x": []},
     }[change]
-    assert alike(one, one)
-    assert not alike(one, other)
-    assert not alike(other, one)
+    assert trees_close(one, one)
+    assert not trees_close(one, other)
+    assert not trees_close(other, one)

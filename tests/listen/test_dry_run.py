@@ -10,7 +10,7 @@ from toys import Plain
 
 from guidefold.ground.errors import CaptureError, UnfoldableError
 from guidefold.listen.capture import drive
-from guidefold.listen.dry_run import Asked, RandomStub, ask
+from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import OutputMap
 
@@ -102,13 +102,13 @@ def listed(generator: Any) -> list[torch.Generator]:
 
 def asked_of(
     pipeline: Asking, stub: RandomStub | None = None, count: int = 1
-) -> tuple[Asked, list[Step]]:
+) -> tuple[DryRun, list[Step]]:
     names = [name for name in ("unet", "unet_2") if hasattr(pipeline, name)]
     listened = {name: getattr(pipeline, name) for name in names}
     inputs, seeds = {"prompt": ["a cat"] * count}, list(range(count))
     driven = drive(pipeline, inputs, seeds, listened)
     stub = stub or RandomStub(0)
-    return ask(pipeline, inputs, seeds, listened, driven, stub), driven
+    return follow_stubbed(pipeline, inputs, seeds, listened, driven, stub), driven
 
 
 def test_arguments_and_map_are_heard_at_every_step() -> None:
@@ -120,7 +120,7 @@ def test_arguments_and_map_are_heard_at_every_step() -> None:
         assert torch.equal(args[0], step.state)
         assert float(args[1]) == step.timestep
         assert kwargs == {"return_dict": False}
-    assert asked.learnt(0, driven[0].model_output) is driven[0].model_output
+    assert asked.training_target(0, driven[0].model_output) is driven[0].model_output
 
 
 @pytest.mark.parametrize("kind", [Preconditioned, NowAndThenScaled])
@@ -133,7 +133,7 @@ def test_a_scaled_map_is_found_at_every_step_and_inverted(kind: type[Asking]) ->
         raw = net(*args, **kwargs)[0].detach()
         truth = kind.bend(None, index, raw, step.state)
         torch.testing.assert_close(asked.model_output(index, raw, raw.shape), truth)
-        torch.testing.assert_close(asked.learnt(index, truth), raw)
+        torch.testing.assert_close(asked.training_target(index, truth), raw)
         torch.testing.assert_close(step.model_output, truth)
 
 

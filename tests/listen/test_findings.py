@@ -106,11 +106,11 @@ def test_a_single_denoiser_is_named_and_several_are_refused_by_name(findings: Fi
 
 def test_a_call_at_a_scale_is_the_student_s_where_guidance_is_off(findings: Findings) -> None:
     other = replace(findings, also_off={"pag_scale": 0.0})
-    assert other.scaled(5.0) == {"guidance_scale": 5.0}
-    assert other.scaled(1.0) == {"guidance_scale": 1.0, "pag_scale": 0.0}
+    assert other.scale_arguments(5.0) == {"guidance_scale": 5.0}
+    assert other.scale_arguments(1.0) == {"guidance_scale": 1.0, "pag_scale": 0.0}
     guided = replace(findings, guidance_argument="guider.guidance_scale")
-    assert guided.scaled(5.0)["guider.enabled"] is True
-    assert guided.scaled(1.0)["guider.enabled"] is False
+    assert guided.scale_arguments(5.0)["guider.enabled"] is True
+    assert guided.scale_arguments(1.0)["guider.enabled"] is False
 
 
 # Said
@@ -144,7 +144,7 @@ def test_what_was_found_is_said_with_what_follows_from_it(findings: Findings) ->
             "strength 0 = guidance 1, approximate: the target is not linear in the scale",
         ),
         ({"passes_on": 3.0}, "passes a step", "3 with guidance, 1 without"),
-        ({"company": False}, "batches", "in training; recorded one prompt at a time"),
+        ({"mixed_lengths": False}, "batches", "in training; recorded one prompt at a time"),
         ({"layout": None}, "batches", "no: recorded and trained one prompt at a time"),
         (
             {"left_out": 3},

@@ -17,7 +17,7 @@ from toys import Plain, Steered
 
 from guidefold.ground.errors import UnfoldableError
 from guidefold.listen.capture import drive
-from guidefold.listen.guidance import find_origin, switch, switch_off
+from guidefold.listen.guidance import find_off, find_origin, scale_arguments
 
 SCALE = "guidance_scale"
 
@@ -119,9 +119,9 @@ def unet() -> torch.nn.Module:
 def examine(pipeline: DiffusionPipeline, argument: str = SCALE, **inputs: Any) -> Found:
     listened = {"unet": pipeline.unet}
     inputs = {"prompt": "a cat", **inputs}
-    off, also, steps = switch_off(pipeline, inputs, argument, listened, 0)
-    on = {**inputs, **switch(argument, 5.0, off)}
-    plain = {**inputs, **switch(argument, off, off), **also}
+    off, also, steps = find_off(pipeline, inputs, argument, listened, 0)
+    on = {**inputs, **scale_arguments(argument, 5.0, off)}
+    plain = {**inputs, **scale_arguments(argument, off, off), **also}
     driven = drive(pipeline, on, [0], listened)
     origin, linear = find_origin(pipeline, on, plain, argument, off, driven, listened, 0)
     return Found(off, also, origin, linear, {step.rows for step in steps})
@@ -154,7 +154,7 @@ def test_where_every_value_is_refused_the_run_is_the_one_that_was_asked_for(
     unet: torch.nn.Module,
 ) -> None:
     pipeline = RefusingBoth(unet, DDIMScheduler())
-    off, also, steps = switch_off(pipeline, {"prompt": "x"}, SCALE, {"unet": unet}, 0)
+    off, also, steps = find_off(pipeline, {"prompt": "x"}, SCALE, {"unet": unet}, 0)
     assert (off, also, [step.rows for step in steps]) == (1.0, {}, [2, 2, 2])
 
 
@@ -180,7 +180,7 @@ def test_passes_that_no_scale_adds_are_left(unet: torch.nn.Module) -> None:
             self.unet(torch.zeros(1, 4))
             return super().__call__(prompt, guidance_scale, generator=generator)
 
-    _, also, steps = switch_off(
+    _, also, steps = find_off(
         Twice(unet, DDIMScheduler()), {"prompt": "x"}, SCALE, {"unet": unet}, 0
     )
     assert also == {}
@@ -218,6 +218,6 @@ def test_a_guider_is_disabled_and_found_where_its_formula_says(
 
 def test_a_guider_is_switched_with_all_that_it_does() -> None:
     scale = "guider.guidance_scale"
-    assert switch(scale, 5.0, 1.0) == {scale: 5.0, "guider.enabled": True}
-    assert switch(scale, 1.0, 1.0) == {scale: 1.0, "guider.enabled": False}
-    assert switch(SCALE, 1.0, 1.0) == {SCALE: 1.0}
+    assert scale_arguments(scale, 5.0, 1.0) == {scale: 5.0, "guider.enabled": True}
+    assert scale_arguments(scale, 1.0, 1.0) == {scale: 1.0, "guider.enabled": False}
+    assert scale_arguments(SCALE, 1.0, 1.0) == {SCALE: 1.0}

@@ -79,8 +79,8 @@ def test_a_map_mixed_with_the_state_is_found_from_two_noises(
     assert str(found).endswith("scaled")
     assert scaling.a == pytest.approx(a, rel=1e-6)
     learnt = found(RAW, arrived[0].shape)
-    torch.testing.assert_close(scaling.model_output(learnt), arrived[0])
-    torch.testing.assert_close(scaling.learnt(arrived[0]), learnt)
+    torch.testing.assert_close(scaling.apply(learnt), arrived[0])
+    torch.testing.assert_close(scaling.invert(arrived[0]), learnt)
 
 
 @pytest.mark.parametrize("arrived", [RAW.square(), RAW.flip(1)], ids=["curved", "shuffled"])

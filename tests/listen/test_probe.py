@@ -50,7 +50,7 @@ def test_the_probe_finds_what_the_zoo_says(built: Any, found: Any, name: str) ->
 def test_prompts_of_different_lengths_keep_company_unless_a_pipeline_pads_to_the_longest(
     found: Any,
 ) -> None:
-    assert {name: found(name).company for name in ("sd15", "sd3", "qwen_image")} == {
+    assert {name: found(name).mixed_lengths for name in ("sd15", "sd3", "qwen_image")} == {
         "sd15": True,
         "sd3": True,
         "qwen_image": False,
@@ -79,8 +79,8 @@ def test_what_else_adds_passes_is_found_and_switched_off_for_the_student_alone(b
     findings = ask(built("sd15_pag"), "sd15_pag")
     assert (findings.passes_on, findings.passes_off) == (3, 1)
     assert findings.also_off == {"pag_scale": 0.0}
-    assert findings.scaled(5.0) == {"guidance_scale": 5.0}
-    assert findings.scaled(1.0) == {"guidance_scale": 1.0, "pag_scale": 0.0}
+    assert findings.scale_arguments(5.0) == {"guidance_scale": 5.0}
+    assert findings.scale_arguments(1.0) == {"guidance_scale": 1.0, "pag_scale": 0.0}
     assert ask(built("sd15_pag"), "sd15_pag", pag_scale=0.0).also_off == {}
 
 

@@ -10,9 +10,9 @@ from zoo import ZOO
 
 from guidefold.ground.errors import CaptureError, PipelineError
 from guidefold.listen.capture import drive
-from guidefold.listen.dry_run import Asked
+from guidefold.listen.dry_run import DryRun
 from guidefold.listen.output_map import OutputMap
-from guidefold.listen.probe_checks import OTHER, PROMPT, check_tokenizers, prove_output
+from guidefold.listen.probe_checks import OTHER, PROMPT, check_output, check_tokenizers
 from guidefold.pipeline.open import open_pipeline
 
 
@@ -51,8 +51,8 @@ def test_arguments_that_do_not_reproduce_the_model_output_are_refused_at_their_s
     steps = drive(pipeline, inputs, [0], listened, keep_arguments=True)
     arguments = [step.calls[0].arguments for step in steps]
     timesteps, whole = [step.timestep for step in steps], OutputMap("whole")
-    asked = Asked(arguments, timesteps, whole, [None] * 2, [1] * 2)
-    prove_output(pipeline.unet, asked, steps)
+    asked = DryRun(arguments, timesteps, whole, [None] * 2, [1] * 2)
+    check_output(pipeline.unet, asked, steps)
     wrong = [steps[0], replace(steps[1], model_output=steps[1].model_output + 0.01)]
     with pytest.raises(CaptureError, match=r"step 1: .* is 0.01 off"):
-        prove_output(pipeline.unet, asked, wrong)
+        check_output(pipeline.unet, asked, wrong)

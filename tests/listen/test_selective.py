@@ -35,7 +35,7 @@ def asked(name: str, share: float) -> PipelineSettings:
 
 def go(pipeline: Any, findings: Any, name: str, share: float, guidance: float, along: Any) -> Any:
     listened = {findings.denoiser: getattr(pipeline, findings.denoiser)}
-    count = 1 if findings.layout is None or not findings.company else 2
+    count = 1 if findings.layout is None or not findings.mixed_lengths else 2
     inputs = run_inputs(pipeline, findings, asked(name, share), PROMPTS[:count], guidance, 4)
     if along is None:
         return drive(pipeline, inputs, SEEDS[:count], listened)

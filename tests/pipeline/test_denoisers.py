@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.pipeline.denoisers import COMPONENT, as_one, denoisers
+from guidefold.pipeline.denoisers import COMPONENT, as_one_module, denoisers
 
 
 class Checkpointed(nn.Linear):
@@ -25,7 +25,7 @@ def parts() -> dict[str, nn.Module]:
 def test_each_is_called_by_its_name_with_what_the_others_do_not_see(
     parts: dict[str, nn.Module],
 ) -> None:
-    state, door = torch.ones(2, 3), as_one(parts)
+    state, door = torch.ones(2, 3), as_one_module(parts)
     for name, part in parts.items():
         assert torch.equal(door(state, **{COMPONENT: name}), part(state))
         assert torch.equal(door(input=state, component=name), part(state))
@@ -34,14 +34,14 @@ def test_each_is_called_by_its_name_with_what_the_others_do_not_see(
 
 
 def test_weights_keep_their_places_under_their_part_s_name(parts: dict[str, nn.Module]) -> None:
-    found = dict(as_one(parts).named_parameters())
+    found = dict(as_one_module(parts).named_parameters())
     assert found.keys() == {f"{n}.{p}" for n in parts for p in ("weight", "bias")}
     assert all(found[f"{name}.weight"] is part.weight for name, part in parts.items())
 
 
 def test_a_single_denoiser_has_no_door(parts: dict[str, nn.Module]) -> None:
     single = parts["transformer"]
-    assert as_one({"transformer": single}) is single
+    assert as_one_module({"transformer": single}) is single
 
 
 def test_a_pipeline_s_denoisers_are_taken_by_name_in_the_order_asked(
@@ -56,9 +56,9 @@ def test_a_pipeline_s_denoisers_are_taken_by_name_in_the_order_asked(
 def test_checkpointing_is_there_if_each_has_it_and_reaches_each(
     parts: dict[str, nn.Module],
 ) -> None:
-    door = as_one(parts)
+    door = as_one_module(parts)
     assert door._supports_gradient_checkpointing
     door.enable_gradient_checkpointing()
     assert [part.on for part in parts.values()] == [True, True]
-    mixed = as_one({**parts, "plain": nn.Linear(3, 3)})
+    mixed = as_one_module({**parts, "plain": nn.Linear(3, 3)})
     assert not mixed._supports_gradient_checkpointing

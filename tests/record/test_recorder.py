@@ -245,7 +245,7 @@ def test_batch_size_does_not_change_what_is_recorded(ready: Any, tmp_path: Path,
 def test_prompts_that_change_each_other_s_arguments_are_recorded_one_by_one(ready: Any) -> None:
     recorder = ready("sd15", batch_size=3)
     together = recorder.record("teacher", plans_of(recorder.settings)[0])
-    recorder.findings = replace(recorder.findings, company=False)
+    recorder.findings = replace(recorder.findings, mixed_lengths=False)
     apart = recorder.record("teacher", plans_of(recorder.settings)[0])
     assert [plan for plan, _ in together] == [plan for plan, _ in apart]
     for (_, ours), (plan, theirs) in zip(together, apart, strict=True):

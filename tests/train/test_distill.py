@@ -275,7 +275,7 @@ def test_while_training_encoders_are_gone_or_parked(
     real = Training.train_step
 
     def train_step(self: Training, *stretch: Any) -> TrainingLine:
-        found.append((self.session.parked, self.session.pipeline.vae is None))
+        found.append((self.session.others_on_cpu, self.session.pipeline.vae is None))
         return real(self, *stretch)
 
     monkeypatch.setattr(Training, "train_step", train_step)

@@ -23,7 +23,7 @@ from guidefold.listen.findings import Findings
 from guidefold.lora.adapter import attach
 from guidefold.lora.dial import Dial
 from guidefold.lora.loaded import DIFFUSERS_FILE, adapted_layers
-from guidefold.pipeline.denoisers import as_one
+from guidefold.pipeline.denoisers import as_one_module
 from guidefold.pipeline.open import open_pipeline
 from guidefold.record.trajectory_files import (
     KeptState,
@@ -292,7 +292,7 @@ def test_several_denoisers_are_adapted_each_and_asked_each_for_its_own_states(
     names = [list(parts)[k % 2] for k in (0, 0, 1, 1, 0, 1)]
     refs = written(tmp_path, *({"component": name} for name in names))
     layout = {"items": [TOKENS_LAYOUT["items"][0], {"fields": {"component": None}}]}
-    student = student_of(as_one(parts), refs, denoisers=tuple(parts), layout=layout)
+    student = student_of(as_one_module(parts), refs, denoisers=tuple(parts), layout=layout)
     assert student.adapter.layers.keys() == {"unet.proj", "unet_2.proj"}
     assert [batch.places for batch in student.calls(refs)] == [(0, 1, 4), (2, 3, 5)]
     alone = [student.errors([ref], 1)[0] for ref in refs]
@@ -307,7 +307,7 @@ def test_a_denoiser_that_no_recorded_state_asks_is_named(tmp_path: Path) -> None
     parts = {"unet": Tokens(), "unet_2": Tokens()}
     refs = written(tmp_path, *[{"component": "unet"}] * 3)
     with pytest.raises(RunError, match="no recorded state asks unet_2") as caught:
-        student_of(as_one(parts), refs, denoisers=tuple(parts))
+        student_of(as_one_module(parts), refs, denoisers=tuple(parts))
     assert "record.steps" in caught.value.remedy
 
 

@@ -16,7 +16,7 @@ from guidefold.listen.capture import drive
 from guidefold.listen.findings import Findings
 from guidefold.listen.probe import probe
 from guidefold.lora.adapter import attach
-from guidefold.pipeline.denoisers import as_one, denoisers
+from guidefold.pipeline.denoisers import as_one_module, denoisers
 from guidefold.pipeline.open import open_pipeline
 from guidefold.pipeline.prompts import load_prompts
 from guidefold.run.files import read_json, read_lines
@@ -190,7 +190,7 @@ def _outputs(pipeline: DiffusionPipeline, findings: Findings, settings: Settings
     asked = settings.pipeline
     inputs = {
         **call_inputs(pipeline, prompts[:1], asked.call, asked.negative_prompt),
-        **findings.scaled(findings.off),
+        **findings.scale_arguments(findings.off),
         "num_inference_steps": STEPS,
     }
     listened = denoisers(pipeline, findings.denoisers)
@@ -203,7 +203,7 @@ def _student_outputs(
 ) -> torch.Tensor:
     """The checkpoint's tensors in our own adapter."""
     parts = denoisers(pipeline, findings.denoisers)
-    denoiser = as_one(parts)
+    denoiser = as_one_module(parts)
     adapter = attach(
         denoiser, "all", settings.adapter.rank, 0, lambda: _outputs(pipeline, findings, settings)
     )

@@ -32,7 +32,7 @@ def facts_of(pipeline: DiffusionPipeline, findings: Findings) -> dict[str, Any]:
         "origin": findings.origin,
         "linear": findings.linear,
         "mixed_strengths": findings.layout is not None,
-        "mixed_lengths": findings.company,
+        "mixed_lengths": findings.mixed_lengths,
         "left_out": findings.left_out > 0,
     }
 

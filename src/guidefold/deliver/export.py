@@ -52,7 +52,7 @@ def export(settings: Settings) -> Path:
 
 def write_adapter(session: Session) -> Path:
     """:func:`export` within an open session, whose pipeline is left without a LoRA."""
-    session.require(whole=False)
+    session.require(all_components=False)
     trained = read_trained(session, measure=True)
     kind: Format = "diffusers" if session.findings.loader == "diffusers" else "peft"
     about = describe_adapter(session, trained.step, trained.marks)

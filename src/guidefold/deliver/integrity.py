@@ -15,7 +15,7 @@ from guidefold.deliver.metadata import content_hash
 from guidefold.ground import CorruptFileError
 from guidefold.listen import prediction_type
 from guidefold.lora import PEFT_CONFIG
-from guidefold.pipeline import DTYPES, as_one, fingerprint, modules, open_pipeline
+from guidefold.pipeline import DTYPES, as_one_module, fingerprint, modules, open_pipeline
 from guidefold.run import MANIFEST, check_file, read_json, sha256
 
 HASH = "modelspec.hash_sha256"
@@ -48,7 +48,7 @@ class GivenPipeline:
                 found = {n: module for n, module in modules(opened).items() if n in names}
                 if found.keys() != set(names):
                     return
-                whole = as_one({name: found[name] for name in names})
+                whole = as_one_module({name: found[name] for name in names})
                 self._known[names, dtype] = fingerprint(whole)
             yield self._known[names, dtype]
 

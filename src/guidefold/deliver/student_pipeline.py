@@ -13,7 +13,7 @@ from guidefold.deliver.metadata import read_adapter
 from guidefold.ground import InputError, MismatchError, RunError
 from guidefold.listen import GUIDER, Findings, guiders, prediction_type
 from guidefold.lora import Dial, adapted_layers, check_turned_on, load_adapter, set_strength
-from guidefold.pipeline import as_one, denoisers, fingerprint
+from guidefold.pipeline import as_one_module, denoisers, fingerprint
 from guidefold.run import RunFolder, restore_folder
 from guidefold.session import Session
 
@@ -78,7 +78,7 @@ class StockStudent:
         for part in denoisers(self.pipeline, self.findings.denoisers).values():
             check_turned_on(part)
         given = inspect.signature(self.pipeline.__call__).bind_partial(*args, **kwargs).arguments
-        off = self.findings.scaled(self.findings.off)
+        off = self.findings.scale_arguments(self.findings.off)
         for name, value in off.items():
             if name.startswith(f"{GUIDER}."):
                 continue  # a component's, switched off as it was opened
@@ -158,7 +158,7 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
             f"scheduler says '{prediction_type(pipeline)}'",
             "Make its scheduler from the config of the one that the run was recorded with.",
         )
-    whole = as_one(denoisers(pipeline, names))
+    whole = as_one_module(denoisers(pipeline, names))
     if adapted_layers(whole):
         raise InputError(
             "a LoRA is on the pipeline already",

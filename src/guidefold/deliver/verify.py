@@ -28,7 +28,7 @@ from guidefold.deliver.trained import Trained, read_trained
 from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError
 from guidefold.listen import Tree, output_tensor, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
-from guidefold.pipeline import COMPONENT, DTYPES, as_one, denoisers, open_pipeline
+from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
 from guidefold.run import Format, load_settings, require_run
 from guidefold.session import Session, open_session
 
@@ -278,7 +278,7 @@ def _check_layers(trained: Trained, base: Base, loader: str) -> None:
     Raises:
         VerifyError: They differ.
     """
-    whole = as_one(denoisers(base.pipeline, base.denoisers))
+    whole = as_one_module(denoisers(base.pipeline, base.denoisers))
     inner = "" if len(base.denoisers) == 1 else f"{base.name}."
     wanted = {inner + layer for layer in layers_of(trained.parts[base.name])}
     missed = sorted(adapted_layers(whole) ^ wanted)

@@ -8,12 +8,10 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
-from diffusers import DiffusionPipeline
-
 from guidefold.draw.draw import PictureRequest, draw
 from guidefold.draw.pictures import Drawn, Picture, png, read_picture
 from guidefold.ground import Task
-from guidefold.pipeline import fingerprint, modules
+from guidefold.pipeline import pipeline_identity
 from guidefold.run import MANIFEST, PictureLine, append_line, read_json, sha256, write_bytes
 from guidefold.session import Session
 
@@ -106,7 +104,7 @@ class EvaluationPictures(PictureCache[PictureLine]):
         super().__init__(session)
         self.folder, self.file = session.run.evaluation, session.run.pictures
         self.folder.mkdir(exist_ok=True)
-        self._pipeline = _describe(session.pipeline)
+        self._pipeline = pipeline_identity(session.pipeline)
         for line in PictureLine.read_lines(self.file):
             path = self.folder / line.file
             if path.exists() and sha256(path) == line.sha256:
@@ -167,13 +165,6 @@ class EvaluationPictures(PictureCache[PictureLine]):
             "prompt": request.prompt.key,
             "seed": request.seed,
         }
-
-
-def _describe(pipeline: DiffusionPipeline) -> dict[str, str]:
-    """All of a pipeline that a picture depends on: weights, scheduler, precision."""
-    parts = {name: fingerprint(module) for name, module in modules(pipeline).items()}
-    scheduler = json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str)
-    return {**parts, "scheduler": f"{type(pipeline.scheduler).__name__} {scheduler}"}
 
 
 def _stem(request: PictureRequest) -> str:

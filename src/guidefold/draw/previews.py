@@ -132,7 +132,7 @@ class Previews(PictureCache[Path]):
             progress: Told of every denoising step.
         """
         try:
-            with self.session.whole():
+            with self.session.all_on_device():
                 fixed = [self.fetch(requests, progress.advance) for requests in self._fixed()]
                 columns = [[read_picture(path) for path in column] for column in fixed]
                 return columns if step is None else [*columns, self._students(step, progress)]

@@ -17,14 +17,14 @@ from guidefold.listen.arguments import (
 )
 from guidefold.listen.call import call_inputs, check_rows, guidance_argument, run_inputs
 from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
-from guidefold.listen.dry_run import Asked, RandomStub, ask, map_output
+from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed, map_output_tensors
 from guidefold.listen.findings import Findings, describe
-from guidefold.listen.guidance import OFF_VALUES, stop_guiding, switch
+from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
 from guidefold.listen.listener import Call, Listener, Step
 from guidefold.listen.output_map import fit_rows, output_tensor, rows_of
 from guidefold.listen.probe import lora_loader, prediction_type, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
-from guidefold.listen.probe_record import read_findings, trusted, write_findings
+from guidefold.listen.probe_record import read_findings, still_valid, write_findings
 
 __all__ = [
     "GUIDER",
@@ -32,8 +32,8 @@ __all__ = [
     "PROMPT",
     "SEED",
     "STEPS",
-    "Asked",
     "Call",
+    "DryRun",
     "Findings",
     "Layout",
     "Listener",
@@ -41,7 +41,6 @@ __all__ = [
     "RandomStub",
     "Step",
     "Tree",
-    "ask",
     "call_inputs",
     "check_rows",
     "check_tokenizers",
@@ -51,11 +50,12 @@ __all__ = [
     "fit_rows",
     "flatten",
     "follow",
+    "follow_stubbed",
     "guidance_argument",
     "guiders",
     "join",
     "lora_loader",
-    "map_output",
+    "map_output_tensors",
     "output_tensor",
     "prediction_type",
     "probe",
@@ -63,12 +63,12 @@ __all__ = [
     "rows_of",
     "run",
     "run_inputs",
+    "scale_arguments",
     "split",
+    "still_valid",
     "stop_guiding",
-    "switch",
     "tensors_of",
     "tree_map",
-    "trusted",
     "unflatten",
     "write_findings",
 ]

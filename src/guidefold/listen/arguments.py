@@ -170,16 +170,16 @@ def tensors_of(tree: Tree) -> Iterator[torch.Tensor]:
             yield from tensors_of(value)
 
 
-def alike(one: Tree, two: Tree) -> bool:
+def trees_close(one: Tree, two: Tree) -> bool:
     """Whether two trees have one form and the same leaves, but for the noise of their precision."""
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         if one.shape != two.shape or not one.is_floating_point():
             return torch.equal(one, two)
         return torch.allclose(one.float(), two.to(one).float(), rtol=1e-3, atol=1e-5)
     if isinstance(one, Mapping) and isinstance(two, Mapping):
-        return one.keys() == two.keys() and all(alike(one[k], two[k]) for k in one)
+        return one.keys() == two.keys() and all(trees_close(one[k], two[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(alike, one, two))
+        return len(one) == len(two) and all(map(trees_close, one, two))
     return type(one) is type(two) and bool(one == two)
 
 

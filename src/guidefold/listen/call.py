@@ -215,7 +215,7 @@ def run_inputs(
     share = 1.0 if guidance == findings.off else asked.guided_share
     return {
         **call_inputs(pipeline, prompts, asked.call, asked.negative_prompt),
-        **findings.scaled(guidance),
+        **findings.scale_arguments(guidance),
         "num_inference_steps": steps,
         **stop_guiding(pipeline, findings.guidance_argument, findings.off, share),
     }

@@ -26,7 +26,7 @@ from guidefold.pipeline import COMPONENT
 
 
 @dataclass(frozen=True)
-class Asked:
+class DryRun:
     """What was heard at each state.
 
     Attributes:
@@ -43,26 +43,26 @@ class Asked:
     scalings: list[Scaling | None]
     rows: list[int]
 
-    def learnt(self, index: int, model_output: torch.Tensor) -> torch.Tensor:
+    def training_target(self, index: int, model_output: torch.Tensor) -> torch.Tensor:
         """What the student has to say at a step for a model output."""
         scaling = self.scalings[index]
         model_output = fit_rows(model_output, self.rows[index])
-        return model_output if scaling is None else scaling.learnt(model_output)
+        return model_output if scaling is None else scaling.invert(model_output)
 
     def model_output(self, index: int, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """What becomes of a raw output at a step."""
-        learnt, scaling = self.output_map(raw, shape), self.scalings[index]
-        return learnt if scaling is None else scaling.model_output(learnt)
+        selected, scaling = self.output_map(raw, shape), self.scalings[index]
+        return selected if scaling is None else scaling.apply(selected)
 
 
-def ask(
+def follow_stubbed(
     pipeline: DiffusionPipeline,
     inputs: Mapping[str, Any],
     seeds: Sequence[int],
     listened: Mapping[str, nn.Module],
     driven: Sequence[Step],
     stub: RandomStub,
-) -> Asked:
+) -> DryRun:
     """Follow a driven run with the denoiser stubbed.
 
     Args:
@@ -104,7 +104,7 @@ def ask(
         if output_map != maps[0]:
             raise CaptureError(f"step {index}: output map '{output_map}' instead of '{maps[0]}'")
     rows = [len(step.model_output) for step in steps]
-    return Asked(arguments, timesteps, maps[0], scalings, rows)
+    return DryRun(arguments, timesteps, maps[0], scalings, rows)
 
 
 def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:
@@ -166,7 +166,7 @@ class RandomStub:
         if key not in self._templates:
             self._templates[key] = denoiser(*args, **kwargs)
             self.real_calls += 1
-        output = map_output(self._draw, self._templates[key])
+        output = map_output_tensors(self._draw, self._templates[key])
         self.answers.append(output_tensor(output))
         return output
 
@@ -176,7 +176,7 @@ class RandomStub:
         return noise.to(like) if like.is_floating_point() else like
 
 
-def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
+def map_output_tensors(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
     """Apply a function to every tensor of a denoiser's output, keeping its class."""
     if isinstance(output, Mapping):  # a diffusers BaseOutput is a mapping with attributes
         return type(output)(**{k: tree_map(function, v) for k, v in output.items()})

@@ -8,7 +8,7 @@ from typing import Any
 
 from guidefold.ground import CorruptFileError, MismatchError, UnfoldableError
 from guidefold.listen.arguments import Layout
-from guidefold.listen.guidance import switch
+from guidefold.listen.guidance import scale_arguments
 from guidefold.listen.output_map import OutputMap
 
 BASE = (
@@ -23,6 +23,9 @@ BASE = (
     "origin",
     "fingerprint",
 )
+
+# Fields that a file names otherwise: 0.1.0 wrote this one so.
+KEYS = {"mixed_lengths": "company"}
 
 LOADERS = {
     "diffusers": "diffusers (load_lora_weights), or fused",
@@ -52,7 +55,7 @@ class Findings:
         passes_off: Passes per step and picture with guidance off.
         output_map: What happens to the denoiser's raw output.
         layout: How the denoiser's arguments are batched; None where only one prompt at a time goes.
-        company: Whether prompts of different lengths can share a call and be told apart afterwards.
+        mixed_lengths: Whether prompts of different lengths can be batched in one call.
         loader: Who loads the adapter: ``diffusers``, or plain ``peft``.
         targets: How many layers of each preset a LoRA can be put on.
         left_out: How many linear layers and convolutions it cannot be put on.
@@ -73,7 +76,7 @@ class Findings:
     passes_off: float
     output_map: OutputMap
     layout: Layout
-    company: bool
+    mixed_lengths: bool
     loader: str
     targets: dict[str, int]
     left_out: int
@@ -93,14 +96,15 @@ class Findings:
             )
         return self.denoisers[0]
 
-    def scaled(self, guidance: float) -> dict[str, Any]:
+    def scale_arguments(self, guidance: float) -> dict[str, Any]:
         """Call arguments that set a guidance scale; with ``off``, the student's."""
         also = self.also_off if guidance == self.off else {}
-        return switch(self.guidance_argument, guidance, self.off) | also
+        return scale_arguments(self.guidance_argument, guidance, self.off) | also
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {**asdict(self), "denoisers": list(self.denoisers)}
+        values = {**asdict(self), "denoisers": list(self.denoisers)}
+        return {KEYS.get(name, name): value for name, value in values.items()}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Findings:
@@ -116,7 +120,8 @@ class Findings:
                 ),
                 "denoisers": tuple(values["denoisers"]),
             }
-            return Findings(**{**values, **parts})
+            names = {key: name for name, key in KEYS.items()}
+            return Findings(**{names.get(n, n): v for n, v in values.items()} | parts)
         except (TypeError, KeyError) as error:
             raise CorruptFileError(
                 f"stored findings of the probe are not those of this version ({error})",
@@ -167,4 +172,4 @@ def describe(found: Findings) -> list[str]:
 def _batches(found: Findings) -> str:
     if found.layout is None:
         return "no: recorded and trained one prompt at a time"
-    return "yes" if found.company else "in training; recorded one prompt at a time"
+    return "yes" if found.mixed_lengths else "in training; recorded one prompt at a time"

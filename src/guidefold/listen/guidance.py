@@ -21,7 +21,7 @@ NEAR = 0.05
 STRAIGHT = 1e-2
 
 
-def switch(argument: str, guidance: float, off: float) -> dict[str, Any]:
+def scale_arguments(argument: str, guidance: float, off: float) -> dict[str, Any]:
     """Call arguments that set a guidance scale.
 
     Args:
@@ -33,7 +33,7 @@ def switch(argument: str, guidance: float, off: float) -> dict[str, Any]:
     return {argument: guidance, **enabled}
 
 
-def switch_off(
+def find_off(
     pipeline: DiffusionPipeline,
     inputs: Mapping[str, Any],
     argument: str,
@@ -50,7 +50,7 @@ def switch_off(
     """
     runs = []
     for off in OFF_VALUES:
-        steps = _tried(pipeline, {**inputs, **switch(argument, off, off)}, seed, listened)
+        steps = _tried(pipeline, {**inputs, **scale_arguments(argument, off, off)}, seed, listened)
         if steps is not None:
             runs.append((passes_of(steps), -off, off, steps))
             if passes_of(steps) <= 1:
@@ -63,7 +63,7 @@ def switch_off(
         for value in reversed(OFF_VALUES):
             if passes <= 1:
                 break
-            asked = {**inputs, **switch(argument, off, off), **also, name: value}
+            asked = {**inputs, **scale_arguments(argument, off, off), **also, name: value}
             tried = _tried(pipeline, asked, seed, listened)
             if tried is not None and passes_of(tried) < passes:
                 also[name], passes, steps = value, passes_of(tried), tried
@@ -104,7 +104,7 @@ def find_origin(
     """
     g = float(on[argument])
     h = off + (g - off) / 2
-    half = follow(pipeline, {**on, **switch(argument, h, off)}, [seed], listened, driven)
+    half = follow(pipeline, {**on, **scale_arguments(argument, h, off)}, [seed], listened, driven)
     plain = follow(pipeline, unguided, [seed], listened, driven)
     changes = [
         tuple(

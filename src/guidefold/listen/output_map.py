@@ -89,7 +89,7 @@ class OutputMap:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The rest of a scaled map at one step: ``model output = a * learnt + b``.
+    """The affine rest of a scaled map at one step: ``model output = a * selected + b``.
 
     Attributes:
         a: One number.
@@ -99,13 +99,13 @@ class Scaling:
     a: float
     b: torch.Tensor
 
-    def learnt(self, model_output: torch.Tensor) -> torch.Tensor:
-        """What the student has to say for a model output."""
+    def invert(self, model_output: torch.Tensor) -> torch.Tensor:
+        """The selected output that gives a model output: the student's target."""
         return ((model_output.double() - self.b) / self.a).to(model_output)
 
-    def model_output(self, learnt: torch.Tensor) -> torch.Tensor:
-        """What becomes of what the student says."""
-        return (self.a * learnt.double() + self.b).to(learnt)
+    def apply(self, selected: torch.Tensor) -> torch.Tensor:
+        """The model output that a selected output gives."""
+        return (self.a * selected.double() + self.b).to(selected)
 
 
 def fit_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -19,22 +19,22 @@ from guidefold.listen.call import (
     parameters_of,
 )
 from guidefold.listen.capture import denoisers_of, drive, passes_of
-from guidefold.listen.dry_run import Asked, RandomStub, arguments_of, ask, check_pairs
+from guidefold.listen.dry_run import DryRun, RandomStub, arguments_of, check_pairs, follow_stubbed
 from guidefold.listen.findings import Findings
-from guidefold.listen.guidance import find_origin, stop_guiding, switch, switch_off
+from guidefold.listen.guidance import find_off, find_origin, scale_arguments, stop_guiding
 from guidefold.listen.listener import Step
 from guidefold.listen.probe_checks import (
     OTHER,
     PROMPT,
     SEED,
     STEPS,
-    check_tells_apart,
+    check_guidance_ends,
+    check_output,
+    check_prompts_differ,
     check_tokenizers,
-    prove_ending,
-    prove_output,
 )
 from guidefold.lora import candidates, count_targets, watched
-from guidefold.pipeline import Prompt, as_one, denoisers, fingerprint, modules, unwrap
+from guidefold.pipeline import Prompt, as_one_module, denoisers, fingerprint, modules, unwrap
 
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
 MORE_STEPS = 10  # where a second denoiser may take over later
@@ -90,25 +90,25 @@ class _Probe:
         if not names:
             raise UnfoldableError(f"{type(pipeline).__name__}: no denoiser is called at its steps")
         self.listened = denoisers(pipeline, names)
-        off, also_off, unguided = switch_off(pipeline, inputs, argument, self.listened, SEED)
-        on = {**inputs, **switch(argument, self.guidance, off)}
-        student = {**inputs, **switch(argument, off, off), **also_off}
+        off, also_off, unguided = find_off(pipeline, inputs, argument, self.listened, SEED)
+        on = {**inputs, **scale_arguments(argument, self.guidance, off)}
+        student = {**inputs, **scale_arguments(argument, off, off), **also_off}
         passes_on = _passes(guided, names)
         _check_fewer(pipeline, argument, self.guidance, off, passes_on, unguided)
         check_pairs(pipeline, unguided)
         if guided_share < 1:
             ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
-            prove_ending(pipeline, on | ending, argument, off, self.listened)
+            check_guidance_ends(pipeline, on | ending, argument, off, self.listened)
         origin, linear = find_origin(
             pipeline, on, student, argument, off, guided, self.listened, SEED
         )
         self.stub = RandomStub(SEED)
-        asked, whole = self._ask(student, unguided), as_one(self.listened)
+        asked, whole = self._ask(student, unguided), as_one_module(self.listened)
         with watched(candidates(whole, "all")) as reasons:
-            prove_output(whole, asked, unguided)
+            check_output(whole, asked, unguided)
         first = asked.arguments[0]
         if other is not None:
-            check_tells_apart(pipeline, names[0], first, self._arguments(student, [other]))
+            check_prompts_differ(pipeline, names[0], first, self._arguments(student, [other]))
         return Findings(
             pipeline=type(pipeline).__name__,
             scheduler=type(pipeline.scheduler).__name__,
@@ -125,7 +125,7 @@ class _Probe:
             passes_off=passes_of(unguided),
             output_map=asked.output_map,
             layout=self._layout(first, student, one),
-            company=self._company(first, student, one, longer),
+            mixed_lengths=self._company(first, student, one, longer),
             loader=lora_loader(pipeline, names),
             targets=count_targets(whole, reasons),
             left_out=sum(map(bool, reasons.values())),
@@ -153,7 +153,7 @@ class _Probe:
                 raise UnfoldableError(
                     f"{type(self.pipeline).__name__}: its call takes no num_inference_steps"
                 )
-            on = {**inputs, **switch(argument, self.guidance, self.guidance - 1)}
+            on = {**inputs, **scale_arguments(argument, self.guidance, self.guidance - 1)}
             steps = _try(self.pipeline, on, every)
             called = set(denoisers_of(steps))
             kinds = {type(every[name]) for name in called}
@@ -161,8 +161,8 @@ class _Probe:
                 break
         return inputs, steps
 
-    def _ask(self, student: Mapping[str, Any], driven: Sequence[Step]) -> Asked:
-        return ask(self.pipeline, student, [SEED], self.listened, driven, self.stub)
+    def _ask(self, student: Mapping[str, Any], driven: Sequence[Step]) -> DryRun:
+        return follow_stubbed(self.pipeline, student, [SEED], self.listened, driven, self.stub)
 
     def _arguments(self, student: Mapping[str, Any], prompts: Sequence[Prompt]) -> Tree:
         """What the denoiser is asked first for some prompts, at no cost of its own."""

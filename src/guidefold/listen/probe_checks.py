@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from guidefold.ground import CaptureError, PipelineError, UnfoldableError
-from guidefold.listen.arguments import Tree, alike
+from guidefold.listen.arguments import Tree, trees_close
 from guidefold.listen.capture import drive, follow
-from guidefold.listen.dry_run import Asked
+from guidefold.listen.dry_run import DryRun
 from guidefold.listen.guidance import CALLBACK
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import output_tensor
@@ -44,7 +44,9 @@ def check_tokenizers(pipeline: DiffusionPipeline) -> None:
             )
 
 
-def check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, other: Tree) -> None:
+def check_prompts_differ(
+    pipeline: DiffusionPipeline, denoiser: str, one: Tree, other: Tree
+) -> None:
     """From the same noise, another prompt must ask the denoiser something else.
 
     Args:
@@ -56,7 +58,7 @@ def check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, oth
     Raises:
         UnfoldableError: Both are the same.
     """
-    if alike(one, other):
+    if trees_close(one, other):
         raise UnfoldableError(
             f"{type(pipeline).__name__} does not tell prompts apart: '{PROMPT}' and '{OTHER}' "
             f"reach its {denoiser} as the same arguments",
@@ -65,7 +67,7 @@ def check_tells_apart(pipeline: DiffusionPipeline, denoiser: str, one: Tree, oth
         )
 
 
-def prove_output(denoiser: nn.Module, asked: Asked, unguided: list[Step]) -> None:
+def check_output(denoiser: nn.Module, asked: DryRun, unguided: list[Step]) -> None:
     """Recorded arguments and output map must give the pipeline's own unguided model output.
 
     Args:
@@ -90,7 +92,7 @@ def prove_output(denoiser: nn.Module, asked: Asked, unguided: list[Step]) -> Non
             )
 
 
-def prove_ending(
+def check_guidance_ends(
     pipeline: DiffusionPipeline,
     selective: dict[str, Any],
     argument: str,

@@ -16,7 +16,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.listen.findings import Findings
-from guidefold.pipeline import identity
+from guidefold.pipeline import pipeline_identity
 from guidefold.run import RunFolder, read_json, write_json
 
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers", "accelerate")
@@ -47,7 +47,7 @@ def write_findings(
     write_json(run.probe_conditions, _conditions(findings, pipeline, call))
 
 
-def trusted(
+def still_valid(
     run: RunFolder, findings: Findings, pipeline: DiffusionPipeline, call: Mapping[str, Any]
 ) -> bool:
     """Whether kept findings still hold.
@@ -76,6 +76,6 @@ def _conditions(
     return {
         "findings": hashlib.sha256(text.encode()).hexdigest(),
         "libraries": {name: version(name) for name in LIBRARIES},
-        "pipeline": {"class": type(pipeline).__name__, **identity(pipeline)},
+        "pipeline": {"class": type(pipeline).__name__, **pipeline_identity(pipeline)},
         "call": dict(call),
     }

@@ -5,7 +5,7 @@ denoisers as one module; signs of a base that was distilled before.
 """
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
-from guidefold.pipeline.denoisers import COMPONENT, as_one, denoisers, unwrap
+from guidefold.pipeline.denoisers import COMPONENT, as_one_module, denoisers, unwrap
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.media import Media, open_media
 from guidefold.pipeline.open import (
@@ -13,11 +13,11 @@ from guidefold.pipeline.open import (
     bundled_teacher,
     check_folder,
     fingerprint,
-    identity,
     modules,
     offload,
     open_pipeline,
     pipeline_class,
+    pipeline_identity,
     resolve_device,
 )
 from guidefold.pipeline.prompts import (
@@ -33,13 +33,12 @@ __all__ = [
     "DTYPES",
     "Media",
     "Prompt",
-    "as_one",
+    "as_one_module",
     "bundled_teacher",
     "check_folder",
     "count_duplicates",
     "denoisers",
     "fingerprint",
-    "identity",
     "load_prompts",
     "loading_errors",
     "modules",
@@ -47,6 +46,7 @@ __all__ = [
     "open_media",
     "open_pipeline",
     "pipeline_class",
+    "pipeline_identity",
     "read_prompts",
     "refuse_folded",
     "resolve_device",

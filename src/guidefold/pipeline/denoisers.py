@@ -46,7 +46,7 @@ def denoisers(pipeline: DiffusionPipeline, names: tuple[str, ...]) -> dict[str, 
     return {name: getattr(pipeline, name) for name in names}
 
 
-def as_one(parts: Mapping[str, nn.Module]) -> nn.Module:
+def as_one_module(parts: Mapping[str, nn.Module]) -> nn.Module:
     """The denoiser, or several behind one door."""
     return next(iter(parts.values())) if len(parts) == 1 else Denoisers(parts)
 

@@ -193,7 +193,7 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def identity(pipeline: DiffusionPipeline) -> dict[str, str]:
+def pipeline_identity(pipeline: DiffusionPipeline) -> dict[str, str]:
     """All of a pipeline that its pictures depend on: weights and precision by component, scheduler.
 
     Returns:

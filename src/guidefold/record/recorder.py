@@ -21,14 +21,14 @@ from guidefold.ground import (
     task,
 )
 from guidefold.listen import (
-    Asked,
+    DryRun,
     Findings,
     RandomStub,
     Step,
     Tree,
-    ask,
     drive,
     follow,
+    follow_stubbed,
     split,
     tree_map,
 )
@@ -164,7 +164,7 @@ class Recorder:
     def _together(self, batch: Sequence[Plan]) -> bool:
         """Whether these prompts may share the pipeline's calls."""
         plain = not any(plan.prompt.columns for plan in batch)
-        return plain and self.findings.layout is not None and self.findings.company
+        return plain and self.findings.layout is not None and self.findings.mixed_lengths
 
     def _teacher(
         self, on: Mapping[str, Any], _off: Mapping[str, Any], seeds: Sequence[int]
@@ -196,11 +196,11 @@ class Recorder:
         with self.adapter.teacher_mode():
             return driven, follow(self.pipeline, on, seeds, self.listened, driven)
 
-    def _ask(self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]) -> Asked:
+    def _ask(self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]) -> DryRun:
         """Which arguments the student would use there; the output map must be as probed."""
         teacher = nullcontext() if self.adapter is None else self.adapter.teacher_mode()
         with teacher:  # for the stub's templates
-            asked = ask(self.pipeline, off, seeds, self.listened, driven, self.stub)
+            asked = follow_stubbed(self.pipeline, off, seeds, self.listened, driven, self.stub)
         if asked.output_map != self.findings.output_map:
             raise CaptureError(
                 f"output map '{asked.output_map}' instead of '{self.findings.output_map}'"
@@ -208,12 +208,12 @@ class Recorder:
         return asked
 
     def _keep(
-        self, plan: Plan, row: int, count: int, asked: Asked, targets: Sequence[Step]
+        self, plan: Plan, row: int, count: int, asked: DryRun, targets: Sequence[Step]
     ) -> list[KeptState]:
         """The states of one sample that are kept, spread over the trajectory."""
         kept = []
         for index in kept_indices(plan, self.states, len(targets)):
-            target = asked.learnt(index, targets[index].model_output)
+            target = asked.training_target(index, targets[index].model_output)
             kept.append(
                 KeptState(
                     arguments=self._one(asked.arguments[index], row, count),

@@ -44,7 +44,9 @@ class Launch:
             The states of the first round; the pipeline is left ready to train on them.
         """
         settings, session = self.session.settings, self.session
-        session.require(whole=something_missing(settings, session.prompts, session.held_out))
+        session.require(
+            all_components=something_missing(settings, session.prompts, session.held_out)
+        )
         for number, source in enumerate(settings.record.rounds):
             if source != "student":
                 self.record(number)
@@ -52,7 +54,7 @@ class Launch:
         if not refs:
             raise RunError(f"{session.run}: no training states are recorded")
         if self.main and (settings.distill.preview_prompts or "student" in settings.record.rounds):
-            session.park()
+            session.move_others_to_cpu()
         else:
             session.keep_denoiser_only()
         session.denoiser.to(self.accelerator.device)
@@ -61,7 +63,7 @@ class Launch:
     def record(self, number: int, adapter: Adapter | None = None) -> None:
         """Record a round in the main process; the others wait."""
         if self.main:
-            with self.session.whole():
+            with self.session.all_on_device():
                 fill_round(self.session, number, adapter, self.stop)
         self.accelerator.wait_for_everyone()
 
@@ -93,7 +95,7 @@ def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
             accelerator.device,
             main=accelerator.is_main_process,
             keep_settings=True,
-            whole=something_missing,
+            needs_all=something_missing,
         ) as session,
     ):
         yield session, accelerator

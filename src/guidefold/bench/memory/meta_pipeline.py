@@ -33,8 +33,8 @@ from guidefold.listen import (
     denoisers_of,
     drive,
     guidance_argument,
-    map_output,
-    switch,
+    map_output_tensors,
+    scale_arguments,
     tree_map,
 )
 from guidefold.pipeline import bundled_teacher, check_folder, loading_errors, modules
@@ -112,7 +112,7 @@ def first_call(pipeline: DiffusionPipeline, asked: PipelineSettings, batch: int)
             with torch.no_grad(), mode, Watch():
                 fake = tree_map(mode.from_tensor, (args, kwargs))
                 out = forward(*fake[0], **fake[1])
-            return map_output(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
+            return map_output_tensors(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
 
         return noise(name, hollow, args, kwargs)
 
@@ -148,7 +148,7 @@ def _quietest_call(
     inputs = call_inputs(pipeline, [PROMPT] * count, asked.call, asked.negative_prompt)
     calls = []
     for off in OFF_VALUES:
-        given = {**inputs, **switch(argument, off, off), "num_inference_steps": STEPS}
+        given = {**inputs, **scale_arguments(argument, off, off), "num_inference_steps": STEPS}
         seeds = range(SEED, SEED + count)
         steps = drive(pipeline, given, seeds, listened, stub=answer, keep_arguments=True)
         found = denoisers_of(steps)

@@ -121,7 +121,7 @@ class WholePipeline(Subject):
         ending = way.guided and stop_guiding(self.pipeline, argument, off, way.guided)
         return {
             **call_inputs(self.pipeline, [PROMPT] * batch, self.call),
-            **self.findings.scaled(GUIDANCE if way.guided else off),
+            **self.findings.scale_arguments(GUIDANCE if way.guided else off),
             "num_inference_steps": self.options.steps,
             **(ending or {}),
         }
@@ -163,7 +163,7 @@ class WholePipeline(Subject):
         """What the denoiser is asked in an unguided step."""
         unguided = {
             **call_inputs(self.pipeline, [PROMPT], self.call),
-            **self.findings.scaled(self.findings.off),
+            **self.findings.scale_arguments(self.findings.off),
             "num_inference_steps": 2,  # some solvers take no fewer
         }
         listened = {self.findings.denoiser: self.teacher}

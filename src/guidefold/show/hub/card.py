@@ -100,7 +100,7 @@ def card(session: Session, held: Held) -> str:
         "files": [inside(verdict).as_posix() for verdict in held.verdicts],
         "workflow": "" if held.no_workflow else WORKFLOW,
         "no_workflow": held.no_workflow,
-        "off": ", ".join(f"`{n}={v}`" for n, v in findings.scaled(findings.off).items()),
+        "off": ", ".join(f"`{n}={v}`" for n, v in findings.scale_arguments(findings.off).items()),
         "versions": {name: version(name) for name in LIBRARIES},
         "settings": dump_toml(without_paths(settings)).strip(),
         "licence": held.licence.get("license_name") or held.licence.get("license", ""),
@@ -200,7 +200,7 @@ def code(session: Session, *, images: bool) -> str:
         images: Whether the pipeline returns pictures.
     """
     settings, findings, prompt = session.settings, session.findings, session.held_out[0]
-    scaled = findings.scaled(findings.off)
+    scaled = findings.scale_arguments(findings.off)
     call = {
         **settings.pipeline.call,
         **{name: value for name, value in scaled.items() if "." not in name},
