@@ -29,7 +29,7 @@ from guidefold.deliver import (
     write_adapter,
 )
 from guidefold.ground import GuidefoldError, stop_on_signals
-from guidefold.judge import Judge, evaluate, measure_adapter
+from guidefold.judge import Judge, evaluate, evaluate_adapter
 from guidefold.listen import drive, follow, probe
 from guidefold.pipeline import load_prompts, open_pipeline
 from guidefold.record import gather, record, record_rounds
@@ -98,7 +98,7 @@ class Run:
 
     def evaluate(self, judge: Judge | None = None) -> dict[str, Any]:
         """:func:`evaluate`."""
-        return measure_adapter(self.session, judge).to_json()
+        return evaluate_adapter(self.session, judge).to_json()
 
 
 @contextmanager

@@ -60,12 +60,12 @@ class Columns:
             pictures = EvaluationPictures(session)
             self.unguided = self._kept("unguided", pictures, progress)
             self.guided = self._kept("teacher", pictures, progress)
-            self.teacher = dial_pictures.draw_teacher(pictures, PROMPTS, progress)
+            self.teacher = dial_pictures.draw_dial(pictures, "teacher", PROMPTS, progress)
             self.by_hand = {scale: by_hand(session, scale, progress) for scale in SCALES}
             open_adapter(session, session.compared.strength)
             self.main = self._kept("student", pictures, progress)
             count = session.denoiser.register_forward_pre_hook(self._count)
-            self.student = dial_pictures.draw_student(pictures, PROMPTS, progress)
+            self.student = dial_pictures.draw_dial(pictures, "student", PROMPTS, progress)
             count.remove()
             self.after = by_hand(session, 1.0, progress)
 
@@ -131,8 +131,8 @@ def test_the_adapter_is_left_at_the_strength_it_had(columns: Columns) -> None:
 def test_without_prompts_nothing_is_drawn(session: Session) -> None:
     with task("Drawing", 1) as progress:
         pictures = EvaluationPictures(session)
-        assert dial_pictures.draw_teacher(pictures, [], progress) == []
-        assert dial_pictures.draw_student(pictures, [], progress) == []
+        assert dial_pictures.draw_dial(pictures, "teacher", [], progress) == []
+        assert dial_pictures.draw_dial(pictures, "student", [], progress) == []
 
 
 def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_path: Path) -> None:

@@ -26,7 +26,13 @@ from guidefold.ground.errors import RunError
 from guidefold.ground.progress import Stopped, task
 from guidefold.ground.randomness import generator
 from guidefold.judge.alignment import Judge
-from guidefold.judge.evaluate import _served, evaluate, measure, relative_distance, saturation
+from guidefold.judge.evaluate import (
+    _at_measured_strength,
+    evaluate,
+    evaluate_weights,
+    relative_distance,
+    saturation,
+)
 from guidefold.judge.features import VisionModel, frechet_distance
 from guidefold.judge.residual import _errors
 from guidefold.judge.trained_weights import Lora
@@ -294,10 +300,10 @@ def test_a_stopped_measurement_says_how_many_pictures_stand_and_where(
         raise KeyboardInterrupt
 
     (tmp_path / "evaluation").mkdir()
-    monkeypatch.setattr(import_module("guidefold.judge.evaluate"), "_look", look)
+    monkeypatch.setattr(import_module("guidefold.judge.evaluate"), "_draw_and_judge", look)
     session: Any = SimpleNamespace(run=run)
     with pytest.raises(Stopped, match=f"1 picture drawn so far in {tmp_path}/evaluation") as stop:
-        measure(session, None, Lora())
+        evaluate_weights(session, None, Lora())
     assert stop.value.exit_code == 130
 
 
@@ -317,7 +323,7 @@ def test_without_a_measured_dial_a_scale_is_met_as_it_was_trained(measured: Any)
     settings, _ = measured
     asked = settings.evaluate.model_copy(update={"strength": None})
     bare = settings.model_copy(update={"run": "nowhere", "evaluate": asked})
-    assert _served(bare) == bare
+    assert _at_measured_strength(bare) == bare
 
 
 def test_a_strength_that_is_asked_for_is_measured(measured: Any) -> None:

@@ -1,10 +1,10 @@
-"""Pictures of a run's pipeline as it stands.
+"""Draw pictures with a run's pipeline.
 
-One request, one call that counts passes, one cache that keeps what was drawn, grids, previews
-while training, and the dial in pictures.
+Picture requests, one call that draws them and counts passes, a cache of finished pictures,
+grids, previews during training, and pictures at each strength of the dial.
 """
 
-from guidefold.draw.dial_pictures import draw_student, draw_teacher
+from guidefold.draw.dial_pictures import draw_dial
 from guidefold.draw.draw import PictureRequest, draw, picture_requests, picture_seeds
 from guidefold.draw.picture_cache import EvaluationPictures, PictureCache
 from guidefold.draw.pictures import Drawn, Picture, animation, grid, heading, png, read_picture
@@ -19,8 +19,7 @@ __all__ = [
     "Previews",
     "animation",
     "draw",
-    "draw_student",
-    "draw_teacher",
+    "draw_dial",
     "grid",
     "heading",
     "picture_requests",

@@ -1,8 +1,9 @@
-"""The dial in pictures: the student at rising strengths, and the teacher at what they stand for."""
+"""Pictures at each strength of the dial, by the student and by the teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from guidefold.draw.draw import picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures
@@ -11,48 +12,37 @@ from guidefold.lora import STRENGTHS, set_strength
 from guidefold.pipeline import Prompt
 
 
-def draw_teacher(
-    pictures: EvaluationPictures, prompts: Sequence[Prompt], progress: Task
+def draw_dial(
+    pictures: EvaluationPictures,
+    kind: Literal["teacher", "student"],
+    prompts: Sequence[Prompt],
+    progress: Task,
 ) -> list[list[str]]:
-    """The teacher at the guidance scale of each strength; no adapter may be loaded.
+    """Draw the student at each strength, or the teacher at the guidance scale of each strength.
 
     Args:
-        pictures: Where they are kept.
+        pictures: The cache that draws and keeps the pictures.
+        kind: ``"teacher"``: no adapter may be loaded. ``"student"``: its adapter is loaded, and is
+            left at the session's strength.
         prompts: One per row.
-        progress: Told of every step.
+        progress: Advances with every denoising step.
 
     Returns:
-        For each strength, the pictures' files; nothing without prompts.
+        For each strength, the names of the picture files; empty without prompts.
     """
     if not prompts:
         return []
-    session = pictures.session
-    columns = [picture_requests(session, "unguided", prompts)]
-    for strength in STRENGTHS[1:]:
-        scale = session.dial.nominal_guidance(strength)
-        columns.append(picture_requests(session, "teacher", prompts, guidance=scale))
-    return [pictures.draw(column, progress).files for column in columns]
-
-
-def draw_student(
-    pictures: EvaluationPictures, prompts: Sequence[Prompt], progress: Task
-) -> list[list[str]]:
-    """The student at each strength; its adapter is loaded, and left at the session's strength.
-
-    Args:
-        pictures: Where they are kept.
-        prompts: One per row.
-        progress: Told of every step.
-
-    Returns:
-        For each strength, the pictures' files; nothing without prompts.
-    """
-    if not prompts:
-        return []
-    session, columns = pictures.session, []
+    session, files = pictures.session, []
     for strength in STRENGTHS:
-        set_strength(session.denoiser, strength)
-        column = picture_requests(session, "student", prompts, strength=strength)
-        columns.append(pictures.draw(column, progress).files)
-    set_strength(session.denoiser, session.compared.strength)
-    return columns
+        if kind == "student":
+            set_strength(session.denoiser, strength)
+            requests = picture_requests(session, kind, prompts, strength=strength)
+        elif strength == 0:
+            requests = picture_requests(session, "unguided", prompts)
+        else:
+            scale = session.dial.nominal_guidance(strength)
+            requests = picture_requests(session, kind, prompts, guidance=scale)
+        files.append(pictures.draw(requests, progress).files)
+    if kind == "student":
+        set_strength(session.denoiser, session.compared.strength)
+    return files

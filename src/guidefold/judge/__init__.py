@@ -1,16 +1,16 @@
 """Judge the student beside the teacher.
 
-Alignment, features of sets of pictures, residual guidance, and ``evaluate``, which measures all
-of them on held-out prompts.
+Alignment, distances between sets of pictures, residual guidance, and ``evaluate``, which
+measures all of them on held-out prompts.
 """
 
 from guidefold.judge.alignment import Judge, by_category, share
 from guidefold.judge.evaluate import (
     LIBRARIES,
     evaluate,
-    features_of,
-    measure,
-    measure_adapter,
+    evaluate_adapter,
+    evaluate_weights,
+    feature_extractor,
     relative_distance,
 )
 from guidefold.judge.features import Features, Matrix, compare
@@ -23,9 +23,9 @@ __all__ = [
     "by_category",
     "compare",
     "evaluate",
-    "features_of",
-    "measure",
-    "measure_adapter",
+    "evaluate_adapter",
+    "evaluate_weights",
+    "feature_extractor",
     "relative_distance",
     "share",
 ]

@@ -1,4 +1,4 @@
-"""Are pictures true to their prompts? Shares over paired pictures, with how sure they are."""
+"""Alignment: the share of pictures that show their prompts, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Judge:
-    """Somebody who can tell.
+    """Functions that score pictures against their prompts.
 
     Attributes:
-        aligned: Tells of each picture whether it shows what its prompt says.
-        category: What kind of prompt one is.
-        features: What it sees in pictures, to compare sets of them; None if it cannot say.
+        aligned: Whether each picture shows its prompt.
+        category: The category of a prompt.
+        features: Features of pictures, for comparing sets of them; None where it has none.
     """
 
     aligned: Callable[[Sequence[Image], Sequence[str]], Sequence[bool]]
@@ -30,7 +30,7 @@ class Judge:
 
 
 def share(verdicts: Sequence[bool]) -> float:
-    """How many of the verdicts are true, 0..1.
+    """The share of true verdicts, 0..1.
 
     Args:
         verdicts: At least one.
@@ -53,22 +53,22 @@ def by_category(
     """
     table: dict[str, dict[str, object]] = {}
     for name in dict.fromkeys(categories):
-        inside = [place for place, other in enumerate(categories) if other == name]
-        table[name] = {"prompts": len(inside)}
-        for kind, given in verdicts.items():
-            table[name][kind] = share([given[place] for place in inside])
+        members = [k for k, category in enumerate(categories) if category == name]
+        table[name] = {"prompts": len(members)}
+        for kind, by_prompt in verdicts.items():
+            table[name][kind] = share([by_prompt[k] for k in members])
     return table
 
 
 def ratio_interval(student: Sequence[bool], teacher: Sequence[bool]) -> tuple[float, float] | None:
-    """Between which bounds the student's alignment over the teacher's lies, in 95 of 100 cases.
+    """The 95 % confidence interval of the student's alignment over the teacher's.
 
     Args:
         student: A verdict per prompt.
-        teacher: The teacher's of the same prompts and seeds, in the same order.
+        teacher: The teacher's verdicts for the same prompts and seeds, in the same order.
 
     Returns:
-        Bounds of the ratio; None where the teacher is so seldom right that a resample has no ratio.
+        Bounds of the ratio; None where a resample has no aligned picture of the teacher's.
 
     Source:
         The percentile bootstrap over pairs (Efron & Tibshirani 1993, chapter 13).

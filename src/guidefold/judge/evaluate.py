@@ -17,8 +17,7 @@ from guidefold.draw import (
     EvaluationPictures,
     Picture,
     draw,
-    draw_student,
-    draw_teacher,
+    draw_dial,
     grid,
     heading,
     picture_requests,
@@ -28,7 +27,7 @@ from guidefold.draw import (
 from guidefold.ground import Stopped, plural, task
 from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
 from guidefold.judge.features import Features, VisionModel, compare
-from guidefold.judge.residual import RUNS_PER_PROMPT, measure_residual
+from guidefold.judge.residual import RUNS_PER_PROMPT, measure_residual_guidance
 from guidefold.judge.trained_weights import Lora, StudentWeights
 from guidefold.lora import STRENGTHS
 from guidefold.pipeline import Prompt
@@ -55,20 +54,21 @@ LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers")
 
 @dataclass(frozen=True)
 class Measured:
-    """What was drawn and what was seen in it.
+    """The pictures of an evaluation, and what was measured on them.
 
     Attributes:
         prompts: Held-out prompts.
         seeds: One per prompt.
         drawn: Each kind's pictures, one per prompt.
-        dial: For teacher and student, the pictures' files of each strength; empty without a dial.
+        dial: For teacher and student, the picture files at each strength; empty where
+            ``evaluate.dial_prompts`` is 0.
         residual: Residual guidance at the teacher's states and at the student's.
-        fused_seconds: Time inside the denoiser of a picture, the adapter fused.
+        fused_seconds: Denoiser time of one picture, with the adapter fused.
         verdicts: For each kind, whether a picture shows its prompt; empty without a judge.
         categories: One per prompt; None without a judge.
-        distribution: How the unguided teacher's and the student's pictures, as sets, differ from
-            the teacher's; empty without features to tell by.
-        clip_scores: Of each kind's pictures; empty without a CLIP model.
+        distribution: Fréchet distance and recall of the unguided teacher's and the student's
+            pictures against the teacher's; empty without a feature extractor.
+        clip_scores: The CLIP score of each kind's pictures; empty without a CLIP model.
     """
 
     prompts: list[Prompt]
@@ -86,56 +86,60 @@ class Measured:
 def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
     """Measure a run's adapter; write ``results.json`` and ``grid.png`` into its folder.
 
-    Pictures that were drawn before, by the same pipeline and the same adapter, are not drawn again.
+    Pictures that the same pipeline and the same adapter drew before are not drawn again.
 
     Args:
-        settings: The run's.
-        judge: Tells of each picture whether it shows what its prompt says; None measures no
-            alignment.
+        settings: The run's settings.
+        judge: Decides for each picture whether it shows its prompt; None measures no alignment.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
         RunError: There is no adapter yet.
         MismatchError: The adapter belongs to another base.
         InputError: The adapter's dial does not reach ``evaluate.guidance``.
-        Stopped: On Ctrl-C; pictures that were drawn stand.
+        Stopped: On Ctrl-C; finished pictures are kept.
     """
     require_run(settings.run)
     with open_session(settings) as session:
-        return measure_adapter(session, judge).to_json()
+        return evaluate_adapter(session, judge).to_json()
 
 
-def measure_adapter(session: Session, judge: Judge | None = None) -> Results:
-    """:func:`evaluate` within an open session; its pipeline is left with the adapter fused."""
-    session.require()
-    session.settings = _served(session.settings)
-    session.pristine = False  # the adapter's update goes into the weights, and stays there
-    return measure(session, judge, Lora())
-
-
-def _served(settings: Settings) -> Settings:
-    """A scale that was asked for is met by the strength that was measured to serve it best."""
-    asked, dial = settings.evaluate, read_dial(RunFolder(settings.run).adapter)
-    if not dial.marks:
-        return settings
-    compared = dial.compare_at(asked.guidance, asked.strength)
-    found = asked.model_copy(update={"strength": compared.strength})
-    return settings.model_copy(update={"evaluate": found})
-
-
-def measure(session: Session, judge: Judge | None, weights: StudentWeights) -> Results:
-    """:func:`evaluate` within an open session; its pipeline is left with the weights fused.
+def evaluate_adapter(session: Session, judge: Judge | None = None) -> Results:
+    """:func:`evaluate` within an open session; afterwards the adapter is fused into its pipeline.
 
     Args:
-        session: The run's.
-        judge: As :func:`evaluate`.
-        weights: What was trained.
+        session: The run's session.
+        judge: As in :func:`evaluate`.
+    """
+    session.require()
+    session.settings = _at_measured_strength(session.settings)
+    session.pristine = False  # fusing adds the adapter's update to the weights for good
+    return evaluate_weights(session, judge, Lora())
+
+
+def _at_measured_strength(settings: Settings) -> Settings:
+    """Set ``evaluate.strength`` to the measured one for ``evaluate.guidance``."""
+    options, dial = settings.evaluate, read_dial(RunFolder(settings.run).adapter)
+    if not dial.marks:
+        return settings
+    compared = dial.compare_at(options.guidance, options.strength)
+    options = options.model_copy(update={"strength": compared.strength})
+    return settings.model_copy(update={"evaluate": options})
+
+
+def evaluate_weights(session: Session, judge: Judge | None, weights: StudentWeights) -> Results:
+    """:func:`evaluate` for any trained weights; afterwards they are fused into the pipeline.
+
+    Args:
+        session: The run's session.
+        judge: As in :func:`evaluate`.
+        weights: The trained weights: a LoRA, or a method that it is compared with.
     """
     run = session.run
     try:
-        measured = _look(session, judge, weights)
+        measured = _draw_and_judge(session, judge, weights)
     except KeyboardInterrupt:
         count = plural(len(read_lines(run.pictures)), "picture")
         raise Stopped(
@@ -144,12 +148,12 @@ def measure(session: Session, judge: Judge | None, weights: StudentWeights) -> R
     results = _results(session, measured)
     write_json(run.index, _index(session, measured).to_json())
     write_json(run.results, results.to_json())
-    write_bytes(run.grid, png(_sheet(session, measured)))
+    write_bytes(run.grid, png(_grid(session, measured)))
     return results
 
 
 def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
-    """``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels: 0 is the CFG picture."""
+    """``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels; 0 for the teacher's own."""
     student, unguided = (
         sum(map(_distance, drawn[kind].pictures, drawn["teacher"].pictures))
         for kind in ("student", "unguided")
@@ -158,62 +162,54 @@ def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
 
 
 def saturation(pictures: Sequence[Picture]) -> float:
-    """How colourful pictures are: HSV's saturation, 0..1, mean over pixels and pictures.
+    """Mean HSV saturation over pixels and pictures, 0..1.
 
-    Guidance that is too strong is seen in it first.
+    It is the first measure to show that guidance is too strong.
     """
     channels = (np.asarray(picture.convert("HSV"))[..., 1] for picture in pictures)
     return float(np.mean([channel.mean() / 255 for channel in channels]))
 
 
-def _look(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
+def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
     """Draw every picture, judge it, and measure residual guidance."""
-    asked = session.settings.evaluate
-    features, clip = features_of(session, judge), _open_model(session, asked.clip)
-    prompts = session.held_out[: asked.prompts]
+    options = session.settings.evaluate
+    features, clip = feature_extractor(session, judge), _open_model(session, options.clip)
+    prompts = session.held_out[: options.prompts]
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
-    turned, stated = prompts[: asked.dial_prompts], prompts[: asked.state_prompts]
-    few = prompts[: max(asked.batch_size, asked.state_prompts)]
-    strengths, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
-    count = len(KINDS) * len(prompts) + 2 * len(turned) * len(STRENGTHS) + len(few)
-    runs = RUNS_PER_PROMPT * len(stated)
-    with task("Measuring, denoising steps", (count + runs) * asked.steps) as progress:
+    dial_prompts, state_prompts = prompts[: options.dial_prompts], prompts[: options.state_prompts]
+    timed_prompts = prompts[: max(options.batch_size, options.state_prompts)]
+    dial, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
+    count = len(KINDS) * len(prompts) + 2 * len(dial_prompts) * len(STRENGTHS) + len(timed_prompts)
+    runs = RUNS_PER_PROMPT * len(state_prompts)
+    with task("Measuring, denoising steps", (count + runs) * options.steps) as progress:
         pictures = EvaluationPictures(session)
+        # The student comes last: once its weights are loaded, the teacher's pictures cannot be had.
         for kind in ("teacher", "unguided"):
             drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
-        strengths["teacher"] = draw_teacher(pictures, turned, progress)
+        dial["teacher"] = draw_dial(pictures, "teacher", dial_prompts, progress)
         weights.load(session, session.compared.strength)
         drawn["student"] = pictures.draw(picture_requests(session, "student", prompts), progress)
-        strengths["student"] = draw_student(pictures, turned, progress)
-        residual = measure_residual(session, weights, stated, seeds, progress)
+        dial["student"] = draw_dial(pictures, "student", dial_prompts, progress)
+        residual = measure_residual_guidance(session, weights, state_prompts, seeds, progress)
         weights.fuse(session.denoiser)
-        fused = draw(session, picture_requests(session, "student", few), progress.advance)
+        fused = draw(session, picture_requests(session, "student", timed_prompts), progress.advance)
     return Measured(
         prompts=prompts,
         seeds=seeds,
         drawn=drawn,
-        dial=strengths,
+        dial=dial,
         residual=residual,
         fused_seconds=fused.denoiser_seconds_per_image,
-        verdicts=_verdicts(texts, drawn, judge),
+        verdicts={k: list(judge.aligned(drawn[k].pictures, texts)) for k in KINDS} if judge else {},
         categories=[judge.category(text) if judge else None for text in texts],
-        distribution=_compare(drawn, features),
+        distribution=_compare_sets(drawn, features) if features else {},
         clip_scores={k: clip.score(drawn[k].pictures, texts) for k in KINDS} if clip else {},
     )
 
 
-def _verdicts(
-    prompts: Sequence[str], drawn: Mapping[Kind, Drawn], judge: Judge | None
-) -> dict[Kind, list[bool]]:
-    """What the judge says of every picture."""
-    if judge is None:
-        return {}
-    return {kind: list(judge.aligned(drawn[kind].pictures, prompts)) for kind in KINDS}
-
-
-def features_of(session: Session, judge: Judge | None) -> Features | None:
-    """Who sees the features: the model that was asked for, else the judge."""
+def feature_extractor(session: Session, judge: Judge | None) -> Features | None:
+    """The model of ``evaluate.features``, else the judge's own features, else None."""
     model = _open_model(session, session.settings.evaluate.features)
     return model or (judge.features if judge else None)
 
@@ -222,14 +218,12 @@ def _open_model(session: Session, source: str | None) -> VisionModel | None:
     return VisionModel(source, session.pipeline.device) if source is not None else None
 
 
-def _compare(
-    drawn: Mapping[Kind, Drawn], features: Features | None
+def _compare_sets(
+    drawn: Mapping[Kind, Drawn], features: Features
 ) -> dict[Kind, dict[str, float | None]]:
-    """The unguided teacher's and the student's pictures, as sets, beside the teacher's."""
-    if features is None:
-        return {}
-    seen = {kind: features(drawn[kind].pictures) for kind in KINDS}
-    return {kind: compare(seen["teacher"], seen[kind]) for kind in KINDS if kind != "teacher"}
+    """Compare the unguided teacher's and the student's sets of pictures with the teacher's."""
+    by_kind = {kind: features(drawn[kind].pictures) for kind in KINDS}
+    return {kind: compare(by_kind["teacher"], by_kind[kind]) for kind in KINDS if kind != "teacher"}
 
 
 def _results(session: Session, measured: Measured) -> Results:
@@ -273,7 +267,7 @@ def _results(session: Session, measured: Measured) -> Results:
 
 
 def _index(session: Session, measured: Measured) -> PictureIndex:
-    """Which kept picture shows what: prompt by prompt, and strength by strength."""
+    """The index of picture files: by prompt, and by strength."""
     pictures = [
         PromptPictures(
             prompt=prompt.label,
@@ -294,7 +288,7 @@ def _index(session: Session, measured: Measured) -> PictureIndex:
     return PictureIndex(pictures=pictures, dial=steps)
 
 
-def _sheet(session: Session, measured: Measured) -> Picture:
+def _grid(session: Session, measured: Measured) -> Picture:
     """The first prompts' pictures, a column per kind."""
     prompts = [p.label for p in measured.prompts[: session.settings.evaluate.grid_prompts]]
     rows = [[measured.drawn[kind].pictures[k] for kind in KINDS] for k in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""How far apart are two sets of pictures? Distances over features that a vision model sees."""
+"""Distances between two sets of pictures, over the features of a vision model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Matrix = NDArray[np.float64]
 Features = Callable[[Sequence[Image]], Matrix]
 """Pictures to features, shape (pictures, features)."""
 
-AT_ONCE = 32
+BATCH_SIZE = 32
 NEIGHBOURS = 3
 
 
 def frechet_distance(one: Matrix, two: Matrix) -> float:
-    """Distance of the normal distributions that fit two sets best: 0 where they are the same.
+    """Fréchet distance between normal distributions fitted to two sets; 0 for equal ones.
 
     ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``
 
@@ -32,37 +32,39 @@ def frechet_distance(one: Matrix, two: Matrix) -> float:
         two: Likewise, with the same features.
 
     Source:
-        Heusel et al. 2017, arXiv 1706.08500, eq. 6, over whichever features are given.
+        Heusel et al. 2017, arXiv 1706.08500, eq. 6, for any features.
     """
     gap = one.mean(axis=0) - two.mean(axis=0)
     first, second = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (one, two))
-    # The trace of a root needs eigenvalues only, and C1 C2 has those of the symmetric R C2 R.
-    root = _root(first)
+    # The trace of a root needs eigenvalues only. With R = C1^(1/2), C1 C2 has those of R C2 R,
+    # which is symmetric, so that eigvalsh applies.
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     both = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
     return max(float(gap @ gap + np.trace(first) + np.trace(second) - 2 * both), 0.0)
 
 
 def recall(reference: Matrix, made: Matrix, neighbours: int = NEIGHBOURS) -> float:
-    """The share of the reference that what was made comes near to, 0..1: does it leave things out?
+    """The share of reference pictures that the generated ones cover, 0..1.
 
-    A picture is come near to if it lies within the ball around one that was made which reaches to
-    that one's k-th nearest neighbour among those made.
+    A reference picture counts as covered if it lies within the k-nearest-neighbour ball of at
+    least one generated picture.
 
     Args:
         reference: Features, shape (pictures, features).
-        made: Likewise, of more than ``neighbours`` pictures.
+        made: Features of more than ``neighbours`` generated pictures.
         neighbours: k.
 
     Source:
         Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2.
     """
     assert len(made) > neighbours
-    within = np.sort(_distances(made, made), axis=1)[:, neighbours]  # the first is itself
+    within = np.sort(_distances(made, made), axis=1)[:, neighbours]  # index 0 is the picture itself
     return float((_distances(reference, made) <= within).any(axis=1).mean())
 
 
 def compare(reference: Matrix, made: Matrix) -> dict[str, float | None]:
-    """Fréchet distance and recall of what was made; None where there are too few pictures."""
+    """Fréchet distance and recall of generated pictures; None where there are too few of them."""
     return {
         "frechet_distance": frechet_distance(reference, made) if len(made) > 1 else None,
         "recall": recall(reference, made) if len(made) > NEIGHBOURS else None,
@@ -70,23 +72,23 @@ def compare(reference: Matrix, made: Matrix) -> dict[str, float | None]:
 
 
 class VisionModel:
-    """Features of pictures, and CLIP scores where the model reads text too.
+    """A vision model: features of pictures, and CLIP scores where it also reads text.
 
     Args:
         source: A local folder or hub id that transformers can open, such as
             ``facebook/dinov2-small`` or ``openai/clip-vit-base-patch32``.
-        device: Where to.
+        device: The device to run it on.
 
     Raises:
-        InputError: It cannot be opened, or sees no pictures.
+        InputError: It cannot be opened, or is no vision model.
     """
 
     def __init__(self, source: str, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoModel
+        from transformers import AutoImageProcessor, AutoModel
 
         self.source, self.device = source, torch.device(device)
         try:
-            self.processor = _open_processor(source)
+            self.processor: Any = AutoImageProcessor.from_pretrained(source, backend="pil")
             self.model: nn.Module = AutoModel.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise InputError(
@@ -98,10 +100,10 @@ class VisionModel:
 
     def __call__(self, pictures: Sequence[Image]) -> Matrix:
         """Features of pictures, float64, shape (pictures, features)."""
-        return self._in_pieces(pictures, self._see)
+        return _in_batches(pictures, self._image_features)
 
     def score(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float:
-        """The CLIP score: 100 times the mean cosine of picture and prompt, those below 0 as 0.
+        """The CLIP score: 100 times the mean cosine of picture and prompt, negative ones as 0.
 
         Args:
             pictures: At least one.
@@ -121,53 +123,42 @@ class VisionModel:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.source)
-        read = self._in_pieces(prompts, partial(self._read, tokenizer))
-        seen = self(pictures)
-        cosines = (seen * read).sum(1) / np.linalg.norm(seen, axis=1) / np.linalg.norm(read, axis=1)
+        text = _in_batches(prompts, partial(self._text_features, tokenizer))
+        image = self(pictures)
+        norms = np.linalg.norm(image, axis=1), np.linalg.norm(text, axis=1)
+        cosines = (image * text).sum(1) / norms[0] / norms[1]
         return float(100 * cosines.clip(0).mean())
 
-    def _in_pieces(self, items: Sequence[Any], of: Callable[[Sequence[Any]], Any]) -> Matrix:
-        pieces = [of(items[k : k + AT_ONCE]) for k in range(0, len(items), AT_ONCE)]
-        return np.concatenate([p.double().cpu().numpy() for p in pieces])
-
     @torch.no_grad()
-    def _see(self, pictures: Sequence[Image]) -> torch.Tensor:
-        whole = [picture.convert("RGB") for picture in pictures]
-        pixels = self.processor(images=whole, return_tensors="pt").to(self.device)
+    def _image_features(self, pictures: Sequence[Image]) -> torch.Tensor:
+        images = [picture.convert("RGB") for picture in pictures]
+        pixels = self.processor(images=images, return_tensors="pt").to(self.device)
         if hasattr(self.model, "get_image_features"):
             return _tensor(self.model.get_image_features(**pixels))  # type: ignore[operator]
         return _tensor(self.model(**pixels))
 
     @torch.no_grad()
-    def _read(self, tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
+    def _text_features(self, tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
         tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         return _tensor(self.model.get_text_features(**tokens.to(self.device)))  # type: ignore[operator]
 
 
-def _open_processor(source: str) -> Any:
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(source, backend="pil")
+def _in_batches(items: Sequence[Any], model: Callable[[Sequence[Any]], torch.Tensor]) -> Matrix:
+    batches = [model(items[k : k + BATCH_SIZE]) for k in range(0, len(items), BATCH_SIZE)]
+    return np.concatenate([features.double().cpu().numpy() for features in batches])
 
 
 def _tensor(output: Any) -> torch.Tensor:
-    """One vector per picture: what the model pools, else the mean over its patches."""
+    """One vector per picture: the model's pooled output, else the mean over its patches."""
     if isinstance(output, torch.Tensor):
         return output
     pooled = getattr(output, "pooler_output", None)
-    found: torch.Tensor = output.last_hidden_state.mean(1) if pooled is None else pooled
-    return found.flatten(1)
-
-
-def _root(covariance: Matrix) -> Matrix:
-    """The symmetric square root."""
-    values, vectors = np.linalg.eigh(covariance)
-    found: Matrix = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    return found
+    features: torch.Tensor = output.last_hidden_state.mean(1) if pooled is None else pooled
+    return features.flatten(1)
 
 
 def _distances(one: Matrix, two: Matrix) -> Matrix:
-    """Euclidean, shape (len(one), len(two))."""
+    """Euclidean distances, shape (len(one), len(two))."""
     squares = (one**2).sum(1)[:, None] + (two**2).sum(1)[None] - 2 * one @ two.T
-    found: Matrix = np.sqrt(squares.clip(0))
-    return found
+    distances: Matrix = np.sqrt(squares.clip(0))
+    return distances

@@ -1,4 +1,4 @@
-"""The student's weights in a stock pipeline: put on, off for a while, fused for good."""
+"""The student's trained weights in a stock pipeline: loaded, switched off, fused."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from guidefold.session import Session
 
 
 class StudentWeights(Protocol):
-    """What was trained, to be measured: the LoRA, or a rival that it is measured against."""
+    """Trained weights that are evaluated: the LoRA, or a method that it is compared with."""
 
     def load(self, session: Session, strength: float) -> None:
-        """Put a run's trained weights on its session's pipeline."""
+        """Load a run's trained weights into its session's pipeline."""
 
     def off(self, denoiser: nn.Module) -> AbstractContextManager[None]:
-        """The teacher's weights for a while."""
+        """Restore the teacher's weights within the context."""
 
     def fuse(self, denoiser: nn.Module) -> None:
-        """Leave nothing but plain weights; there is no way back."""
+        """Fuse them into the denoiser; this cannot be undone."""
 
 
 class Lora:
     """The adapter that a run has written."""
 
     def load(self, session: Session, strength: float) -> None:
-        """As a client loads it."""
+        """Load it as a client does."""
         open_adapter(session, strength)
 
     def off(self, denoiser: nn.Module) -> AbstractContextManager[None]:
-        """Its layers are switched off."""
+        """Switch its layers off within the context."""
         return adapter_off(denoiser)
 
     def fuse(self, denoiser: nn.Module) -> None:
-        """Its update is added to the weights."""
+        """Add its update to the weights."""
         fuse_adapter(denoiser)

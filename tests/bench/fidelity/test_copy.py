@@ -8,7 +8,7 @@ from torch import nn
 
 from guidefold.bench.fidelity.copy import CopiedWeights, WholeCopy, copy_weights, write_copy
 from guidefold.bench.fidelity.trials import train_with
-from guidefold.judge.evaluate import measure
+from guidefold.judge.evaluate import evaluate_weights
 from guidefold.run.folder import RunFolder
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_tensors
@@ -89,7 +89,7 @@ def test_what_is_trained_is_what_is_written_and_measured(copied: Settings) -> No
 
 def test_it_is_measured_as_an_adapter_is(copied: Settings) -> None:
     with open_session(copied) as session:
-        results = measure(session, None, CopiedWeights()).to_json()
+        results = evaluate_weights(session, None, CopiedWeights()).to_json()
     assert results["adapter_bytes"] >= results["denoiser_bytes"], "a full copy is kept"
     assert results["residual_guidance"]["teacher_states"]["mean"] != pytest.approx(1)
     assert 2 * results["student"]["passes_per_image"] == results["teacher"]["passes_per_image"]

@@ -15,7 +15,7 @@ from guidefold.judge import (
     Judge,
     by_category,
     compare,
-    features_of,
+    feature_extractor,
     relative_distance,
     share,
 )
@@ -132,7 +132,7 @@ def _drawn_only(series: Series, method: Method, seed: int) -> Found:
         settings = series.settings(Trial((), seed), series.out / "runs" / path.stem)
         with open_session(settings) as session:
             drawn, prompts = _draw(session, method)
-            features = features_of(session, series.judge)
+            features = feature_extractor(session, series.judge)
         shown = drawn["student"].pictures[: settings.evaluate.grid_prompts]
         for k, picture in enumerate(shown):
             write_bytes(series.pictures(trial) / f"student-{k:03d}.png", png(picture))

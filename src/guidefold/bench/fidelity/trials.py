@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
 from guidefold.bench.fidelity.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.deliver import export
 from guidefold.demo import judge_of
-from guidefold.judge import Judge, evaluate, measure
+from guidefold.judge import Judge, evaluate, evaluate_weights
 from guidefold.listen import Findings, probe, rows_of
 from guidefold.lora import Adapter, attach
 from guidefold.pipeline import open_pipeline
@@ -228,7 +228,7 @@ class Series:
         if trial.attach is not copy_weights:
             return evaluate(settings, self.judge)
         with open_session(settings) as session:
-            return measure(session, self.judge, CopiedWeights()).to_json()
+            return evaluate_weights(session, self.judge, CopiedWeights()).to_json()
 
     def _keep_pictures(self, trial: Trial, settings: Settings) -> None:
         """The first pictures of each kind, for a grid."""
