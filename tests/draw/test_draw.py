@@ -43,7 +43,8 @@ def drawer(built: Any, found: Any) -> Callable[..., Drawn]:
         settings = Settings.model_validate(
             {"run": name, "pipeline": asked, "evaluate": {"steps": 2, "batch_size": 1} | options}
         )
-        session = Session(RunFolder(name), settings, [], [], built(name), findings or found(name))
+        findings = findings or found(name)
+        session = Session(RunFolder(name), settings, [], [], built(name), findings, "cpu")
         rows = [Prompt.of(prompt) for prompt in prompts]
         return draw(
             session, picture_requests(session, "teacher", rows, seeds, guidance=guidance), on_step

@@ -21,6 +21,7 @@ def test_a_run_s_files_lie_where_every_version_has_put_them() -> None:
         "path": "runs/mine",
         "config": "runs/mine/config.toml",
         "probe": "runs/mine/probe.json",
+        "probe_conditions": "runs/mine/probe-conditions.json",
         "trajectories": "runs/mine/trajectories",
         "log": "runs/mine/log.jsonl",
         "adapter": "runs/mine/adapter",

@@ -16,6 +16,7 @@ from zoo import WARNINGS
 from guidefold.ground.errors import ConfigError, NonFiniteError
 from guidefold.run.files import read_lines
 from guidefold.run.settings import Settings
+from guidefold.train import launch
 from guidefold.train import trackers as tracking
 
 distill = import_module("guidefold.train.distill")  # its door has a function of that name
@@ -23,7 +24,13 @@ distill = import_module("guidefold.train.distill")  # its door has a function of
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
 Make = Callable[..., Settings]
-TRACKED = {**FOUR, "trackers": ["tensorboard"], "validate_every": 2, "preview_every": 2}
+TRACKED = {
+    **FOUR,
+    "trackers": ["tensorboard"],
+    "validate_every": 2,
+    "preview_every": 2,
+    "preview_prompts": 1,
+}
 Points = list[tuple[int, float]]
 
 
@@ -164,7 +171,7 @@ def test_a_tracker_that_cannot_hear_is_refused_before_anything_is_loaded(
     remedy: str,
 ) -> None:
     monkeypatch.setattr(tracking, "get_available_trackers", list)
-    monkeypatch.setattr(distill, "open_session", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(launch, "open_session", lambda *_, **__: pytest.fail("opened"))
     settings = settings_for("sd15", tmp_path, distill={"trackers": [name]})
     with pytest.raises(ConfigError) as caught:
         distill.distill(settings)

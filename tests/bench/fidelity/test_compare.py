@@ -138,7 +138,7 @@ def test_a_pipeline_without_a_judge_is_compared_by_the_model_that_was_asked_for(
 def test_what_is_finished_is_not_run_again(
     series: Series, found: list[Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guidefold.bench.fidelity.trials.distill", None)
+    monkeypatch.setattr("guidefold.bench.fidelity.trials.train_with", None)
     monkeypatch.setattr("guidefold.bench.fidelity.compare.draw", None)
     assert bench_fidelity(series, METHODS, [0]) == found
 

@@ -79,7 +79,7 @@ def test_passes_of_a_run_are_those_of_recording_training_and_validation(
 
 def test_a_finished_trial_is_not_run_again(series: Series, monkeypatch: Any) -> None:
     first = series.run(TRIAL)
-    monkeypatch.setattr("guidefold.bench.fidelity.trials.distill", None)
+    monkeypatch.setattr("guidefold.bench.fidelity.trials.train_with", None)
     assert series.run(TRIAL) == first == series.result(TRIAL)
 
 
