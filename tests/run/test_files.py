@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from guidefold.ground.errors import CorruptFileError, FailedError, NonFiniteError
 from guidefold.run import files as runs
+from guidefold.run.tensors import read_metadata, read_tensors, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
 
@@ -35,7 +36,7 @@ WRITES = {
     "text": lambda path: runs.write_text(path, "new 🐈"),
     "json": lambda path: runs.write_json(path, {"new": [1, 2.5]}),
     "bytes": lambda path: runs.write_bytes(path, b"\0new"),
-    "tensors": lambda path: runs.write_tensors(path, TENSORS, {"new": 1}),
+    "tensors": lambda path: write_tensors(path, TENSORS, {"new": 1}),
 }
 every_write = pytest.mark.parametrize("kind", WRITES)
 
@@ -116,7 +117,7 @@ def test_tensors_that_find_no_room_are_told_by_file_and_reason(
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(FailedError) as caught:
-        runs.write_tensors(tmp_path / "t.safetensors", TENSORS)
+        write_tensors(tmp_path / "t.safetensors", TENSORS)
     told = f"{tmp_path}/t.safetensors: cannot be written (No space left on device)"
     assert caught.value.message == told
     assert names(tmp_path) == []
@@ -153,17 +154,17 @@ def test_a_line_or_a_folder_that_finds_no_room_is_told_by_its_own_name(
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     views = {**TENSORS, "view": TENSORS["a"].T, "half": torch.ones(2, dtype=torch.bfloat16)}
-    digest = runs.write_tensors(path, views, {"z": 1, "a": [None, "ü"]})
+    digest = write_tensors(path, views, {"z": 1, "a": [None, "ü"]})
     assert digest == runs.sha256(path)
-    back = runs.read_tensors(path)
+    back = read_tensors(path)
     assert back.keys() == views.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in views.items())
-    assert runs.read_metadata(path) == {"z": 1, "a": [None, "ü"]}
+    assert read_metadata(path) == {"z": 1, "a": [None, "ü"]}
 
 
 def test_equal_tensors_and_metadata_are_equal_files(tmp_path: Path) -> None:
     metadata = {str(k): k for k in range(20)}
-    digests = {runs.write_tensors(tmp_path / f"{k}", TENSORS, metadata) for k in range(8)}
+    digests = {write_tensors(tmp_path / f"{k}", TENSORS, metadata) for k in range(8)}
     assert len(digests) == 1
 
 
@@ -171,7 +172,7 @@ def test_metadata_of_a_stranger_s_file_is_none(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(TENSORS, tmp_path / "t", {"other": "1"})
-    assert runs.read_metadata(tmp_path / "t") is None
+    assert read_metadata(tmp_path / "t") is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -181,13 +182,13 @@ def test_tensors_that_are_not_finite_are_refused_by_name(
 ) -> None:
     tensors = {**TENSORS, "wrong": torch.tensor([0.0, bad], dtype=dtype)}
     with pytest.raises(NonFiniteError, match="'wrong'"):
-        runs.write_tensors(tmp_path / "t", tensors)
+        write_tensors(tmp_path / "t", tensors)
     assert names(tmp_path) == []
 
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="without tensors"):
-        runs.write_tensors(tmp_path / "t", {})
+        write_tensors(tmp_path / "t", {})
     assert names(tmp_path) == []
 
 
@@ -237,7 +238,7 @@ class TestLines:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     with runs.finished_folder(tmp_path / "f") as temporary:
-        runs.write_tensors(temporary / "t.safetensors", TENSORS)
+        write_tensors(temporary / "t.safetensors", TENSORS)
         runs.write_json(temporary / "state.json", {"step": 1})
     return tmp_path / "f"
 
@@ -318,7 +319,7 @@ def flipped(whole: bytes, byte: int, bit: int) -> bytes:
 def test_what_is_no_tensor_file_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     path.write_bytes(content)
-    for read in (runs.read_tensors, runs.read_metadata):
+    for read in (read_tensors, read_metadata):
         with pytest.raises(CorruptFileError, match=r"t\.safetensors: not a whole safetensors"):
             read(path)
 
@@ -349,6 +350,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from guidefold.run import files as runs
+from guidefold.run.tensors import read_metadata, read_tensors, write_tensors
 root = Path(sys.argv[1])
 
 def scenes():
