@@ -11,7 +11,7 @@ from diffusers import PNDMScheduler
 from pictures import assert_same_pictures, pixels
 from zoo import ZOO
 
-from guidefold.draw.draw import _add, draw, picture_requests, picture_seeds
+from guidefold.draw.draw import _add_result, draw, picture_requests, picture_seeds
 from guidefold.draw.pictures import Drawn
 from guidefold.ground.errors import InputError
 from guidefold.ground.progress import task
@@ -97,7 +97,7 @@ def test_the_seeds_of_a_run_are_the_same_for_every_kind_and_differ_from_each_oth
 
 def test_what_is_neither_picture_nor_video_is_refused() -> None:
     with pytest.raises(InputError, match="returned ndarray, neither pictures nor videos"):
-        _add(Drawn(), (np.zeros((1, 4)),), 1)
+        _add_result(Drawn(), (np.zeros((1, 4)),), 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

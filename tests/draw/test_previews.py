@@ -271,7 +271,7 @@ def test_a_damaged_index_counts_as_none_so_that_previews_are_drawn_again(
     try:
         index.write_text(content)
         with open_session(settings) as session:
-            assert previews._indexed(index, PreviewIndex.model_validate_json(whole)) == []
+            assert previews._indexed_steps(index, PreviewIndex.model_validate_json(whole)) == []
             assert Previews(session, None).lacks(4)
     finally:
         index.write_text(whole)

@@ -165,3 +165,16 @@ def test_what_is_not_asked_for_follows_the_dial(
 def test_a_scale_beyond_the_marks_has_no_strength_to_compare_at() -> None:
     with pytest.raises(InputError, match="measured from 1 to 8"):
         Dial(1.0, 5.0, TRAINED, MARKS).compare_at(9.0, None)
+
+
+def test_the_table_shows_marks_at_even_distances_with_both_ends() -> None:
+    marks = tuple(Mark(float(g), g / 10, 1 / g) for g in range(2, 22))
+    rows = Dial(1.0, 5.0, TRAINED, marks).table(most=3)
+    assert [row["guidance"] for row in rows] == ["2", "11", "21"]
+    assert rows[1] == {"guidance": "11", "strength": "1.1", "residual guidance": "0.0909"}
+
+
+def test_without_marks_the_table_shows_the_nominal_dial() -> None:
+    rows = Dial(1.0, 5.0, TRAINED).table(most=8)
+    assert rows[0] == {"strength": "0", "guidance": "1"}
+    assert [row["guidance"] for row in rows[1:]] == ["2", "3", "4", "5", "6"]

@@ -32,13 +32,14 @@ from pages import (
 from PIL import Image, ImageColor
 
 from guidefold.ground.errors import CorruptFileError, RunError
+from guidefold.ground.progress import evenly_chosen
 from guidefold.run.config import dump_toml, load_settings
 from guidefold.run.files import read_json
 from guidefold.run.folder import RunFolder
 from guidefold.run.paths import without_paths
 from guidefold.run.settings import KINDS
 from guidefold.show.report import _duration, _smooth, gather, render, report
-from guidefold.show.report_pictures import LARGEST, MANY, _some
+from guidefold.show.report_pictures import LARGEST, MANY, SHOWN_STEPS
 
 VOID = {"meta", "link", "img", "input", "source", "br", "hr"}
 REFERENCES = ("src", "srcset", "href", "action", "poster", "data")
@@ -587,10 +588,13 @@ def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> Non
 
 
 def test_of_many_previews_some_are_shown_from_the_first_to_the_last() -> None:
-    assert _some([0, 500, 1000]) == [0, 500, 1000]
-    assert _some(list(range(12))) == list(range(12))
-    assert _some(list(range(0, 23 * 500, 500))) == [*range(0, 11 * 1000, 1000), 11000]
-    assert _some(list(range(200)))[::11] == [0, 199]
+    assert evenly_chosen([0, 500, 1000], SHOWN_STEPS) == [0, 500, 1000]
+    assert evenly_chosen(list(range(12)), SHOWN_STEPS) == list(range(12))
+    assert evenly_chosen(list(range(0, 23 * 500, 500)), SHOWN_STEPS) == [
+        *range(0, 11 * 1000, 1000),
+        11000,
+    ]
+    assert evenly_chosen(list(range(200)), SHOWN_STEPS)[::11] == [0, 199]
 
 
 def test_smoothing_keeps_few_points_as_they_are_and_averages_many() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from guidefold.run import KINDS, RunFolder
 
 if TYPE_CHECKING:
     from guidefold import api
+    from guidefold.lora import Dial
     from guidefold.run import Results, Settings
 
 
@@ -29,9 +29,10 @@ def teach(run: api.Run) -> None:
     loader = about["findings"]["loader"]
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
     console.print(f"  {about['usage_hint']}", markup=False)
-    for line in _dial_lines(about["dial_table"]):
+    dial = Dial.from_json(about)
+    for line in _dial_lines(dial):
         console.print(f"  {line}", markup=False)
-    if Dial.from_json(about).measured_otherwise is not None:
+    if dial.measured_otherwise is not None:
         console.print(
             "Beware: strength 1 does not measure as the scale it was trained for, which means that "
             "too little is folded yet: train longer (distill.steps)."
@@ -40,19 +41,14 @@ def teach(run: api.Run) -> None:
         console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
 
 
-def _dial_lines(marks: Sequence[dict[str, float]]) -> list[str]:
-    """The measured dial in a few columns."""
-    if not marks:
+def _dial_lines(dial: Dial) -> list[str]:
+    """The measured dial, a column per mark."""
+    if not dial.marks:
         return ["the dial: not measured, too little is folded yet"]
-    count = min(len(marks), 7)
-    some = [marks[k * (len(marks) - 1) // max(1, count - 1)] for k in range(count)]
-    rows = {"guidance": ".3g", "strength": ".2f", "residual": ".2f"}
+    columns = dial.table(most=7)
     return [
-        "the dial, measured on held-out states (residual: 1 nothing folded, 0 all):",
-        *(
-            f"  {name:10}" + "".join(f"{mark[name]:7{form}}" for mark in some)
-            for name, form in rows.items()
-        ),
+        "the dial, measured on held-out states (residual guidance: 1 nothing folded, 0 all):",
+        *(f"  {name:17}" + "".join(f"{c[name]:>7}" for c in columns) for name in columns[0]),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Draw requested pictures with the stock pipeline, and count what they cost."""
+"""Draw requested pictures with the stock pipeline, and count passes and seconds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from guidefold.session import Session
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """What one picture depends on, besides the pipeline and the run's settings of its call.
+    """All that one picture depends on, besides the pipeline and ``pipeline.call``.
 
     Attributes:
-        kind: Who draws.
-        prompt: What to draw.
-        seed: Of the first state.
+        kind: Teacher, unguided teacher or student.
+        prompt: The prompt.
+        seed: The seed of the first state.
         guidance: The value of the pipeline's guidance argument.
         steps: Denoising steps.
-        strength: The adapter's; None where the teacher draws.
+        strength: The adapter's strength; None for the teacher, which has no adapter.
     """
 
     kind: Kind
@@ -48,12 +48,12 @@ def picture_requests(
     """Requests for pictures of one kind.
 
     Args:
-        session: Whose settings fill in the rest.
-        kind: Who draws.
+        session: The session, whose settings give what is None here.
+        kind: Teacher, unguided teacher or student.
         prompts: One per picture.
-        seeds: One per picture; None takes those of the run.
-        guidance: The guidance scale; None takes the session's for this kind.
-        strength: The student's; None takes the session's.
+        seeds: One per picture.
+        guidance: The guidance scale.
+        strength: The student's strength.
     """
     if seeds is None:
         seeds = picture_seeds(session.settings.seed, len(prompts))
@@ -76,12 +76,12 @@ def picture_seeds(seed: int, count: int) -> list[int]:
 def draw(
     session: Session, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
 ) -> Drawn:
-    """Draw with a session's pipeline as it stands.
+    """Draw with a session's pipeline in its present state.
 
     Args:
-        session: Whose pipeline; a student's adapter is loaded, at the requested strength.
-        requests: Alike in all but prompt and seed.
-        on_step: Told, at every step, of how many pictures.
+        session: The session; for a student, its adapter is loaded at the requested strength.
+        requests: Requests that differ in prompt and seed only.
+        on_step: Called at every step with the number of pictures in the batch.
 
     Raises:
         InputError: The pipeline makes neither pictures nor videos.
@@ -89,21 +89,21 @@ def draw(
     drawn, passes, seconds = Drawn(), 0, 0.0
     settings, findings = session.settings, session.findings
     guidance, steps = requests[0].guidance, requests[0].steps
-    alone = findings.layout is None or any(request.prompt.columns for request in requests)
-    size = 1 if alone else settings.evaluate.batch_size
+    one_by_one = findings.layout is None or any(request.prompt.columns for request in requests)
+    size = 1 if one_by_one else settings.evaluate.batch_size
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
         prompts = [request.prompt for request in batch]
         inputs = run_inputs(session.pipeline, findings, settings.pipeline, prompts, guidance, steps)
         with (
-            in_all(steps * len(batch), on_step) as told,
+            in_all(steps * len(batch), on_step) as count,
             Listener(
-                session.pipeline, session.denoisers, on_step=partial(told, len(batch))
+                session.pipeline, session.denoisers, on_step=partial(count, len(batch))
             ) as listener,
         ):
             seeds = [request.seed for request in batch]
             result = run(session.pipeline, inputs, seeds, output_type="pil")
-        _add(drawn, result, len(batch))
+        _add_result(drawn, result, len(batch))
         calls = [call for step in listener.steps for call in step.calls]
         passes += sum(call.rows for call in calls)
         seconds += sum(call.seconds for call in calls)
@@ -112,16 +112,16 @@ def draw(
     return drawn
 
 
-def _add(drawn: Drawn, result: Any, count: int) -> None:
-    """Take pictures or videos from what a pipeline returned."""
-    found = list(result[0])
-    if len(found) != count or not all(isinstance(f, Picture | list) for f in found):
+def _add_result(drawn: Drawn, result: Any, count: int) -> None:
+    """Add the pictures or videos of a pipeline's result."""
+    items = list(result[0])
+    if len(items) != count or not all(isinstance(item, Picture | list) for item in items):
         raise InputError(
             f"the pipeline returned {type(result[0]).__name__}, neither pictures nor videos",
             "Guidefold folds its guidance, but cannot draw what it makes: use the adapter in "
             "diffusers.",
         )
-    for item in found:
+    for item in items:
         if isinstance(item, list):
             drawn.frames.append(item)
             drawn.pictures.append(item[len(item) // 2])

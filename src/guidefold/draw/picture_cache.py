@@ -1,4 +1,4 @@
-"""Pictures that are drawn once: what was drawn by the same request is taken, the rest is drawn."""
+"""A cache of pictures: each request is drawn once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Kept = TypeVar("Kept")
 
 
 class PictureCache(ABC, Generic[Kept]):
-    """Pictures of one run, each kept in some form under all that it depends on.
+    """A cache of one run's pictures; subclasses decide where and in which form they are kept.
 
     Args:
-        session: Whose pictures.
+        session: The session that draws them.
 
     Attributes:
-        kept: What is kept of each picture, by its key.
+        kept: The stored form of each picture, by its key.
     """
 
     def __init__(self, session: Session) -> None:
@@ -34,55 +34,59 @@ class PictureCache(ABC, Generic[Kept]):
 
     @abstractmethod
     def key(self, request: PictureRequest) -> Hashable:
-        """All that a picture depends on and that changes while the cache is in use."""
+        """The cache key: all that a picture depends on and that varies within this cache."""
 
     @abstractmethod
     def store(self, request: PictureRequest, index: int, picture: Picture, batch: Drawn) -> Kept:
-        """Keep a picture.
+        """Store a picture.
 
         Args:
-            request: What was drawn.
-            index: Its place among the requests.
+            request: The picture's request.
+            index: Its index among the requests.
             picture: The picture.
-            batch: All that was drawn with it; its costs are means.
+            batch: The batch that it was drawn in; costs are means over the batch.
         """
 
     def draw_anew(
         self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
     ) -> Drawn:
-        """Draw requests that differ in prompt and seed only, whether they are kept or not."""
+        """Draw requests that differ in prompt and seed only, without looking into the cache."""
         with self.adapter_at(requests[0].strength):
             return draw(self.session, requests, on_step)
 
     def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
-        """Set the adapter for a drawing: None switches it off. Here the caller has done so."""
+        """Set the adapter's strength for a drawing; None switches the adapter off.
+
+        By default this does nothing: the caller has loaded and set the adapter.
+        """
         return nullcontext()
 
     def missing(self, requests: Sequence[PictureRequest]) -> list[PictureRequest]:
-        """The requests that have yet to be drawn."""
+        """The requests that are not in the cache."""
         return [request for request in requests if self.key(request) not in self.kept]
 
     def fetch(
         self,
         requests: Sequence[PictureRequest],
         on_step: Callable[[int], None],
-        on_found: Callable[[int], None] = lambda steps: None,
+        on_cached: Callable[[int], None] = lambda steps: None,
     ) -> list[Kept]:
-        """Draw what is missing, and return what is kept of every request.
+        """Draw the missing requests, and return the stored form of all.
 
-        Batches are cut as if nothing were kept, and drawn whole: the order of sums within a batch
-        turns last bits, so a stopped drawing ends with the pictures of one that never stopped.
+        Batches are the same whatever is cached, and a batch with a gap is drawn in full: floating-
+        point sums depend on the batch, so only then does a resumed drawing equal, bit for bit, one
+        that never stopped.
 
         Args:
-            requests: Alike in all but prompt and seed.
-            on_step: Told, at every step, of how many pictures.
-            on_found: Told of the steps of pictures that were drawn before.
+            requests: Requests that differ in prompt and seed only.
+            on_step: Called at every step with the number of pictures in the batch.
+            on_cached: Called with the number of steps that cached pictures save.
         """
         size = self.session.settings.evaluate.batch_size
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
             if not self.missing(batch):
-                on_found(len(batch) * batch[0].steps)
+                on_cached(len(batch) * batch[0].steps)
                 continue
             drawn = self.draw_anew(batch, on_step)
             for k, (request, picture) in enumerate(zip(batch, drawn.pictures, strict=True)):
@@ -91,13 +95,15 @@ class PictureCache(ABC, Generic[Kept]):
 
 
 class EvaluationPictures(PictureCache[PictureLine]):
-    """The pictures in ``RUN/evaluation``; a stopped measurement goes on with them.
+    """The pictures in ``RUN/evaluation``, with which a stopped evaluation goes on.
 
-    Kept is each picture's line of ``pictures.jsonl``. Its key is the line's ``of``, which holds the
-    weights' digests as well: pictures of another pipeline or adapter are not taken for these.
+    The stored form of a picture is its line of ``pictures.jsonl``, and its key is the line's
+    ``of``. That holds digests of the weights as well, so that pictures of another pipeline or
+    adapter never match.
 
     Args:
-        session: Whose pictures; a student's adapter must be loaded, at the requested strength.
+        session: The session; to draw a student, its adapter must be loaded at the requested
+            strength.
     """
 
     def __init__(self, session: Session) -> None:
@@ -111,13 +117,13 @@ class EvaluationPictures(PictureCache[PictureLine]):
                 self.kept[_canonical(line.of)] = line
 
     def draw(self, requests: Sequence[PictureRequest], progress: Task) -> Drawn:
-        """Pictures with their files and costs: those that stand already, and the rest drawn now.
+        """The requested pictures with their files and costs; missing ones are drawn.
 
         Args:
-            requests: Alike in all but prompt and seed.
-            progress: Told of the steps of all pictures.
+            requests: Requests that differ in prompt and seed only.
+            progress: Advances by the steps of all pictures, cached ones included.
         """
-        lines = self.fetch(requests, progress.advance, on_found=progress.advance)
+        lines = self.fetch(requests, progress.advance, on_cached=progress.advance)
         return Drawn(
             pictures=[read_picture(self.folder / line.file) for line in lines],
             files=[line.file for line in lines],
@@ -126,13 +132,13 @@ class EvaluationPictures(PictureCache[PictureLine]):
         )
 
     def key(self, request: PictureRequest) -> str:
-        """The line's ``of``, as text."""
+        """The line's ``of`` as text."""
         return _canonical(self._describe(request))
 
     def store(
         self, request: PictureRequest, index: int, picture: Picture, batch: Drawn
     ) -> PictureLine:
-        """Write the picture, then its line."""
+        """Write the picture file, then its line."""
         path = self.folder / f"{_stem(request)}-{index:04d}.png"
         write_bytes(path, png(picture))
         line = PictureLine(
@@ -147,7 +153,7 @@ class EvaluationPictures(PictureCache[PictureLine]):
 
     def _describe(self, request: PictureRequest) -> dict[str, Any]:
         """All that a picture depends on, as JSON."""
-        asked = self.session.settings.pipeline
+        settings = self.session.settings.pipeline
         student = {}
         if request.kind == "student":
             manifest = read_json(self.session.run.adapter / MANIFEST)
@@ -158,9 +164,9 @@ class EvaluationPictures(PictureCache[PictureLine]):
             "pipeline": self._pipeline,
             "guidance": request.guidance,
             "steps": request.steps,
-            "call": asked.call,
-            "negative_prompt": asked.negative_prompt,
-            "guided_share": asked.guided_share,
+            "call": settings.call,
+            "negative_prompt": settings.negative_prompt,
+            "guided_share": settings.guided_share,
             **student,
             "prompt": request.prompt.key,
             "seed": request.seed,
@@ -168,7 +174,7 @@ class EvaluationPictures(PictureCache[PictureLine]):
 
 
 def _stem(request: PictureRequest) -> str:
-    """How the names of files begin, one for each scale or strength."""
+    """The start of a file name, which tells scales and strengths apart."""
     scales = {"teacher": f"-g{request.guidance:g}", "student": f"-s{request.strength or 0:g}"}
     return request.kind + scales.get(request.kind, "")
 

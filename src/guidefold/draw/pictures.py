@@ -1,4 +1,4 @@
-"""Drawn pictures with their costs, and their forms: a labelled grid, a PNG, an animation."""
+"""Drawn pictures with their costs; PNG, GIF and labelled grids of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Picture = Image.Image
 
 @dataclass
 class Drawn:
-    """Pictures and what they cost.
+    """Drawn pictures and their costs.
 
     Attributes:
-        pictures: One per prompt; of a video, its middle frame.
-        frames: Of each video, its frames; empty for pictures.
-        files: Names of the pictures in the evaluation; empty elsewhere.
-        passes_per_image: Samples through the denoiser.
-        denoiser_seconds_per_image: Time inside the denoiser.
+        pictures: One per prompt; the middle frame of a video.
+        frames: The frames of each video; empty for pictures.
+        files: The names of the picture files in ``RUN/evaluation``; empty elsewhere.
+        passes_per_image: Samples through the denoiser per picture.
+        denoiser_seconds_per_image: Time inside the denoiser per picture.
     """
 
     pictures: list[Picture] = field(default_factory=list)
@@ -35,13 +35,13 @@ class Drawn:
 
 
 def read_picture(path: Path) -> Picture:
-    """A written picture, as RGB."""
+    """Read a picture file as RGB."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
 
 def heading(kind: Kind, drawn: Drawn) -> str:
-    """A column's heading: who drew, in how many passes."""
+    """A column's heading: the kind and its passes."""
     name = "CFG teacher" if kind == "teacher" else kind
     return f"{name}\n{drawn.passes_per_image:g} passes"
 
@@ -67,9 +67,9 @@ def grid(
     size = (left + len(columns) * (width + gap), top + len(rows) * (height + gap))
     sheet = Image.new("RGB", size, "white")
     ink = ImageDraw.Draw(sheet)
-    for c, heading in enumerate(columns):
+    for c, title in enumerate(columns):
         x = left + c * (width + gap) + width / 2
-        ink.multiline_text((x, 6), heading, "black", font, anchor="ma", align="center")
+        ink.multiline_text((x, 6), title, "black", font, anchor="ma", align="center")
     for r, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
         y = top + r * (height + gap)
         ink.multiline_text((8, y + 6), _wrap(caption, left - 16, font), "black", font)
@@ -87,7 +87,7 @@ def png(picture: Picture) -> bytes:
 
 
 def animation(frames: Sequence[Picture]) -> bytes:
-    """Frames as a GIF, 8 a second."""
+    """Frames as a GIF of 8 frames a second."""
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=125, loop=0)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures while training: teacher, unguided and student, at a few prompts and fixed seeds."""
+"""Previews during training: teacher, unguided and student at a few prompts and fixed seeds."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from guidefold.session import Session
 
 
 class Previews(PictureCache[Path]):
-    """The pictures of one run, in ``RUN/previews``.
+    """The previews of one run, in ``RUN/previews``.
 
-    Drawn by the pipeline that is trained, so that they show the student as it is, on frozen weights
-    as they are stored; they leave it, its adapter and all randomness as they were. The teacher's
-    are kept; the student's are drawn at every due step.
+    The pipeline in training draws them, so they show the student on its frozen weights as stored.
+    Drawing leaves pipeline, adapter and randomness unchanged. The teacher's pictures are drawn
+    once, the student's at every due step.
 
     Args:
-        session: The run; the first of its held-out prompts are drawn.
-        adapter: The student's.
+        session: The run's session; its first held-out prompts are drawn.
+        adapter: The adapter in training.
 
     Attributes:
-        steps: Those that the folder's index names.
+        steps: The training steps that the folder's index lists.
     """
 
     def __init__(self, session: Session, adapter: Adapter) -> None:
         super().__init__(session)
         self.adapter = adapter
         self.folder, self.index = session.run.previews, session.run.preview_index
-        asked = session.settings
-        self.prompts = session.held_out[: asked.distill.preview_prompts]
-        self.about = PreviewIndex(
+        settings = session.settings
+        self.prompts = session.held_out[: settings.distill.preview_prompts]
+        self.empty_index = PreviewIndex(
             prompts=[prompt.key for prompt in self.prompts],
-            seeds=picture_seeds(asked.seed, len(self.prompts)),
+            seeds=picture_seeds(settings.seed, len(self.prompts)),
             **session.compared._asdict(),
-            denoising_steps=asked.evaluate.steps,
+            denoising_steps=settings.evaluate.steps,
             steps=[],
         )
-        self.steps = _indexed(self.index, self.about)
+        self.steps = _indexed_steps(self.index, self.empty_index)
         if self.steps:
-            files = [self.key(request) for requests in self._fixed() for request in requests]
+            files = [self.key(request) for column in self._teacher_requests() for request in column]
             self.kept = dict(zip(files, files, strict=True))
 
     def key(self, request: PictureRequest) -> Path:
-        """A picture's file; the index says what the pictures depend on."""
+        """The picture's file; the folder's index holds what all pictures depend on."""
         return self.folder / f"{request.kind}-{self.prompts.index(request.prompt)}.png"
 
     def store(self, request: PictureRequest, index: int, picture: Picture, batch: Drawn) -> Path:
@@ -59,45 +59,44 @@ class Previews(PictureCache[Path]):
         return path
 
     def missing(self, requests: Sequence[PictureRequest]) -> list[PictureRequest]:
-        """The requests that have yet to be drawn: all, where a file was lost."""
+        """The requests that are not in the cache; all of them where a file was lost."""
         if not all(path.exists() for path in self.kept.values()):
             self.kept.clear()
         return super().missing(requests)
 
     def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
-        """The adapter as it is now, on for the student only."""
+        """Switch the adapter in training on for the student, and off for the teacher."""
         if strength is None:
             return self.adapter.teacher_mode()
         return self.adapter.student_mode(strength, train=False)
 
     def due(self, step: int) -> bool:
-        """Whether a step is one of those that are drawn."""
-        asked = self.session.settings.distill
-        return bool(self.prompts) and (step % asked.preview_every == 0 or step == asked.steps)
+        """Whether previews are drawn at a step."""
+        options = self.session.settings.distill
+        return bool(self.prompts) and (step % options.preview_every == 0 or step == options.steps)
 
     def lacks(self, step: int) -> bool:
         """Whether a due step has no pictures yet."""
         return self.due(step) and step not in self.steps
 
     def teacher_missing(self) -> bool:
-        """Whether the teacher's own pictures have yet to be drawn."""
-        return any(map(self.missing, self._fixed()))
+        """Whether a picture of the teacher, guided or unguided, is not in the cache."""
+        return any(map(self.missing, self._teacher_requests()))
 
     def work(self) -> int:
-        """Denoising steps of the next drawing, counted picture by picture."""
-        count = sum(len(self.missing(requests)) for requests in self._fixed()) + len(self.prompts)
-        return count * self.session.settings.evaluate.steps
+        """Denoising steps of the next drawing, summed over its pictures."""
+        missing = sum(len(self.missing(column)) for column in self._teacher_requests())
+        return (missing + len(self.prompts)) * self.session.settings.evaluate.steps
 
     def draw(self, step: int, progress: Task) -> Picture | None:
-        """Draw what is missing, write it, and name the step in the index.
+        """Draw and write the missing pictures, and add the step to the index.
 
         Args:
-            step: How long the student was trained.
-            progress: Told of every denoising step.
+            step: The student's training step.
+            progress: Advances with every denoising step.
 
         Returns:
-            All three kinds side by side; None where the pipeline draws no pictures, which is said
-            once.
+            A grid of all three kinds; None where the pipeline draws no pictures.
         """
         columns = self._columns(step, progress)
         if columns is None:
@@ -110,59 +109,59 @@ class Previews(PictureCache[Path]):
         ]
         sheet = grid(list(zip(*columns, strict=True)), headings, [p.label for p in self.prompts])
         write_bytes(self.folder / f"step-{step:06d}.png", png(sheet))
-        self.steps = [*(s for s in self.steps if s < step), step]  # later ones are drawn again
-        write_json(self.index, {**self.about.to_json(), "steps": self.steps})
+        # Later steps are of a training that went back to an older checkpoint: they come again.
+        self.steps = [*(s for s in self.steps if s < step), step]
+        write_json(self.index, {**self.empty_index.to_json(), "steps": self.steps})
         return sheet
 
     def draw_teacher(self, progress: Task) -> None:
-        """Draw what does not change while training, ahead of the student's.
-
-        For those who will have no teacher later on.
+        """Draw the teacher's pictures ahead, while its weights are still in full precision.
 
         Args:
-            progress: Told of every denoising step.
+            progress: Advances with every denoising step.
         """
         self._columns(None, progress)
 
     def _columns(self, step: int | None, progress: Task) -> list[list[Picture]] | None:
-        """The pictures of each kind; None, said once, where the pipeline draws none.
+        """The pictures of each kind; None, with one message, where the pipeline draws none.
 
         Args:
-            step: How long the student was trained; None leaves the student out.
-            progress: Told of every denoising step.
+            step: The student's training step; None leaves the student out.
+            progress: Advances with every denoising step.
         """
         try:
             with self.session.all_on_device():
-                fixed = [self.fetch(requests, progress.advance) for requests in self._fixed()]
-                columns = [[read_picture(path) for path in column] for column in fixed]
-                return columns if step is None else [*columns, self._students(step, progress)]
-        except (InputError, ValueError) as error:  # diffusers' word for an unknown output type
+                files = [self.fetch(c, progress.advance) for c in self._teacher_requests()]
+                columns = [[read_picture(path) for path in column] for column in files]
+                return columns if step is None else [*columns, self._draw_student(step, progress)]
+        except (InputError, ValueError) as error:  # diffusers: ValueError, unknown output type
             console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
             self.prompts = []
             return None
 
-    def _students(self, step: int, progress: Task) -> list[Picture]:
+    def _draw_student(self, step: int, progress: Task) -> list[Picture]:
         requests = picture_requests(self.session, "student", self.prompts)
         pictures = self.draw_anew(requests, progress.advance).pictures
         for k, picture in enumerate(pictures):
             write_bytes(self.folder / f"student-{k}-step-{step:06d}.png", png(picture))
         return pictures
 
-    def _fixed(self) -> list[list[PictureRequest]]:
-        """What training changes nothing about: the teacher, guided and unguided."""
+    def _teacher_requests(self) -> list[list[PictureRequest]]:
+        """Requests for the teacher's pictures, guided and unguided, which training leaves alone."""
         teacher = picture_requests(self.session, "teacher", self.prompts)
         return [teacher, picture_requests(self.session, "unguided", self.prompts)]
 
 
-def _indexed(index: Path, about: PreviewIndex) -> list[int]:
-    """The steps that an index names.
+def _indexed_steps(index: Path, expected: PreviewIndex) -> list[int]:
+    """The training steps that an index lists.
 
-    None where it is damaged, for then its pictures are drawn again; nor where it is of other
-    prompts or of another guidance scale, for pictures of those do not belong beside these.
+    Empty where the index is damaged, or belongs to other prompts, seeds, guidance or strength:
+    then all pictures are drawn again.
     """
     try:
         stored = PreviewIndex.read(index)
     except CorruptFileError:
         return []
-    same = stored is not None and stored.model_copy(update={"steps": about.steps}) == about
-    return stored.steps if stored is not None and same else []
+    if stored is None or stored.model_copy(update={"steps": expected.steps}) != expected:
+        return []
+    return stored.steps

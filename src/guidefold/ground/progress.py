@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Item = TypeVar("Item")
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to redraw
 SPEED_SECONDS = 300.0  # long enough for what happens now and then to count in the time left
@@ -165,6 +167,13 @@ def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: ``'1 prompt'``, ``'2 prompts'``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def evenly_chosen(items: Sequence[Item], most: int) -> list[Item]:
+    """At most ``most`` of the items, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[k * (len(items) - 1) // (most - 1)] for k in range(most)]
 
 
 def _clock(seconds: float) -> str:

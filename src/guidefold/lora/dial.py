@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from guidefold.ground import InputError
+from guidefold.ground import InputError, evenly_chosen
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # that show what a dial does
 BEYOND = 1.25  # how far past the highest trained strength the student may still be used
@@ -166,6 +166,22 @@ class Dial:
             return f"guidance {self.g_ref:g}"
         found = f"over {self.marks[-1].guidance:.3g}" if math.isinf(measured) else f"{measured:.3g}"
         return f"guidance {self.g_ref:g} as trained, {found} as measured"
+
+    def table(self, most: int) -> list[dict[str, str]]:
+        """The dial as rows of formatted numbers: its marks, else the nominal dial.
+
+        Args:
+            most: The highest number of rows; of more marks, evenly spaced ones are chosen.
+
+        Returns:
+            Rows with equal keys, in which numbers have three digits.
+        """
+        rows = [
+            {"guidance": m.guidance, "strength": m.strength, "residual guidance": m.residual}
+            for m in self.marks
+        ] or [{"strength": s, "guidance": self.nominal_guidance(s)} for s in STRENGTHS]
+        chosen = evenly_chosen(rows, most)
+        return [{name: f"{value:.3g}" for name, value in row.items()} for row in chosen]
 
     def compare_at(self, guidance: float | None, strength: float | None) -> Compared:
         """Complete the guidance scale and the strength that pictures are compared at.

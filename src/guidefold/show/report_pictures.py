@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from guidefold.ground import CorruptFileError
+from guidefold.ground import CorruptFileError, evenly_chosen
 from guidefold.run import AGAIN, KINDS, PictureIndex, PreviewIndex, RunFolder
 
 NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
 SMALL, LARGEST = 128, 512
 """Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
+SHOWN_STEPS = 12  # training steps, at most, whose previews are shown
 FEW, MANY = 12, 30
 """How many prompts are shown: of large pictures, of small ones."""
 
@@ -92,7 +92,7 @@ def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
     index = PreviewIndex.read(run.preview_index)
     if index is None or not index.steps:
         return None
-    numbers, steps = range(len(index.prompts)), _some(index.steps)
+    numbers, steps = range(len(index.prompts)), evenly_chosen(index.steps, SHOWN_STEPS)
     fixed = {
         kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
         for kind in ("teacher", "unguided")
@@ -101,13 +101,6 @@ def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
         [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps
     ]
     return {"prompts": index.prompts, "steps": steps, **fixed, "student": student}
-
-
-def _some(steps: Sequence[int], most: int = 12) -> list[int]:
-    """At most so many, evenly chosen, the first and the last among them."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[place * (len(steps) - 1) // (most - 1)] for place in range(most)]
 
 
 def _picture(path: Path) -> dict[str, Any]:

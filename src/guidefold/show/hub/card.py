@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,7 @@ from guidefold.draw import picture_seeds
 from guidefold.ground import compat
 from guidefold.judge import LIBRARIES
 from guidefold.listen import Findings
-from guidefold.lora import DIFFUSERS_FILE, STRENGTHS, Dial
+from guidefold.lora import DIFFUSERS_FILE, Dial
 from guidefold.pipeline import DTYPES
 from guidefold.run import KINDS, Results, Settings, dump_toml, hub_id, public_name, without_paths
 from guidefold.session import Session
@@ -28,8 +28,6 @@ from guidefold.show.report_pictures import NAMES
 REPOSITORY = "OWNER/NAME"
 """Stands for the repository's name until it has one."""
 WORKFLOW = "comfyui-workflow.json"
-MARKS = 8  # of the dial, at most
-WORDS = {"residual": "residual guidance"}
 TASKS = {
     "text-to-image": "TEXT2IMAGE",
     "image-to-image": "IMAGE2IMAGE",
@@ -92,7 +90,7 @@ def card(session: Session, held: Held) -> str:
         "results": held.results,
         "shown": held.shown,
         "table": table(held.results) if held.results else [],
-        "marks": _marks(dial),
+        "marks": dial.table(most=8) if dial.proportional else [],
         "code": code(session, images=tag in ("text-to-image", "image-to-image")),
         "more_inputs": sorted({n for p in session.held_out[:1] for n, _ in p.columns}),
         "clients": list(_clients(held.verdicts)),
@@ -280,17 +278,6 @@ def _base(session: Session) -> dict[str, Any]:
         "fingerprint": findings.fingerprint,
         "dtype": asked.dtype,
     }
-
-
-def _marks(dial: Dial) -> list[dict[str, str]]:
-    """Rows of the dial: as it was measured, else as it was trained; none where there is none."""
-    if not dial.proportional:
-        return []
-    rows = [asdict(mark) for mark in dial.marks] or [
-        {"strength": s, "guidance": dial.nominal_guidance(s)} for s in STRENGTHS
-    ]
-    some = rows[:: -(-len(rows) // MARKS)]
-    return [{WORDS.get(n, n): f"{value:.3g}" for n, value in row.items()} for row in some]
 
 
 def _clients(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
