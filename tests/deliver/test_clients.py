@@ -3,6 +3,7 @@
 import datetime
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 from diffusers import DiffusionPipeline
@@ -18,7 +19,6 @@ from guidefold.deliver.clients import (
     peft,
     read_by_clients,
     sd_scripts,
-    sources,
     stem,
 )
 from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
@@ -175,17 +175,27 @@ def test_the_stem_of_a_key() -> None:
 
 
 def test_every_rule_has_a_source_with_a_date() -> None:
-    known = sources()
-    assert set(known) == set(CLIENTS)
     facts = client_facts()
+    known = facts["source"]
+    assert set(known) == set(CLIENTS)
     for entry in (*facts["base"], *facts["layout"], *facts["use"]):
         assert entry["read_in"]
         assert set(entry["read_in"]) <= set(known)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a client's rules were read; the date is the commit's, or the day of reading."""
+
+    date: datetime.date
+    commit: str = ""
+    version: str = ""
+    note: str = ""
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_source_has_a_commit_or_a_version_or_says_that_none_was_noted(client: str) -> None:
-    source = sources()[client]
+    source = Source(**client_facts()["source"][client])
     assert source.date <= datetime.date.today()
     assert [bool(source.commit), bool(source.version), bool(source.note)].count(True) == 1
     assert re.fullmatch(r"([0-9a-f]{40})?", source.commit)

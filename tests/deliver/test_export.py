@@ -286,7 +286,7 @@ def test_a_file_of_other_shapes_is_refused_in_words(
 
 
 def test_nothing_is_verified_without_a_base(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="for which base"):
+    with pytest.raises(InputError, match="for which base model"):
         verify(tmp_path)
     with pytest.raises(InputError, match=r"no \.safetensors file"):
         verify(tmp_path, pipeline="bundled")

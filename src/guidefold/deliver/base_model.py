@@ -1,4 +1,4 @@
-"""The denoiser that a LoRA file is for, within its pipeline."""
+"""The base model of a LoRA file: the denoiser it is for, within its pipeline."""
 
 from __future__ import annotations
 
@@ -19,57 +19,53 @@ from guidefold.session import Session
 
 @dataclass(frozen=True)
 class Base:
-    """What a file is loaded onto.
+    """The base model that a file is loaded onto.
 
     Attributes:
         pipeline: A stock pipeline.
-        denoisers: Its components that LoRAs are made for.
-        name: The one that the file is for.
-        loader: Who loads LoRAs into the pipeline.
-        names: What the denoiser's layers are called.
+        denoisers: The names of its components that LoRAs are made for.
+        name: The name of the component that the file is for.
+        denoiser: That component.
+        loader: The library that loads LoRAs into the pipeline: ``diffusers`` or ``peft``.
+        names: The denoiser's layer names.
     """
 
     pipeline: DiffusionPipeline
     denoisers: tuple[str, ...]
     name: str
+    denoiser: nn.Module
     loader: str
     names: LayerNames
 
-    @property
-    def module(self) -> nn.Module:
-        """The denoiser."""
-        found: nn.Module = getattr(self.pipeline, self.name)
-        return found
-
 
 def base_of(pipeline: DiffusionPipeline, file: LoraFile) -> Base:
-    """The component of a pipeline that a file's layers are found in.
+    """Find the component of a pipeline that has a file's layers.
 
     Raises:
-        MismatchError: In none of them.
+        MismatchError: No component has them.
     """
-    kind, keys = file.kind, file.tensors.keys()
+    keys, components = file.tensors.keys(), modules(pipeline)
 
-    def hits(name: str, module: nn.Module) -> int:
-        if kind == "fused":
-            return len(module.state_dict().keys() & keys)
-        known = layers_by_stem(kind, layer_names(module, name))
+    def matches(name: str) -> int:
+        if file.kind == "fused":
+            return len(components[name].state_dict().keys() & keys)
+        known = layers_by_stem(file.kind, layer_names(components[name], name))
         return sum(stem(key) in known for key in keys)
 
-    found = {name: hits(name, module) for name, module in modules(pipeline).items()}
-    best = max(found, key=lambda name: found[name])
-    if not found[best]:
+    counts = {name: matches(name) for name in components}
+    best = max(counts, key=lambda name: counts[name])
+    if not counts[best]:
         raise MismatchError(
             f"{file.path}: no component of {type(pipeline).__name__} has the file's layers, such "
             f"as '{min(keys)}'",
             "Name the pipeline that it was made for with --pipeline.",
         )
-    loader = lora_loader(pipeline, [best])
-    return Base(pipeline, (best,), best, loader, layer_names(getattr(pipeline, best), best))
+    denoiser, loader = components[best], lora_loader(pipeline, [best])
+    return Base(pipeline, (best,), best, denoiser, loader, layer_names(denoiser, best))
 
 
 def base_of_run(session: Session, name: str) -> Base:
-    """One denoiser of a session's pipeline."""
-    findings = session.findings
-    names = layer_names(session.denoisers[name], findings.denoisers[0])
-    return Base(session.pipeline, findings.denoisers, name, findings.loader, names)
+    """The base model of a session, for one of its denoisers."""
+    denoiser, findings = session.denoisers[name], session.findings
+    names = layer_names(denoiser, findings.denoisers[0])
+    return Base(session.pipeline, findings.denoisers, name, denoiser, findings.loader, names)

@@ -1,21 +1,21 @@
-"""Which keys of a LoRA file a client does not read: one small function each, with its source.
+"""Which keys of a LoRA file each client drops: one rule per client, with the source it was read in.
 
-Each is the rule that the client's own loader follows, written down as what it leaves out. Where a
-client counts on the depth of the released models (two layers a block), the base's own depth is
-counted here, so that the rule holds for any UNet built like them.
+A rule states what the client's own loader leaves out. Where a client relies on the depth of the
+released models (two layers per block), the rule counts the base model's own layers, so that it
+holds for every UNet of that design.
 """
 
 from __future__ import annotations
 
-import datetime
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from guidefold.deliver.layer_names import OUTER, LayerNames, client_facts, counted
+from guidefold.deliver.layer_names import OUTER, LayerNames, counted
 
 Rule = Callable[[Collection[str], LayerNames], list[str] | None]
-"""``(keys, names) -> keys that are dropped``; None where the client has no way to load
-onto such a base at all."""
+"""``(keys, layer names) -> dropped keys``; None where the client cannot load a LoRA onto such a
+base model."""
 
 PARTS: Mapping[str, str] = {
     ".lora_down.weight": "down",
@@ -28,20 +28,21 @@ PARTS: Mapping[str, str] = {
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
 }
-"""The last part of a key, in anybody's spelling, and what stands there."""
+"""The last part of a key, in every known spelling, and the tensor it names."""
 KOHYA_PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 PEFT_PARTS = (".lora_A.weight", ".lora_B.weight")
-PATIENCE = 12
+FORGE_MOST_UNKNOWN = 12
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a client makes of a file.
+    """How one client reads a file.
 
     Attributes:
-        client: Its name.
-        meant: Whether the file's format is meant for it.
-        dropped: The keys that it does not read; None where it cannot load onto such a base.
+        client: The client's name.
+        meant: Whether the file's format is meant for this client.
+        dropped: The keys that the client ignores; None where it cannot load a LoRA onto such a
+            base model.
     """
 
     client: str
@@ -50,38 +51,17 @@ class Reading:
 
     @property
     def failed(self) -> bool:
-        """Whether a client that the file is meant for leaves something out."""
+        """Whether the file is meant for the client and the client drops keys."""
         return self.meant and bool(self.dropped)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a client's rules were read.
-
-    Attributes:
-        date: The day of the commit; of our own, where neither commit nor version was noted.
-        commit: Of the client's repository; empty where it was not noted.
-        version: The released version, where that was read.
-        note: What is to be said where there is neither.
-    """
-
-    date: datetime.date
-    commit: str = ""
-    version: str = ""
-    note: str = ""
-
-
-def sources() -> dict[str, Source]:
-    """Where the rules of each client were read, by the client's name."""
-    return {client: Source(**said) for client, said in client_facts()["source"].items()}
 
 
 def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """Stock diffusers, ``load_lora_weights``.
 
-    Source: diffusers 0.42 loaders/lora_pipeline.py ``lora_state_dict`` (a file is kohya's if every
-    key begins so; block names are translated for UNets that are told of sizes only) and
-    loaders/peft.py ``load_lora_adapter`` (what has not the component's prefix is passed over).
+    Source: diffusers 0.42 loaders/lora_pipeline.py ``lora_state_dict`` (a file is in kohya's format
+    if every key has its prefix; original block names are translated only for UNets with size
+    conditioning, as SDXL's) and loaders/peft.py ``load_lora_adapter`` (keys without the component's
+    prefix are skipped).
     """
     if keys and all(key.startswith("lora_unet_") for key in keys):
         if names.component != "unet" or not names.kohya:
@@ -91,14 +71,14 @@ def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
             read |= {kohya_stem(name) for name in names.original.values()}
         return _unread(keys, read, KOHYA_PARTS)
     read = {f"{names.component}.{layer}" for layer in names.layers}
-    read |= {_by_processor(name) for name in read}
+    read |= {processor_name(name) for name in read}
     return _unread(keys, read, PARTS.keys() - {*KOHYA_PARTS})
 
 
 def peft(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """Plain peft, ``PeftModel.from_pretrained``.
 
-    Source: peft utils/save_and_load.py: ``base_model.model.`` and the layer's own name.
+    Source: peft utils/save_and_load.py: the prefix ``base_model.model.``, then the layer's name.
     """
     return _unread(keys, {f"base_model.model.{layer}" for layer in names.layers}, PEFT_PARTS)
 
@@ -106,29 +86,29 @@ def peft(keys: Collection[str], names: LayerNames) -> list[str] | None:
 def comfyui(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """ComfyUI.
 
-    Source: comfy/lora.py ``model_lora_keys_unet``, comfy/utils.py ``unet_to_diffusers`` and its
-    like, comfy/weight_adapter/lora.py ``LoRAAdapter.load``. Of a UNet, diffusers' attention layers
-    are read by their old names only, ``processor.to_q``.
+    Source: comfy/lora.py ``model_lora_keys_unet``, comfy/utils.py ``unet_to_diffusers`` and the
+    functions beside it, comfy/weight_adapter/lora.py ``LoRAAdapter.load``. It reads a UNet's
+    attention layers, among diffusers' names, by the old ones only: ``processor.to_q``.
     """
     return _by_comfyui(keys, names, "comfyui")
 
 
 def forge(keys: Collection[str], names: LayerNames) -> list[str] | None:
-    """Forge, which has ComfyUI's reader of 2024 and gives up on a file that it knows too little of.
+    """Forge: ComfyUI's reader of 2024, which refuses a file with too many unknown keys.
 
     Source: packages_3rdparty/comfyui_lora_collection/lora.py; extensions-builtin/sd_forge_lora/
-    networks.py ``load_lora_for_models``: more than twelve unknown keys, and nothing is loaded.
+    networks.py ``load_lora_for_models``: with more than twelve unknown keys nothing is loaded.
     """
     dropped = _by_comfyui(keys, names, "forge")
-    return sorted(keys) if dropped and len(dropped) > PATIENCE else dropped
+    return sorted(keys) if dropped and len(dropped) > FORGE_MOST_UNKNOWN else dropped
 
 
 def a1111(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """AUTOMATIC1111's web UI.
 
     Source: extensions-builtin/Lora/networks.py ``convert_diffusers_name_to_compvis`` and
-    ``load_network``: kohya's keys, by the original names, or by diffusers' names but for the
-    embedding of added sizes.
+    ``load_network``: kohya's keys, under the original names, or under diffusers' names except for
+    the size embedding.
     """
     if not names.original:
         return None
@@ -143,8 +123,9 @@ def invokeai(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """InvokeAI.
 
     Source: backend/patches/lora_conversions/ (sd, sdxl and flux_diffusers), backend/patches/
-    layer_patcher.py, backend/model_manager/configs/lora.py. For UNets that are told of sizes every
-    key has one of three prefixes and all names are of one kind, or the file is refused.
+    layer_patcher.py, backend/model_manager/configs/lora.py. For UNets with size conditioning, a
+    file is refused unless every key has one of three prefixes and all layer names are either the
+    original ones or diffusers'.
     """
     if not names.original:
         needs = names.layout.invokeai_needs if names.layout else ()
@@ -165,10 +146,10 @@ def invokeai(keys: Collection[str], names: LayerNames) -> list[str] | None:
 
 
 def sd_scripts(keys: Collection[str], names: LayerNames) -> list[str] | None:
-    """Kohya's own sd-scripts, when it draws.
+    """Kohya's sd-scripts, when it generates pictures.
 
-    Source: networks/lora.py ``LoRANetwork`` (UNET_TARGET_REPLACE_MODULE and its convolutions): the
-    layers within attention, residual blocks and resamplers, and none outside of them.
+    Source: networks/lora.py ``LoRANetwork`` (UNET_TARGET_REPLACE_MODULE and its convolutions): only
+    the layers within attention, residual blocks and resamplers.
     """
     if not names.kohya:
         return None
@@ -191,20 +172,21 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "transformer": ("diffusers", "ComfyUI", "Forge", "InvokeAI"),
     "peft": ("peft",),
 }
-"""Whom a format is meant for, where they can load onto the base at all. sd-scripts is told of, and
-nothing is held back for it: it would cost every other client the outer layers."""
+"""The clients that a format is meant for, where they can load a LoRA onto the base model at all.
+sd-scripts is reported but not among them: a file that it reads whole would lack the outer layers,
+which every other client reads."""
 
 
 def read_by_clients(
     keys: Collection[str], kind: str, names: LayerNames, loader: str
 ) -> list[Reading]:
-    """What every client makes of a file's keys.
+    """Apply every client's rule to a file's keys.
 
     Args:
-        keys: The file's.
-        kind: Its format.
-        names: What the denoiser's layers are called.
-        loader: Who loads LoRAs into that pipeline: ``diffusers``, or plain ``peft``.
+        keys: The file's keys.
+        kind: The file's format.
+        names: The denoiser's layer names.
+        loader: The library that loads LoRAs into the pipeline: ``diffusers``, or plain ``peft``.
     """
     readings = []
     for client, rule in CLIENTS.items():
@@ -216,13 +198,18 @@ def read_by_clients(
 
 
 def kohya_stem(name: str) -> str:
-    """What stands before the last part of kohya's keys for a layer."""
+    """A layer's part of kohya's keys: everything before the last part."""
     return "lora_unet_" + name.replace(".", "_")
 
 
 def stem(key: str, parts: Iterable[str] = PARTS) -> str:
-    """What stands before a key's last part; nothing where the part is unknown."""
+    """Everything before a key's last part; empty where the last part is unknown."""
     return next((key.removesuffix(part) for part in parts if key.endswith(part)), "")
+
+
+def processor_name(layer: str) -> str:
+    """An attention layer's name in diffusers' old files; any other layer's own name."""
+    return re.sub(r"\.to_out\.0$", ".to_out", layer.replace(".to_", ".processor.to_"))
 
 
 def _unread(keys: Collection[str], read: Collection[str], parts: Iterable[str]) -> list[str]:
@@ -230,26 +217,14 @@ def _unread(keys: Collection[str], read: Collection[str], parts: Iterable[str]) 
 
 
 def _by_comfyui(keys: Collection[str], names: LayerNames, client: str) -> list[str] | None:
-    if names.original:
-        return _unread(keys, _unet_stems(names), PARTS)
-    return _by_layout(keys, names, client, PARTS)
-
-
-def _unet_stems(names: LayerNames) -> set[str]:
-    """Every name that ComfyUI knows a UNet's layers by."""
-    found = set()
+    if not names.original:
+        return _by_layout(keys, names, client, PARTS)
+    read = set()
     for layer, original in names.original.items():
-        old = _by_processor(layer)
-        found |= {kohya_stem(layer), kohya_stem(original)}
-        found |= {old, f"unet.{old}", f"diffusion_model.{original}"}
-    return found
-
-
-def _by_processor(layer: str) -> str:
-    """An attention layer's name in diffusers' old files; others are called the same."""
-    return layer.replace(".to_", ".processor.to_").removesuffix(
-        ".0" if layer.endswith(".to_out.0") else ""
-    )
+        old = processor_name(layer)
+        read |= {kohya_stem(layer), kohya_stem(original)}
+        read |= {old, f"unet.{old}", f"diffusion_model.{original}"}
+    return _unread(keys, read, PARTS)
 
 
 def _by_layout(

@@ -1,4 +1,4 @@
-"""A run's adapter, written for its users: in ``RUN/adapter``, and in the formats of its clients."""
+"""Write a run's adapter: to ``RUN/adapter``, and in the formats of clients."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def export(settings: Settings) -> Path:
     """Write a run's last checkpoint as an adapter folder, reload it and compare.
 
     Args:
-        settings: The run's.
+        settings: The run's settings.
 
     Returns:
         The adapter's folder.
 
     Raises:
         RunError: Nothing is trained yet.
-        VerifyError: What was written does not give back what was trained; nothing is kept.
+        VerifyError: The written adapter differs from the trained student; nothing is kept.
     """
     require_run(settings.run)
     with open_session(settings) as session:
@@ -55,25 +55,25 @@ def write_adapter(session: Session) -> Path:
     session.require(all_components=False)
     trained = read_trained(session, measure=True)
     kind: Format = "diffusers" if session.findings.loader == "diffusers" else "peft"
-    about = describe_adapter(session, trained.step, trained.marks)
+    metadata = describe_adapter(session, trained.step, trained.marks)
     folder = session.run.adapter
     with finished_folder(folder) as temporary:
-        write_json(temporary / METADATA, about)
+        write_json(temporary / METADATA, metadata)
         for name, tensors in trained.parts.items():
             base = base_of_run(session, name)
             file = _file(base, kind, "")
-            write_lora(temporary / file, kind, tensors, base.names, about)
+            write_lora(temporary / file, kind, tensors, base.names, metadata)
             _check(temporary / file, folder / file, base, trained, kind)
     return folder
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What was written.
+    """The files that an export has written.
 
     Attributes:
-        verdicts: A file each, as its clients read it.
-        unfit: The formats that do not fit, with the reason.
+        verdicts: The verdict on each file.
+        unfit: The formats that the adapter cannot be written in, with the reason.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -88,25 +88,26 @@ def deliver(
     strength: float = 1.0,
     guidance: float | None = None,
 ) -> Delivery:
-    """Write a run's last checkpoint in a format, or in all that fit, each in a folder of its own.
+    """Write a run's last checkpoint in one format or in all that fit, each in its own folder.
 
-    With another strength than 1, or a guidance scale, what is written is fixed there: it stands at
-    strength 1, in a folder whose name says so.
+    Another strength than 1, or a guidance scale, is baked in as the files' strength 1; the folder's
+    name states it.
 
     Args:
-        settings: The run's.
+        settings: The run's settings.
         wanted: A format, or ``all``.
-        out: Holds the folders; by default ``RUN/export``.
-        dtype: Of what is written; by default fp32 for adapters, the pipeline's for fused weights.
-        strength: Of the run's adapter, that becomes strength 1 of what is written.
-        guidance: In its place, the guidance scale that strength 1 shall stand for, by the dial as
-            it was measured.
+        out: The folder for the formats' folders; by default ``RUN/export``.
+        dtype: The precision of the files; by default fp32 for adapters, the pipeline's for fused
+            weights.
+        strength: The strength of the run's adapter that is baked in as strength 1.
+        guidance: The guidance scale that is baked in as strength 1, by the measured dial; replaces
+            ``strength``.
 
     Raises:
-        InputError: No such format, or it does not fit; guidance that the dial does not reach.
+        InputError: The format is unknown or does not fit, or the scale is outside the dial.
         RunError: Nothing is trained yet.
-        VerifyError: A file does not give back what was trained, or a client that it is meant for
-            would drop a part of it; that format's folder is not kept.
+        VerifyError: A file differs from the trained student, or a client that it is meant for would
+            drop keys; that format's folder is not kept.
     """
     kinds = [kind for kind in FORMATS if wanted in (kind, "all")]
     if not kinds:
@@ -118,8 +119,11 @@ def deliver(
     if guidance is not None:
         strength, suffix = read_dial(run.adapter).measured_strength(guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
-        asked = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
-        raise InputError(f"{asked}: nothing that a file could stand for", "Give a higher one.")
+        option = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
+        raise InputError(
+            f"{option}: stands for strength {strength:g}",
+            "The strength must be finite and greater than 0.",
+        )
     with open_session(settings) as session:
         if warning := session.dial.warning(strength):
             console.print(warning, markup=False)
@@ -138,24 +142,24 @@ def deliver_kinds(
     """:func:`deliver` within an open session.
 
     Args:
-        session: The run's.
-        trained: What it has trained, at the strength that becomes strength 1 of what is written.
-        places: A folder for each format; formats that do not fit are left out.
-        dtype: Of what is written.
+        session: The run's session.
+        trained: Its trained adapter, at the strength that is baked in as strength 1.
+        places: A folder for each format; formats that do not fit are not written.
+        dtype: The precision of the files.
     """
     bases = [base_of_run(session, name) for name in trained.parts]
-    left: dict[str, str] = {kind: why for kind in places if (why := _unfit(trained, bases, kind))}
+    reasons = {kind: _unfit(trained, bases, kind) for kind in places}
     verdicts = [
         verdict
         for kind, place in places.items()
-        if kind not in left
+        if not reasons[kind]
         for verdict in _write_format(session, trained, bases, kind, place, dtype)
     ]
-    return Delivery(tuple(verdicts), left)
+    return Delivery(tuple(verdicts), {kind: why for kind, why in reasons.items() if why})
 
 
 def _unfit(trained: Trained, bases: Sequence[Base], kind: Format) -> str:
-    """Why a format does not fit; nothing where it does."""
+    """Why the adapter cannot be written in a format; empty where it can."""
     for base in bases:
         tensors = trained.parts[base.name]
         reason = unfit(kind, base.names, base.loader, layers_of(tensors))
@@ -178,37 +182,30 @@ def _write_format(
     place: Path,
     dtype: str | None,
 ) -> list[Verdict]:
-    """Write a format's files, one for each denoiser, and keep them if they stand the test."""
+    """Write a format's files, one for each denoiser, and check them before they are kept."""
     title = session.run.name + place.name.removeprefix(kind)
     marks = read_dial(session.run.adapter).marks
-    about = describe_adapter(session, trained.step, marks, trained.strength)
+    metadata = describe_adapter(session, trained.step, marks, trained.strength)
     verdicts = []
     with finished_folder(place) as temporary:
         for base in bases:
             file = _file(base, kind, title)
-            own = {**about, "denoiser": base.name, "format": kind}
+            own = {**metadata, "denoiser": base.name, "format": kind}
             if kind == "fused":
                 _write_fused(temporary / file, trained, base, dtype, own)
             else:
                 tensors = cast(trained.strengthened(base.name), DTYPES[dtype or "fp32"])
-                words = _description(session, own, title)
-                write_lora(temporary / file, kind, tensors, base.names, own, words)
+                description = _description(session, own, title)
+                write_lora(temporary / file, kind, tensors, base.names, own, description)
             verdicts.append(_check(temporary / file, place / file, base, trained, kind))
     return verdicts
 
 
 def _check(path: Path, place: Path, base: Base, trained: Trained, kind: Format) -> Verdict:
-    """Read a written file as its clients do.
-
-    Args:
-        path: The file.
-        place: Where it will be.
-        base: What it is for.
-        trained: What it must give back.
-        kind: Its format.
+    """Check a written file as its clients read it, before it moves to its final ``place``.
 
     Raises:
-        VerifyError: It does not, or a client would drop a part of it.
+        VerifyError: The file differs from the trained student, or a client would drop keys.
     """
     verdict = examine(read_lora(path, kind), base, trained)
     if verdict.problems:
@@ -221,33 +218,32 @@ def _check(path: Path, place: Path, base: Base, trained: Trained, kind: Format) 
 
 
 def _write_fused(
-    path: Path, trained: Trained, base: Base, dtype: str | None, about: Mapping[str, Any]
+    path: Path, trained: Trained, base: Base, dtype: str | None, metadata: Mapping[str, Any]
 ) -> None:
-    """Write a denoiser's whole weights with the adapter added, as diffusers opens them."""
-    weights = fused_weights(base.module, trained.parts[base.name], trained.strength)
-    write_tensors(path, weights if dtype is None else cast(weights, DTYPES[dtype]), about, {})
-    config: Any = base.module
+    """Write a denoiser's full weights with the adapter added, as diffusers opens them."""
+    weights = fused_weights(base.denoiser, trained.parts[base.name], trained.strength)
+    write_tensors(path, weights if dtype is None else cast(weights, DTYPES[dtype]), metadata, {})
+    config: Any = base.denoiser
     write_text(path.parent / "config.json", config.to_json_string())
 
 
 def _file(base: Base, kind: Format, title: str) -> Path:
-    """A file's place in its format's folder."""
+    """A file's path within its format's folder."""
     if kind in FILES:
         return part_folder(Path(), base.denoisers, base.name) / FILES[kind]
-    return Path(
-        title + ("" if base.name == base.denoisers[0] else f"-{base.name}") + ".safetensors"
-    )
+    suffix = "" if base.name == base.denoisers[0] else f"-{base.name}"
+    return Path(f"{title}{suffix}.safetensors")
 
 
-def _description(session: Session, about: Mapping[str, Any], title: str) -> dict[str, str]:
-    """A run for the metadata of other programs."""
+def _description(session: Session, metadata: Mapping[str, Any], title: str) -> dict[str, str]:
+    """A run's adapter in ModelSpec's words."""
     call, findings = session.settings.pipeline.call, session.findings
-    sized, meant = {"width", "height"} <= call.keys(), Dial.from_json(about).stands_for
+    sized, meant = {"width", "height"} <= call.keys(), Dial.from_json(metadata).stands_for
     also = "".join(f", {name} {value:g}" for name, value in findings.also_off.items())
     return {
         "title": title,
         "prediction_type": findings.prediction_type,
-        "hint": f"CFG {findings.off:g}{also}, strength 1 = {meant}",
-        "description": "Guidance folded into a LoRA: one pass a step. " + about["usage_hint"],
-        "size": f"{call['width']}x{call['height']}" if sized else "",
+        "usage_hint": f"CFG {findings.off:g}{also}, strength 1 = {meant}",
+        "description": "Guidance folded into a LoRA: one pass a step. " + metadata["usage_hint"],
+        "resolution": f"{call['width']}x{call['height']}" if sized else "",
     }

@@ -11,14 +11,12 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.deliver.lora_file import SINCE, LoraFile
-from guidefold.deliver.metadata import content_hash
+from guidefold.deliver.metadata import HASH, content_hash
 from guidefold.ground import CorruptFileError
 from guidefold.listen import prediction_type
 from guidefold.lora import PEFT_CONFIG
 from guidefold.pipeline import DTYPES, as_one_module, fingerprint, modules, open_pipeline
 from guidefold.run import MANIFEST, check_file, read_json, sha256
-
-HASH = "modelspec.hash_sha256"
 
 
 @dataclass
@@ -26,8 +24,8 @@ class GivenPipeline:
     """A pipeline that files are compared with.
 
     Attributes:
-        source: Where it was opened from.
-        pipeline: In float32.
+        source: The folder, single file or hub id that it was opened from.
+        pipeline: The pipeline in float32.
     """
 
     source: str
@@ -35,58 +33,56 @@ class GivenPipeline:
     _known: dict[tuple[tuple[str, ...], str], str] = field(default_factory=dict)
 
     def fingerprints(self, names: tuple[str, ...]) -> Iterator[str]:
-        """Of some components, in one precision after another, as runs open them.
+        """Fingerprint the named components in one precision after another.
 
-        A fingerprint is over rounded values, and a file does not say which precision its run had.
-        It is opened anew for each: some layers stay in float32 whatever is asked for.
+        A fingerprint covers rounded values, and a file does not state its run's precision. The
+        pipeline is opened anew in each: some layers stay in float32 whatever the precision.
         """
         for dtype in DTYPES:
             if (names, dtype) not in self._known:
                 opened = self.pipeline
                 if dtype != "fp32":
                     opened = open_pipeline(self.source, dtype=DTYPES[dtype])
-                found = {n: module for n, module in modules(opened).items() if n in names}
-                if found.keys() != set(names):
+                components = modules(opened)
+                if not components.keys() >= set(names):
                     return
-                whole = as_one_module({name: found[name] for name in names})
-                self._known[names, dtype] = fingerprint(whole)
+                denoiser = as_one_module({name: components[name] for name in names})
+                self._known[names, dtype] = fingerprint(denoiser)
             yield self._known[names, dtype]
 
     @property
     def prediction_type(self) -> str:
-        """What its denoiser predicts; ``None`` where no scheduler says so."""
-        told = getattr(self.pipeline, "scheduler", None) is not None
-        return prediction_type(self.pipeline) if told else "None"
+        """The scheduler's prediction type; ``"None"`` where the pipeline has no scheduler."""
+        scheduled = getattr(self.pipeline, "scheduler", None) is not None
+        return prediction_type(self.pipeline) if scheduled else "None"
 
 
-def denoiser_of(path: Path, about: Mapping[str, Any], denoisers: tuple[str, ...]) -> str:
-    """The denoiser that a file is for: by its word, or by its folder, where an adapter has several.
+def denoiser_of(path: Path, metadata: Mapping[str, Any], denoisers: tuple[str, ...]) -> str:
+    """The denoiser that a file is for: by its metadata, else by the name of its folder.
 
     Args:
         path: The file.
-        about: What it says of itself.
-        denoisers: The run's.
+        metadata: The file's own metadata.
+        denoisers: The run's denoisers.
     """
     named = path.parent.name if path.parent.name in denoisers else denoisers[0]
-    return str(about.get("denoiser", named))
+    return str(metadata.get("denoiser", named))
 
 
 def damage(file: LoraFile) -> list[str]:
-    """How a file differs from what was written, in words: by its own hash and its folder's.
-
-    Other programs mean other things by the same hash.
-    """
+    """Differences between a file and its own hash, and between a file and its folder's manifest."""
     wrong = []
-    told = file.labels.get(HASH)
-    if file.about and told is not None and told != content_hash(file.tensors):
+    stated = file.header.get(HASH)
+    # Guidefold's own files only: other programs hash other content under the same key.
+    if file.metadata and stated is not None and stated != content_hash(file.tensors):
         wrong.append(f"its values are not those of its {HASH}: {SINCE}")
-    hashed = cache(sha256)  # several manifests may name the same file
+    hashed = cache(sha256)  # both folders' manifests may name the same file
     folders = file.path.parents[:2]
     return wrong + [line for folder in folders for line in _damage_by(folder, file.path, hashed)]
 
 
 def _damage_by(folder: Path, path: Path, hashed: Callable[[Path], str]) -> list[str]:
-    """How a file, and what its loaders read beside it, differs from a folder's manifest."""
+    """Differences of a file, and of the files its loaders read beside it, from a manifest."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         return []
@@ -103,35 +99,29 @@ def _damage_by(folder: Path, path: Path, hashed: Callable[[Path], str]) -> list[
     return []
 
 
-def other_base(about: Mapping[str, Any], predicts: str, weights: Iterable[str]) -> list[str]:
-    """Whether a file was made for another base than the one here, in words.
+def other_base(metadata: Mapping[str, Any], predicts: str, weights: Iterable[str]) -> list[str]:
+    """Problems where a file was made for another base model than the one here.
 
-    A fused file's own weights differ from its base's by design; it is its base that is asked for.
+    A fused file's metadata names its base model too, although its own weights differ by design.
 
     Args:
-        about: What the file says of itself; nothing follows where it names no base.
-        predicts: What the denoiser here predicts.
-        weights: The fingerprints that the base here may have; the first is told.
+        metadata: The file's own metadata; without a base model in it there are no problems.
+        predicts: The prediction type here.
+        weights: The fingerprints that the base model here may have; messages show the first.
     """
-    base = about.get("findings") or {}
+    base = metadata.get("findings") or {}
     wrong = []
     if "fingerprint" in base:
-        asked, found = str(base["fingerprint"]), list(_up_to(str(base["fingerprint"]), weights))
-        if asked not in found:
-            wrong.append(f"weights {asked}, here {found[0] if found else 'no such denoiser'}")
+        made, here = str(base["fingerprint"]), iter(weights)
+        first = next(here, "no such denoiser")
+        # ``in`` stops at the first match: later fingerprints are expensive to compute.
+        if made != first and made not in here:
+            wrong.append(f"weights {made}, here {first}")
     if base.get("prediction_type", predicts) != predicts:
         wrong.append(f"{base['prediction_type']} predictions, here {predicts}")
     if not wrong:
         return []
     return [
-        f"made for another base, {about.get('base', 'unnamed')}: {'; '.join(wrong)}. "
+        f"made for another base, {metadata.get('base', 'unnamed')}: {'; '.join(wrong)}. "
         "Name the pipeline that it was made for."
     ]
-
-
-def _up_to(wanted: str, found: Iterable[str]) -> Iterator[str]:
-    """Stop at the first match: later items are expensive to compute."""
-    for one in found:
-        yield one
-        if one == wanted:
-            return

@@ -1,10 +1,10 @@
-"""What other programs call a denoiser's layers: decided by its blocks and its configuration."""
+"""Other programs' names for a denoiser's layers, derived from its blocks and configuration."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -40,38 +40,38 @@ MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Layout:
-    """A kind of diffusion transformer that clients know by diffusers' names.
+    """A family of diffusion transformers that clients know by diffusers' names.
 
     Attributes:
-        architecture: As metadata names it.
-        version: As kohya's metadata names it; empty where it does not.
-        layers: The layers that they know, numbers written ``#``.
-        prefixes: Behind which prefixes, by client.
-        invokeai_needs: The layers that InvokeAI tells it by.
+        architecture: Its name in ModelSpec's metadata.
+        version: Its name in kohya's metadata; empty where there is none.
+        layers: The layers that clients know, numbers written ``#``.
+        prefixes: The key prefixes that each client reads, by client.
+        invokeai_needs: The layers by which InvokeAI recognises the family.
     """
 
     architecture: str
     version: str
     layers: frozenset[str]
-    prefixes: Mapping[str, tuple[str, ...]]
-    invokeai_needs: tuple[str, ...]
+    prefixes: Mapping[str, Sequence[str]]
+    invokeai_needs: Sequence[str]
 
 
 @dataclass(frozen=True)
 class LayerNames:
-    """What a denoiser's layers are called.
+    """A denoiser's layers, and their names in other programs.
 
     Attributes:
-        layers: Its linear layers and convolutions.
-        original: Those that the original code of latent diffusion has too, by its names; empty of
-            what is no UNet of that kind.
-        kohya: What kohya's files call them, the dots still in; empty where they have no word.
-        added: Whether the UNet is also told of sizes, as those are that kohya trains on the
-            original code.
-        layout: What kind of diffusion transformer it is, where clients know it.
-        config: Its configuration.
-        component: What stands before its keys in diffusers' files: the place of the first denoiser
-            in its pipeline.
+        layers: The linear layers and convolutions, by diffusers' names.
+        original: Layer to its name in the original code of latent diffusion; empty unless the
+            denoiser is a UNet of that design.
+        kohya: Layer to its name in kohya's files, dots kept; empty where kohya has no names.
+        added: Whether the UNet has size conditioning, as SDXL's; kohya's files then use the
+            original names.
+        layout: The family of diffusion transformers, where clients know it.
+        config: The denoiser's configuration.
+        component: The prefix of its keys in diffusers' files: the component name of the pipeline's
+            first denoiser.
     """
 
     layers: frozenset[str]
@@ -84,30 +84,31 @@ class LayerNames:
 
 
 def layer_names(denoiser: nn.Module, component: str = "") -> LayerNames:
-    """What the clients know of a denoiser."""
+    """Collect a denoiser's layer names; ``component`` as in :class:`LayerNames`."""
     layers = frozenset(n for n, m in denoiser.named_modules() if isinstance(m, ALL))
-    said = getattr(denoiser, "config", None)
-    config = dict(said) if isinstance(said, Mapping) else {}  # a text encoder's is no mapping
-    embedded = config.get("addition_embed_type")
-    known = original_names(layers) if embedded in (None, "text_time") else {}
-    added = embedded == "text_time"
-    kohya = known if added else {layer: layer for layer in known}
-    return LayerNames(layers, known, kohya, added, find_layout(layers), config, component)
+    config = getattr(denoiser, "config", None)
+    config = dict(config) if isinstance(config, Mapping) else {}  # a text encoder's is no mapping
+    embedding = config.get("addition_embed_type")
+    original = original_names(layers) if embedding in (None, "text_time") else {}
+    added = embedding == "text_time"
+    kohya = original if added else {layer: layer for layer in original}
+    return LayerNames(layers, original, kohya, added, find_layout(layers), config, component)
 
 
 def original_names(layers: Iterable[str]) -> dict[str, str]:
-    """What the original code of latent diffusion calls a UNet's layers.
+    """Name a UNet's layers as the original code of latent diffusion does.
 
     Source: ComfyUI comfy/utils.py ``unet_to_diffusers``; InvokeAI
     backend/patches/lora_conversions/sdxl_lora_conversion_utils.py; diffusers
-    loaders/lora_conversion_utils.py ``_maybe_map_sgm_blocks_to_diffusers``. There the blocks are
-    numbered through: an input convolution, then each block's layers and its downsampler.
+    loaders/lora_conversion_utils.py ``_maybe_map_sgm_blocks_to_diffusers``. There one
+    count runs through all blocks: the input convolution, then each block's layers and its
+    downsampler.
 
     Args:
-        layers: By diffusers' names.
+        layers: Layers by diffusers' names.
 
     Returns:
-        The original name of each layer that has one; nothing where the blocks are others.
+        The original name of each layer that has one; empty for other designs.
     """
     layers = set(layers)
     if not {"conv_in", "conv_out", "mid_block.resnets.0.conv1"} <= layers:
@@ -122,47 +123,49 @@ def _original(layer: str, layers: set[str]) -> str:
         return OUTER[layer]
     middle, block = MIDDLE.fullmatch(layer), BLOCK.fullmatch(layer)
     if middle:
-        kind, number = middle[1], int(middle[2])
-        rest = _inner(kind, middle[3])
-        return f"middle_block.{1 if kind == 'attentions' else 2 * number}.{rest}" if rest else ""
+        part, number = middle[1], int(middle[2])
+        rest = _inner(part, middle[3])
+        return f"middle_block.{1 if part == 'attentions' else 2 * number}.{rest}" if rest else ""
     if not block:
         return ""
     side, place = block[1], _place(block, layers)
     return f"{'input' if side == 'down' else 'output'}_blocks.{place}" if place else ""
 
 
-def _place(found: re.Match[str], layers: set[str]) -> str:
-    """A layer's place among the blocks, which the original code numbers through."""
-    side, block, kind, number = found[1], int(found[2]), found[3], int(found[4])
-    first, count = _first(side, block, layers), len(_resnets(side, block, layers))
-    if kind in ("resnets", "attentions"):
-        rest = _inner(kind, found[5])
-        return f"{first + number}.{int(kind == 'attentions')}.{rest}" if rest else ""
-    if found[5] != "conv":
+def _place(match: re.Match[str], layers: set[str]) -> str:
+    """A layer's place under the original code's count through all blocks; empty for none."""
+    side, block, part, number = match[1], int(match[2]), match[3], int(match[4])
+    first, count = _first(side, block, layers), _resnets(side, block, layers)
+    if part in ("resnets", "attentions"):
+        rest = _inner(part, match[5])
+        return f"{first + number}.{int(part == 'attentions')}.{rest}" if rest else ""
+    if match[5] != "conv":
         return ""
     if side == "down":
         return f"{first + count}.0.op"
-    # It stands behind the block's last layer, and behind that layer's attention where it has one.
+    # An upsampler follows the block's last layer, and that layer's attention where it has one.
     attended = f"up_blocks.{block}.attentions.{count - 1}.proj_in" in layers
     return f"{first + count - 1}.{1 + attended}.conv"
 
 
-def _inner(kind: str, rest: str) -> str:
-    if kind == "resnets":
+def _inner(part: str, rest: str) -> str:
+    """A layer's original name within its residual block or attention; empty for none."""
+    if part == "resnets":
         return RESNET.get(rest, "")
     return rest if ATTENTION.fullmatch(rest) else ""
 
 
 def _first(side: str, block: int, layers: set[str]) -> int:
-    """The number of a block's first layer."""
-    if side == "up":
-        return sum(len(_resnets(side, before, layers)) for before in range(block))
-    return 1 + sum(len(_resnets(side, before, layers)) + 1 for before in range(block))
+    """The original number of a block's first layer."""
+    # On the way down, the input convolution and each block's downsampler count as one layer each.
+    extra = int(side == "down")
+    return extra + sum(_resnets(side, before, layers) + extra for before in range(block))
 
 
-def _resnets(side: str, block: int, layers: set[str]) -> list[str]:
+def _resnets(side: str, block: int, layers: set[str]) -> int:
+    """The number of a block's residual blocks."""
     shape = re.compile(rf"{side}_blocks\.{block}\.resnets\.\d+\.conv1")
-    return [layer for layer in layers if shape.fullmatch(layer)]
+    return sum(shape.fullmatch(layer) is not None for layer in layers)
 
 
 def counted(layer: str) -> str:
@@ -171,16 +174,16 @@ def counted(layer: str) -> str:
 
 
 def find_layout(layers: Iterable[str]) -> Layout | None:
-    """What kind of diffusion transformer has these layers."""
-    have = {counted(layer) for layer in layers}
+    """The family of diffusion transformers that has these layers; None where none is known."""
+    present = {counted(layer) for layer in layers}
     for entry in client_facts()["layout"]:
-        if have >= set(entry["marks"]):
+        if present >= set(entry["marks"]):
             return Layout(
                 entry["architecture"],
                 entry["version"],
                 frozenset(entry["layers"]),
-                {client: tuple(p) for client, p in entry["prefixes"].items()},
-                tuple(entry.get("invokeai_needs", ())),
+                entry["prefixes"],
+                entry.get("invokeai_needs", ()),
             )
     return None
 

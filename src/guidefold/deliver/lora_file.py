@@ -1,4 +1,4 @@
-"""A LoRA file: one writer, and one object that holds all of it, read once."""
+"""LoRA files: one writer, and one object that holds a whole file, read once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from typing import Any
 
 import torch
 
-from guidefold.deliver.formats import (
-    Tensors,
-    alphas_of,
-    format_of,
-    named,
-    of_one_rank,
-    read,
-)
+from guidefold.deliver.formats import Tensors, alphas_of, format_of, named, of_one_rank, read
 from guidefold.deliver.layer_names import LayerNames
-from guidefold.deliver.metadata import labels
+from guidefold.deliver.metadata import header_for_clients
 from guidefold.ground import CorruptFileError, InputError, MismatchError
 from guidefold.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
 from guidefold.run import (
@@ -36,45 +29,45 @@ FILES: Mapping[Format, str] = {
     "peft": PEFT_FILE,
     "fused": "diffusion_pytorch_model.safetensors",
 }
-"""What files are called by the libraries that find them by name."""
+"""The file names under which libraries look for a format."""
 MORE_THAN_A_LORA = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
 SINCE = "damaged or edited since it was written; write it again with 'guidefold export'"
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA's file, or a denoiser's whole weights, as :func:`read_lora` has read it.
+    """A LoRA's file, or a denoiser's full weights, read by :func:`read_lora`.
 
     Attributes:
         path: The file.
-        kind: Its format.
-        tensors: By the file's own names, on the CPU, mapped from the file.
-        labels: Its metadata, every key as it stands there.
-        about: Guidefold's own metadata among them; empty of other programs' files.
+        kind: The file's format.
+        tensors: The tensors by the file's own keys, on the CPU, mapped from the file.
+        header: All metadata of the safetensors header.
+        metadata: Guidefold's own metadata in it; empty in other programs' files.
     """
 
     path: Path
     kind: Format
     tensors: Tensors
-    labels: Mapping[str, str]
-    about: Mapping[str, Any]
+    header: Mapping[str, str]
+    metadata: Mapping[str, Any]
 
     @property
     def strength(self) -> float:
-        """The run's strength that it holds as strength 1."""
-        return float(self.about.get("strength", 1.0))
+        """The strength of the run's adapter that is baked in: the file's strength 1."""
+        return float(self.metadata.get("strength", 1.0))
 
     def plain(self, names: LayerNames) -> dict[str, torch.Tensor]:
-        """Its tensors by peft's names, alpha folded in wherever it is written.
+        """The tensors by peft's names, alpha folded in.
 
         Args:
-            names: What the denoiser's layers are called.
+            names: The denoiser's layer names.
 
         Raises:
-            InputError: Its configuration asks for more than a LoRA.
-            MismatchError: Its keys are not the denoiser's.
+            InputError: peft's configuration sets more than a plain LoRA.
+            MismatchError: The keys do not match the denoiser's layers.
         """
-        config: Mapping[str, Any] = alphas_of(self.labels, names.component)
+        config: Mapping[str, Any] = alphas_of(self.header, names.component)
         beside = self.path.parent / PEFT_CONFIG
         if self.kind == "peft" and beside.exists():
             config = read_json(beside)
@@ -88,26 +81,26 @@ class LoraFile:
 
 
 def read_lora(path: Path, kind: Format | None = None, *, own: bool = False) -> LoraFile:
-    """Read a LoRA file, all of it, once.
+    """Read a whole LoRA file, once.
 
     Args:
         path: The file.
-        kind: Its format, where it is known. Keys tell it otherwise, and those of diffusers and of
-            transformers look alike.
-        own: Whether the format that Guidefold has written into it counts.
+        kind: The file's format, where it is known. Otherwise the keys decide, and the formats
+            ``diffusers`` and ``transformer`` may have the same keys.
+        own: Whether the format in Guidefold's own metadata comes before the keys.
 
     Raises:
-        CorruptFileError: It is not whole, or its metadata is no JSON.
-        InputError: A key is of no format that is known here.
+        CorruptFileError: The file is truncated, or its metadata is no JSON.
+        InputError: The keys are of no known format.
     """
     tensors, header = read_safetensors(path)
     try:
-        about = json.loads(header.get(METADATA_KEY, "null"))
+        metadata = json.loads(header.get(METADATA_KEY, "null"))
     except ValueError as error:
         raise CorruptFileError(f"{path}: its metadata is no JSON ({error}): {SINCE}") from error
-    about = about if isinstance(about, Mapping) else {}
-    kind = kind or (own and about.get("format")) or format_of(tensors.keys(), path)
-    return LoraFile(path, kind, tensors, header, about)
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    kind = kind or (own and metadata.get("format")) or format_of(tensors.keys(), path)
+    return LoraFile(path, kind, tensors, header, metadata)
 
 
 def write_lora(
@@ -115,26 +108,26 @@ def write_lora(
     kind: Format,
     tensors: Tensors,
     names: LayerNames,
-    about: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     description: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one denoiser's adapter, and what its loader reads beside it.
+    """Write one denoiser's adapter, and the configuration that its loader reads beside it.
 
     Args:
         path: The file.
         kind: Any format but ``fused``.
-        tensors: By peft's names; alpha equals the rank.
-        names: What the denoiser's layers are called.
-        about: Guidefold's own metadata.
-        description: For :func:`~guidefold.deliver.metadata.labels`; None where no other program
-            will read it.
+        tensors: The LoRA by peft's names; alpha equals the rank.
+        names: The denoiser's layer names.
+        metadata: Guidefold's own metadata.
+        description: The argument of :func:`~guidefold.deliver.metadata.header_for_clients`; None
+            for a file that no other program reads.
     """
-    # kohya's files say alpha for every layer; the others say it nowhere, as nothing but the rank
-    # is understood by all: diffusers raises on metadata with fields that its peft does not know.
+    # kohya's files hold alpha for every layer. The others omit it, so that alpha is the rank for
+    # every reader: diffusers raises on metadata with fields that the installed peft does not know.
     alike = tensors if kind == "kohya" else of_one_rank(tensors)
     written = named(kind, alike, names)
-    told = None if description is None else labels(kind, alike, written, names, description)
-    write_tensors(path, written, about, told)
+    header = description and header_for_clients(kind, alike, written, names, description)
+    write_tensors(path, written, metadata, header)
     if kind == "peft":
         layers = layers_of(alike)
         rank = alike[f"{layers[0]}.lora_A.weight"].shape[0]

@@ -1,4 +1,4 @@
-"""What a written file says of itself: for Guidefold, and in the words of other programs."""
+"""A written file's metadata: Guidefold's own, and the keys that other programs read."""
 
 from __future__ import annotations
 
@@ -13,24 +13,20 @@ from typing import Any
 from safetensors.torch import save
 
 from guidefold import __version__
-from guidefold.deliver.formats import Tensors
+from guidefold.deliver.formats import Tensors, factors
 from guidefold.deliver.layer_names import LayerNames, client_facts
 from guidefold.ground import RunError
-from guidefold.listen import Findings
 from guidefold.lora import UNKNOWN, Dial, Mark, layers_of
 from guidefold.run import METADATA, Format, RunFolder, check_folder, public_name, read_json
 from guidefold.session import Session
 
+HASH = "modelspec.hash_sha256"
 SPECIFICATION = "1.0.1"
 ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 
 
 def read_dial(folder: Path) -> Dial:
-    """A written adapter's dial as it was measured; without marks where it was not.
-
-    Args:
-        folder: The adapter's.
-    """
+    """The measured dial of the adapter in a folder; without marks where none was measured."""
     path = folder / METADATA
     return Dial.from_json(read_json(path)) if path.exists() else UNKNOWN
 
@@ -38,18 +34,20 @@ def read_dial(folder: Path) -> Dial:
 def describe_adapter(
     session: Session, step: int, marks: Sequence[Mark], strength: float = 1.0
 ) -> dict[str, Any]:
-    """What an adapter says of itself, as JSON.
+    """An adapter's own metadata, as JSON.
 
     Args:
-        session: The run's.
-        step: The optimizer steps that it took.
-        marks: Its dial, measured.
-        strength: Of the run's adapter, that is strength 1 of what is described.
+        session: The run's session.
+        step: The number of optimizer steps taken.
+        marks: The measured dial.
+        strength: The strength of the run's adapter that becomes strength 1.
     """
     settings, findings = session.settings, session.findings
     dial = replace(session.dial, marks=tuple(marks)).baked_at(strength)
-    hint = f"{_unguided_call(findings)}; strength 1 = {dial.stands_for}"
-    # another strength's file stands for one scale; its dial is the table
+    off = {findings.guidance_argument: findings.off, **findings.also_off}
+    call = ", ".join(f"{name}={value:g}" for name, value in off.items())
+    hint = f"{call}; strength 1 = {dial.stands_for}"
+    # A file with another strength baked in has no such formula: its dial is the measured table.
     if dial.proportional and strength == 1 and dial.measured_otherwise is None:
         hint += f", strength s = guidance {dial.origin:g} + {dial.span:g} s"
     return {
@@ -66,19 +64,11 @@ def describe_adapter(
     }
 
 
-def _unguided_call(findings: Findings) -> str:
-    """What the pipeline is called with beside the adapter, in words."""
-    return ", ".join(
-        f"{name}={value:g}"
-        for name, value in {findings.guidance_argument: findings.off, **findings.also_off}.items()
-    )
-
-
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """What a written adapter says of itself, its files being those that were written.
+    """Read an adapter folder's metadata, after checking its files against the manifest.
 
     Raises:
-        RunError: It is no adapter of Guidefold's.
+        RunError: The folder holds no adapter of Guidefold's.
         CorruptFileError: A file is missing or altered.
     """
     if not (folder / METADATA).exists():
@@ -90,56 +80,57 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             else "Name the folder that 'guidefold distill' wrote: RUN/adapter.",
         )
     check_folder(folder, "Write it again with 'guidefold export RUN'.")
-    about: dict[str, Any] = read_json(folder / METADATA)
-    return about
+    metadata: dict[str, Any] = read_json(folder / METADATA)
+    return metadata
 
 
-def labels(
-    kind: Format, tensors: Tensors, written: Tensors, names: LayerNames, about: Mapping[str, Any]
+def header_for_clients(
+    kind: Format,
+    tensors: Tensors,
+    written: Tensors,
+    names: LayerNames,
+    description: Mapping[str, str],
 ) -> dict[str, str]:
-    """Metadata by the keys of ModelSpec and, for kohya's files, of sd-scripts.
+    """Metadata under the keys of ModelSpec and, for kohya's files, of sd-scripts.
 
     Source: github.com/Stability-AI/ModelSpec; kohya sd-scripts library/sai_model_spec.py and
     library/train_util.py ``SS_METADATA_MINIMUM_KEYS``; A1111 extensions-builtin/Lora/network.py
-    ``detect_version``, which shows a file by ``ss_base_model_version`` and ``ss_v2``.
+    ``detect_version``, which lists a file under ``ss_base_model_version`` and ``ss_v2``.
 
     Args:
         kind: The format.
-        tensors: By peft's names.
-        written: The same as the file names them.
-        names: What the denoiser's layers are called.
-        about: ``title``, ``prediction_type`` and ``hint``; ``size`` where it is known.
+        tensors: The LoRA by peft's names.
+        written: The same tensors by the file's keys.
+        names: The denoiser's layer names.
+        description: ModelSpec's ``title``, ``prediction_type`` (as diffusers names it),
+            ``usage_hint``, ``description`` and, where it is known, ``resolution``.
     """
-    predicts, plain = about["prediction_type"], kind != "kohya" or not names.added
+    predicts, plain = description["prediction_type"], kind != "kohya" or not names.added
     version, v2, architecture = _base(names, predicts)
-    found = {
+    header = {f"modelspec.{name}": value for name, value in description.items()} | {
         "modelspec.sai_model_spec": SPECIFICATION,
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "diffusers" if plain else ORIGINAL_CODE,
-        "modelspec.title": about["title"],
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "modelspec.hash_sha256": content_hash(written),
-        "modelspec.usage_hint": about["hint"],
-        "modelspec.description": about["description"],
         "modelspec.prediction_type": "v" if predicts == "v_prediction" else predicts,
-        "modelspec.resolution": about.get("size", ""),
+        HASH: content_hash(written),
     }
     if kind == "kohya":
-        found |= _kohya(tensors, version, v2) | {"ss_output_name": about["title"]}
-    return {name: value for name, value in found.items() if value}
+        header |= _kohya(tensors, version, v2) | {"ss_output_name": description["title"]}
+    return {name: value for name, value in header.items() if value}
 
 
 def content_hash(tensors: Tensors) -> str:
-    """SHA-256 of a safetensors file's content behind its header, as ModelSpec writes it."""
+    """SHA-256 of a safetensors file's content after its header, as ModelSpec defines it."""
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     start = 8 + int.from_bytes(data[:8], "little")
     return f"0x{hashlib.sha256(data[start:]).hexdigest()}"
 
 
 def _kohya(tensors: Tensors, version: str, v2: str) -> dict[str, str]:
-    ranks = [tensors[f"{layer}.lora_A.weight"].shape[0] for layer in layers_of(tensors)]
+    """The keys of sd-scripts."""
+    rank = str(max(factors(tensors, layer)[0].shape[0] for layer in layers_of(tensors)))
     spatial = any(t.ndim > 2 and max(t.shape[2:]) > 1 for t in tensors.values())
-    rank = str(max(ranks))
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
@@ -151,7 +142,7 @@ def _kohya(tensors: Tensors, version: str, v2: str) -> dict[str, str]:
 
 
 def _base(names: LayerNames, prediction_type: str) -> tuple[str, str, str]:
-    """``(kohya's version, kohya's v2, architecture)``."""
+    """The base model in metadata: ``(ss_base_model_version, ss_v2, architecture)``."""
     if names.layout is not None:
         return names.layout.version, "", names.layout.architecture
     if not names.original:

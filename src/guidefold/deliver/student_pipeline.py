@@ -1,9 +1,10 @@
-"""A stock pipeline with a written adapter, called as its student is: in one pass a step."""
+"""A stock pipeline with a written adapter, called as its student is: one pass per step."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +20,28 @@ from guidefold.session import Session
 
 
 class IgnoredNegativePromptWarning(UserWarning):
-    """A negative prompt was given where no second pass could obey it."""
+    """A negative prompt was given, but the student has no second pass that could follow it."""
 
 
 class OtherBaseWarning(UserWarning):
-    """The pipeline's weights are not those that the adapter was trained on."""
+    """The pipeline's weights differ from those that the adapter was trained on."""
 
 
+@dataclass(eq=False, repr=False)
 class StockStudent:
     """A pipeline that is called like its teacher, and guided by its adapter alone.
 
-    Args:
-        pipeline: With the adapter loaded.
-        findings: What the probe found when the adapter was trained.
-        dial: The adapter's, measured.
-        negative_prompt: What was folded.
-
     Attributes:
-        pipeline: The stock pipeline itself.
+        pipeline: The stock pipeline, the adapter loaded.
+        findings: The probe's findings when the adapter was trained.
+        dial: The adapter's measured dial.
+        negative_prompt: The negative prompt that is folded into the adapter.
     """
 
-    def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        findings: Findings,
-        dial: Dial,
-        negative_prompt: str | None,
-    ) -> None:
-        self.pipeline, self.findings = pipeline, findings
-        self.dial, self.negative_prompt = dial, negative_prompt
+    pipeline: DiffusionPipeline
+    findings: Findings
+    dial: Dial
+    negative_prompt: str | None
 
     def turn(self, guidance: float) -> float:
         """Turn the dial to a guidance scale.
@@ -56,7 +50,7 @@ class StockStudent:
             The adapter's strength.
 
         Raises:
-            InputError: The dial was not measured there, or the adapter is off or fused.
+            InputError: The scale is outside the measured dial, or the adapter is off or fused.
         """
         strength = self.dial.measured_strength(guidance)
         for part in denoisers(self.pipeline, self.findings.denoisers).values():
@@ -68,12 +62,12 @@ class StockStudent:
         """Call the pipeline with its guidance off.
 
         Args:
-            *args: As the pipeline takes them.
-            force: Let guidance that is asked for come on top of what is folded.
-            **kwargs: As the pipeline takes them.
+            *args: The pipeline's arguments.
+            force: Allow the pipeline's own guidance on top of the folded guidance.
+            **kwargs: The pipeline's keyword arguments.
 
         Raises:
-            InputError: Guidance is asked for, without ``force``; or the adapter is off.
+            InputError: The arguments switch guidance on without ``force``, or the adapter is off.
         """
         for part in denoisers(self.pipeline, self.findings.denoisers).values():
             check_turned_on(part)
@@ -81,7 +75,7 @@ class StockStudent:
         off = self.findings.scale_arguments(self.findings.off)
         for name, value in off.items():
             if name.startswith(f"{GUIDER}."):
-                continue  # a component's, switched off as it was opened
+                continue  # a component's value, switched off when the student was opened
             if given.get(name, value) != value and not force:
                 raise InputError(
                     f"{name}={given[name]!r}: this pipeline's guidance is folded into its adapter "
@@ -106,22 +100,23 @@ class StockStudent:
 def open_student(
     pipeline: DiffusionPipeline, folder: str | Path, guidance: float | None = None
 ) -> StockStudent:
-    """Load a written adapter into a stock pipeline and guard it against guidance that counts twice.
+    """Load a written adapter into a stock pipeline, guarded against guidance that counts twice.
 
-    The file needs none of this: ``load_lora_weights`` and the guidance argument switched off do the
-    same. This sets that argument, turns the dial by guidance scale and complains of mistakes.
+    The file also works without this function: call ``load_lora_weights`` and switch the guidance
+    argument off. This function sets that argument, turns the dial by guidance scale and reports
+    mistakes.
 
     Args:
-        pipeline: The one that the adapter was trained on, without a LoRA.
-        folder: The adapter's.
-        guidance: Where to turn the dial; None leaves strength 1.
+        pipeline: The pipeline that the adapter was trained on, without a LoRA.
+        folder: The adapter's folder.
+        guidance: The guidance scale to turn the dial to; None leaves strength 1.
 
     Raises:
-        RunError: There is no adapter of Guidefold's.
-        CorruptFileError: Its files are not those that were written.
-        MismatchError: The pipeline lacks the denoiser.
-        InputError: It is no pipeline, a LoRA is on it already, or the dial does not reach the
-            scale.
+        RunError: The folder holds no adapter of Guidefold's.
+        CorruptFileError: A file of the adapter is missing or altered.
+        MismatchError: The pipeline lacks the denoiser, or predicts another type.
+        InputError: ``pipeline`` is no pipeline or has a LoRA already, or the scale is outside the
+            measured dial.
     """
     if isinstance(pipeline, str | Path):
         raise InputError(
@@ -129,12 +124,14 @@ def open_student(
             "Open it first, as DiffusionPipeline.from_pretrained(...) or api.open_pipeline(...).",
         )
     folder = Path(folder)
-    about = read_adapter(folder)
-    findings = Findings.from_json(about["findings"])
+    metadata = read_adapter(folder)
+    findings = Findings.from_json(metadata["findings"])
     _check_base(pipeline, findings, folder)
-    student = StockStudent(pipeline, findings, Dial.from_json(about), about["negative_prompt"])
+    student = StockStudent(
+        pipeline, findings, Dial.from_json(metadata), metadata["negative_prompt"]
+    )
     if guidance is not None:
-        student.dial.measured_strength(guidance)  # before anything is loaded
+        student.dial.measured_strength(guidance)  # raises before anything is loaded
     load_adapter(pipeline, findings.denoisers, findings.loader, folder, 1.0)
     if findings.guidance_argument.startswith(f"{GUIDER}."):
         for name, guider in guiders(pipeline).items():
@@ -145,6 +142,7 @@ def open_student(
 
 
 def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None:
+    """Refuse a pipeline that the adapter does not fit; warn where only the weights differ."""
     names = findings.denoisers
     missing = [name for name in names if getattr(pipeline, name, None) is None]
     if missing:
@@ -158,26 +156,26 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
             f"scheduler says '{prediction_type(pipeline)}'",
             "Make its scheduler from the config of the one that the run was recorded with.",
         )
-    whole = as_one_module(denoisers(pipeline, names))
-    if adapted_layers(whole):
+    denoiser = as_one_module(denoisers(pipeline, names))
+    if adapted_layers(denoiser):
         raise InputError(
             "a LoRA is on the pipeline already",
             "Open the student first, then load the others and name all of them in set_adapters.",
         )
-    if fingerprint(whole) != findings.fingerprint:
+    if (here := fingerprint(denoiser)) != findings.fingerprint:
         warnings.warn(
             f"{folder}: trained on weights {findings.fingerprint}; the pipeline has "
-            f"{fingerprint(whole)}: another precision, or another base",
+            f"{here}: another precision, or another base",
             OtherBaseWarning,
             stacklevel=3,
         )
 
 
 def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
-    """The folder of a run's adapter, or another one that was named.
+    """The given folder, or by default that of the run's own adapter.
 
     Raises:
-        RunError: The run has none yet.
+        RunError: The run has no adapter yet.
     """
     if folder is None:
         folder = run.adapter
@@ -188,22 +186,21 @@ def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
 
 
 def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
-    """Load a written adapter into a session's stock pipeline, after making sure it belongs there.
+    """Load a written adapter into a session's stock pipeline, after checking that it fits.
 
     Raises:
-        RunError: There is none yet.
-        CorruptFileError: Its files are not the ones that were written.
-        MismatchError: It was trained on another base.
+        RunError: There is no adapter yet.
+        CorruptFileError: A file of the adapter is missing or altered.
+        MismatchError: The adapter was trained on another base model, or for another scale.
     """
     folder = find_adapter(session.run, folder)
-    about = read_adapter(folder)
-    trained_on = Findings.from_json(about["findings"])
-    trained_on.check_same_base(session.findings)
-    if about["g_ref"] != session.settings.adapter.g_ref:
+    metadata, findings = read_adapter(folder), session.findings
+    g_ref = session.settings.adapter.g_ref
+    Findings.from_json(metadata["findings"]).check_same_base(findings)
+    if metadata["g_ref"] != g_ref:
         raise MismatchError(
-            f"{folder}: strength 1 stands for guidance {about['g_ref']:g} in the adapter and "
-            f"{session.settings.adapter.g_ref:g} in the settings",
+            f"{folder}: strength 1 stands for guidance {metadata['g_ref']:g} in the adapter and "
+            f"{g_ref:g} in the settings",
             "Use the run's own settings.",
         )
-    findings = session.findings
     load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, strength)

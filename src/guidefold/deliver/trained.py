@@ -1,4 +1,4 @@
-"""What a run has trained: its last checkpoint, and what the student predicts with it."""
+"""A run's last checkpoint: its tensors, and the trained student's predictions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ CALIBRATED_STATES = 96
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has trained, and what its student predicts.
+    """A run's trained adapter, and the student's predictions with it.
 
     Attributes:
         run: The run's folder.
-        parts: Each denoiser's tensors, by its own names of peft's kind.
-        step: The optimizer steps that it took.
-        strength: Of the adapter, in the predictions.
-        refs: A few recorded states.
-        expected: What the student predicts there.
-        marks: Its dial, if it was measured.
+        parts: Each denoiser's tensors, by peft's names within that denoiser.
+        step: The number of optimizer steps taken.
+        strength: The adapter's strength in the predictions.
+        refs: Recorded states at which predictions are compared.
+        expected: The student's predictions at these states.
+        marks: The measured dial; empty where it was not measured.
     """
 
     run: RunFolder
@@ -43,7 +43,7 @@ class Trained:
     marks: Sequence[Mark]
 
     def strengthened(self, name: str) -> dict[str, torch.Tensor]:
-        """One denoiser's tensors that are at strength 1 what was trained is at its strength."""
+        """One denoiser's tensors with :attr:`strength` baked in as strength 1."""
         tensors = self.parts[name]
         return {n: t * self.strength if ".lora_B." in n else t for n, t in tensors.items()}
 
@@ -52,9 +52,9 @@ def read_trained(session: Session, strength: float = 1.0, *, measure: bool = Fal
     """Read a run's last checkpoint; the session's pipeline is left without a LoRA.
 
     Args:
-        session: The run's.
-        strength: Of the adapter, in what the student predicts.
-        measure: Whether the dial is measured as well.
+        session: The run's session.
+        strength: The adapter's strength in the student's predictions.
+        measure: Whether to measure the dial as well.
 
     Raises:
         RunError: Nothing is trained yet.
@@ -67,14 +67,14 @@ def read_trained(session: Session, strength: float = 1.0, *, measure: bool = Fal
     student = lora_student(session, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:
-        few = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
+        compared = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
         return Trained(
             run,
             _parts(student.adapter.state_dict(), session.findings.denoisers),
             state["step"],
             strength,
-            few,
-            [_predict(student, ref, strength) for ref in few],
+            compared,
+            [_predict(student, ref, strength) for ref in compared],
             _calibrate(session, student) if measure else (),
         )
     finally:
@@ -82,13 +82,11 @@ def read_trained(session: Session, strength: float = 1.0, *, measure: bool = Fal
 
 
 def _parts(tensors: Tensors, denoisers: Sequence[str]) -> dict[str, Tensors]:
-    """An adapter's tensors by denoiser; of several, their names come first in its own."""
-    if len(denoisers) == 1:
-        return {denoisers[0]: tensors}
+    """Split an adapter's tensors by denoiser; of several, each has its name as a prefix."""
+    prefixes = {name: f"{name}." if len(denoisers) > 1 else "" for name in denoisers}
     return {
-        name: {n.removeprefix(inner): t for n, t in tensors.items() if n.startswith(inner)}
-        for name in denoisers
-        if (inner := f"{name}.")
+        name: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        for name, prefix in prefixes.items()
     }
 
 
@@ -100,10 +98,8 @@ def _predict(student: Student, ref: StateRef, strength: float) -> torch.Tensor:
 
 def _calibrate(session: Session, student: Student) -> list[Mark]:
     """Measure the dial on states of held-out prompts, where there are any."""
-    asked = session.settings
-    refs = recorded_states(session.run, 0, "held-out") or recorded_states(
-        session.run, 0, "training"
-    )
-    some = some_of(refs, CALIBRATED_STATES, asked.seed, "dial")
-    with task("Measuring the dial, states", len(some)) as progress:
-        return calibrate(student, some, asked.distill.batch_size, progress.advance)
+    run, settings = session.run, session.settings
+    refs = recorded_states(run, 0, "held-out") or recorded_states(run, 0, "training")
+    chosen = some_of(refs, CALIBRATED_STATES, settings.seed, "dial")
+    with task("Measuring the dial, states", len(chosen)) as progress:
+        return calibrate(student, chosen, settings.distill.batch_size, progress.advance)

@@ -1,4 +1,4 @@
-"""Written files, read as their clients read them: what is dropped, and what comes out."""
+"""Check exported files: the keys that each client drops, and the predictions they give."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import nn
 
 from guidefold.deliver.base_model import Base, base_of, base_of_run
 from guidefold.deliver.clients import Reading, read_by_clients
-from guidefold.deliver.formats import Tensors
 from guidefold.deliver.integrity import GivenPipeline, damage, denoiser_of, other_base
 from guidefold.deliver.lora_file import LoraFile, read_lora
 from guidefold.deliver.tensor_checks import (
@@ -32,7 +31,7 @@ from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open
 from guidefold.run import Format, load_settings, require_run
 from guidefold.session import Session, open_session
 
-# What the libraries raise over a file that does not fit: other shapes or keys, no configuration.
+# Exceptions of the libraries for a file that does not fit: other shapes or keys, no configuration.
 REFUSALS = (ValueError, RuntimeError, KeyError, TypeError, OSError)
 
 
@@ -42,12 +41,12 @@ class Verdict:
 
     Attributes:
         path: The file.
-        kind: Its format.
-        keys: How many it holds.
-        readings: What each client makes of them.
-        loaded_by: Who has loaded it here; empty where no plain library can.
-        difference: How far its predictions are from the trained student's, as a share of the
-            largest; None where no run is given or nobody loads it.
+        kind: The file's format.
+        keys: The number of its keys.
+        readings: How each client reads them.
+        loaded_by: The library that loads the file here; empty where none can.
+        difference: The largest difference between its predictions and the trained student's,
+            relative to the largest value; None without a run, or where no library loads the file.
         problems: Everything that is wrong.
     """
 
@@ -76,18 +75,18 @@ class Verdict:
 
 
 def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> list[Verdict]:
-    """Read a file, or every file of a folder, as its clients do.
+    """Check a file, or every file of a folder, as its clients read it.
 
     Args:
-        path: A safetensors file, or a folder of some.
+        path: A safetensors file, or a folder of such files.
         run: The run that it was exported from: predictions are compared with its student's.
-        pipeline: Without a run, the pipeline that it is for.
+        pipeline: Without a run, the pipeline that the file is for.
 
     Raises:
-        InputError: Nothing to read, or not one of run and pipeline.
+        InputError: There is no file, or not exactly one of ``run`` and ``pipeline``.
     """
     if run is None and pipeline is None:
-        raise InputError(f"{path}: for which base?", "Give --run RUN, or --pipeline FOLDER.")
+        raise InputError(f"{path}: for which base model?", "Give --run RUN, or --pipeline FOLDER.")
     if run is not None and pipeline is not None:
         raise InputError(
             f"{path}: --run and --pipeline both", "Give one: a run names its pipeline."
@@ -102,10 +101,10 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
 
 
 def safetensors_of(path: Path) -> list[Path]:
-    """The file, or the files of a folder.
+    """The file itself, or all safetensors files of a folder.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such file.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder", "")
@@ -123,13 +122,12 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
         file = read_lora(path, own=True)
         if file.strength not in trained:
             trained[file.strength] = read_trained(session, file.strength)
-        name = denoiser_of(file.path, file.about, findings.denoisers)
+        name = denoiser_of(file.path, file.metadata, findings.denoisers)
         if name not in findings.denoisers:
             raise MismatchError(
                 f"{file.path}: it is for '{name}', which this run has not adapted", ""
             )
-        base = base_of_run(session, name)
-        verdict = examine(file, base, trained[file.strength])
+        verdict = examine(file, base_of_run(session, name), trained[file.strength])
         verdicts.append(
             _with_origin(verdict, file, findings.prediction_type, [findings.fingerprint])
         )
@@ -138,7 +136,7 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
 
 def _of_a_pipeline(file: LoraFile, given: GivenPipeline) -> Verdict:
     verdict = examine(file, base_of(given.pipeline, file))
-    names = tuple(file.about.get("findings", {}).get("denoisers", ()))
+    names = tuple(file.metadata.get("findings", {}).get("denoisers", ()))
     return _with_origin(verdict, file, given.prediction_type, given.fingerprints(names))
 
 
@@ -146,20 +144,20 @@ def _with_origin(
     verdict: Verdict, file: LoraFile, predicts: str, weights: Iterable[str]
 ) -> Verdict:
     """Add the problems found by comparing the file with its own metadata."""
-    first = [*damage(file), *other_base(file.about, predicts, weights)]
-    return replace(verdict, problems=(*first, *verdict.problems))
+    origin = [*damage(file), *other_base(file.metadata, predicts, weights)]
+    return replace(verdict, problems=(*origin, *verdict.problems))
 
 
 def examine(file: LoraFile, base: Base, trained: Trained | None = None) -> Verdict:
-    """Read a file as its clients do.
+    """Check one file: by every client's rule, by its tensors, and by loading it.
 
     Args:
         file: The file.
-        base: What it is for.
-        trained: What its tensors and its predictions are compared with.
+        base: The base model that it is for.
+        trained: The run's adapter, which its tensors and predictions are compared with.
     """
-    kind, keys, whole = file.kind, file.tensors.keys(), file.kind == "fused"
-    readings = [] if whole else read_by_clients(keys, kind, base.names, base.loader)
+    kind, keys, fused = file.kind, file.tensors.keys(), file.kind == "fused"
+    readings = [] if fused else read_by_clients(keys, kind, base.names, base.loader)
     problems = [
         f"{r.client} drops {len(r.dropped or ())} of {len(keys)} keys: {first_few(r.dropped or ())}"
         for r in readings
@@ -167,16 +165,21 @@ def examine(file: LoraFile, base: Base, trained: Trained | None = None) -> Verdi
     ]
     loader, difference = _loader_of(kind, base), None
     try:
-        tensors = file.tensors if whole else file.plain(base.names)
-        wrong = wrong_weights(tensors, base.module) if whole else wrong_widths(tensors, base.module)
+        tensors = file.tensors if fused else file.plain(base.names)
+        wrong = (wrong_weights if fused else wrong_widths)(tensors, base.denoiser)
         if wrong:
             loader = ""
         elif trained is not None:
-            wrong = _off_student(file, tensors, base, trained)
+            student = trained.parts[base.name]
+            # Predictions may hide a single wrong layer, so tensors are compared as well.
+            if fused:
+                wrong = off_fused(tensors, base.denoiser, student, file.strength)
+            else:
+                wrong = off_student(tensors, student, file.strength)
         problems += wrong
         if loader:
             with _loaded(file, base, loader) as denoiser:
-                if not whole:
+                if not fused:
                     problems += loaded_otherwise(loaded_tensors(denoiser), tensors, loader)
                 if trained is not None:
                     difference = _compare(trained, denoiser, file, base, loader)
@@ -186,47 +189,41 @@ def examine(file: LoraFile, base: Base, trained: Trained | None = None) -> Verdi
 
 
 def _loader_of(kind: Format, base: Base) -> str:
-    """Who loads a file here; empty where no plain library can."""
+    """The library that loads a file here; empty where none can."""
     if kind == "peft":
         return "peft"
     return "diffusers" if kind == "fused" or base.loader == "diffusers" else ""
 
 
-def _off_student(file: LoraFile, plain: Tensors, base: Base, trained: Trained) -> list[str]:
-    """Where a file's tensors are not the student's; predictions hide what a single layer does."""
-    student = trained.parts[base.name]
-    if file.kind == "fused":
-        return off_fused(file.tensors, base.module, student, file.strength)
-    return off_student(plain, student, file.strength)
-
-
 @contextmanager
 def _loaded(file: LoraFile, base: Base, loader: str) -> Iterator[nn.Module]:
-    """The denoiser with the file in it, put there by the library alone, for a while.
+    """Load the file by the library alone, and unload it again when the context ends.
+
+    Yields:
+        The denoiser with the file loaded.
 
     Raises:
-        VerifyError: The library does not take it.
+        VerifyError: The library rejects the file.
     """
-    plain = base.module
+    loaded = base.denoiser
     try:
         try:
             if file.kind == "fused":
-                loaded = _open_denoiser(file.path, plain)
+                loaded = _open_denoiser(file.path, base.denoiser)
             else:
                 load_part(base.pipeline, base.denoisers, base.name, loader, file.path)
-                loaded = base.module
         except REFUSALS as error:
             reason = " ".join(str(error).split())[:300]
             raise VerifyError(f"{loader} does not take the file: {reason}") from error
         yield loaded
     finally:
-        unload_adapter(plain)
+        unload_adapter(base.denoiser)
 
 
 def _open_denoiser(path: Path, like: nn.Module) -> nn.Module:
-    """A denoiser's whole weights, opened by diffusers."""
-    kind, first = type(like), next(like.parameters())
-    opened: nn.Module = kind.from_pretrained(  # type: ignore[attr-defined]
+    """A denoiser's full weights, opened by diffusers on the device of another denoiser."""
+    first, denoiser_class = next(like.parameters()), type(like)
+    opened: nn.Module = denoiser_class.from_pretrained(  # type: ignore[attr-defined]
         path.parent, torch_dtype=first.dtype, local_files_only=True
     )
     return opened.eval().to(first.device)
@@ -235,17 +232,17 @@ def _open_denoiser(path: Path, like: nn.Module) -> nn.Module:
 def _compare(
     trained: Trained, denoiser: nn.Module, file: LoraFile, base: Base, loader: str
 ) -> float:
-    """How far a loaded file's predictions are from the student's, as a share of the largest.
+    """The largest difference of a loaded file's predictions from the student's, relative.
 
-    In half precision clients round the adapter too; what then hides in the tolerance, a layer that
-    was not loaded, is found by its name.
+    In half precision clients round the adapter too, so the tolerance is wide; a layer that was not
+    loaded could hide in it and is therefore found by name.
 
     Raises:
-        VerifyError: Other layers than were trained, or other predictions.
+        VerifyError: The loaded layers or the predictions differ from the trained student's.
     """
     if file.kind != "fused":
         _check_layers(trained, base, loader)
-    # Some layers stay in float32 whatever a pipeline is opened in: the coarsest type counts.
+    # Some layers stay in float32 whatever the pipeline's precision: the coarsest type counts.
     held = {p.dtype for p in denoiser.parameters()} & set(DTYPES.values())
     held |= {t.dtype for t in file.tensors.values() if t.is_floating_point()}
     tolerance = max(1e-3, 4 * max(torch.finfo(dtype).eps for dtype in held))
@@ -253,7 +250,7 @@ def _compare(
     for ref, truth in zip(trained.refs, trained.expected, strict=True):
         args, kwargs = ref.read().arguments
         if kwargs.get(COMPONENT, base.name) != base.name:
-            continue  # another denoiser is called at this state
+            continue  # this state belongs to another denoiser
         apart = float((_predict(denoiser, args, kwargs) - truth).abs().max() / truth.abs().max())
         worst = max(worst, apart)
         if not apart <= tolerance:
@@ -273,16 +270,15 @@ def _predict(denoiser: nn.Module, args: Tree, kwargs: Mapping[str, Any]) -> torc
 
 
 def _check_layers(trained: Trained, base: Base, loader: str) -> None:
-    """Compare by name the layers that a loader put a LoRA on with those that were trained.
+    """Compare the layers that a library loaded a LoRA onto with the trained layers, by name.
 
     Raises:
         VerifyError: They differ.
     """
-    whole = as_one_module(denoisers(base.pipeline, base.denoisers))
-    inner = "" if len(base.denoisers) == 1 else f"{base.name}."
-    wanted = {inner + layer for layer in layers_of(trained.parts[base.name])}
-    missed = sorted(adapted_layers(whole) ^ wanted)
-    if missed:
+    prefix = "" if len(base.denoisers) == 1 else f"{base.name}."
+    wanted = {prefix + layer for layer in layers_of(trained.parts[base.name])}
+    loaded = adapted_layers(as_one_module(denoisers(base.pipeline, base.denoisers)))
+    if wrong := sorted(loaded ^ wanted):
         raise VerifyError(
-            f"{trained.run}: {loader} loads other layers than were trained: {', '.join(missed)}"
+            f"{trained.run}: {loader} loads other layers than were trained: {', '.join(wrong)}"
         )
