@@ -5,7 +5,7 @@
     python benchmarks/defaults.py --out FOLDER --only rank     # one group, or one case
     python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
 
-A stopped bench goes on. Cases that come down to the same settings share a run.
+A stopped bench goes on. Cases with equal settings share a run.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from guidefold.bench.fidelity import Attach, Series, Trial, cell, copy_weights
+from guidefold.bench.fidelity import Attach, Trial, TrialResult, Trials, cell, copy_weights
 from guidefold.lora import NAME, Adapter, attach
+from guidefold.run import Results
 
 SEEDS = (0, 1, 2)
 COMMON = (
@@ -42,7 +43,7 @@ COMMON = (
 def output_bias(denoiser: nn.Module, *arguments: Any) -> Adapter:
     """A LoRA whose last layer also learns a constant per channel, scaled by strength like the rest.
 
-    diffusers and plain peft could load it, ComfyUI and kohya's loaders would drop it in silence.
+    diffusers and plain peft could load it; ComfyUI and kohya's loaders would drop it in silence.
     """
     adapter = attach(denoiser, *arguments)
     up = adapter.layers["conv_out"].lora_B[NAME]
@@ -55,11 +56,11 @@ class Case:
     """One setting to try.
 
     Attributes:
-        group: What it is compared with.
+        group: Heading of the table that it stands in.
         name: Its name in the table.
-        overrides: What it changes.
-        elsewhere: At which guidance scales it is measured beside the preset's own.
-        attach: What is trained.
+        overrides: Settings that it changes.
+        elsewhere: Further guidance scales that it is measured at.
+        attach: Puts on what is trained.
     """
 
     group: str
@@ -69,7 +70,7 @@ class Case:
     attach: Attach = attach
 
     def trial(self, seed: int) -> Trial:
-        """Its run with a seed."""
+        """The case's trial with a seed."""
         measured = self.attach is not output_bias  # no client would load it
         return Trial(self.overrides, seed, self.attach, measured, self.elsewhere)
 
@@ -129,42 +130,47 @@ CASES = [
 
 
 def find_cases(only: Sequence[str]) -> list[Case]:
-    """The cases whose group and name hold one of the words; all without any."""
+    """Find the cases whose group and name hold one of the words; all without any."""
     names = {f"{case.group}, {case.name}": case for case in CASES}
     return [c for name, c in names.items() if not only or any(word in name for word in only)]
 
 
 def run_missing(
-    series: Series, cases: Sequence[Case], seeds: Sequence[int], part: tuple[int, int]
+    trials: Trials, cases: Sequence[Case], seeds: Sequence[int], part: tuple[int, int]
 ) -> None:
     """Make every run that is still missing, seed by seed."""
     number, count = part
     for seed in seeds:
-        files = {series.file(case.trial(seed)): case for case in reversed(cases)}
+        files = {trials.file(case.trial(seed)): case for case in reversed(cases)}
         for case in list(reversed(files.values()))[number - 1 :: count]:
-            if series.result(case.trial(seed)) is None:
-                found = series.run(case.trial(seed))
-                print(f"{case.group}: {case.name}, seed {seed}: {found['curve'][-1]}", flush=True)
+            if trials.result(case.trial(seed)) is None:
+                result = trials.run(case.trial(seed))
+                print(f"{case.group}: {case.name}, seed {seed}: {result.curve[-1]}", flush=True)
 
 
-def _lines(series: Series, cases: Sequence[Case], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What stands of every case, in the table's order."""
-    for case in cases:
-        for seed in seeds:
-            found = series.result(case.trial(seed))
-            if found is not None:
-                yield {"group": case.group, "name": case.name, "seed": seed, **found}
+class Finished(NamedTuple):
+    """A case's result with a seed."""
+
+    case: Case
+    seed: int
+    result: TrialResult
 
 
-def write_table(series: Series, cases: Sequence[Case], seeds: Sequence[int], target: Path) -> None:
-    """Write what stands: ``target.md`` for people, ``target.json`` for programs."""
-    lines = list(_lines(series, cases, seeds))
-    kept = [{name: x[name] for name in KEPT} | _numbers(x) for x in lines]
-    target.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+def _finished(trials: Trials, cases: Sequence[Case], seeds: Sequence[int]) -> list[Finished]:
+    """The finished trials of every case, in the table's order."""
+    each = [(case, seed, trials.result(case.trial(seed))) for case in cases for seed in seeds]
+    return [Finished(case, seed, result) for case, seed, result in each if result is not None]
+
+
+def write_table(trials: Trials, cases: Sequence[Case], seeds: Sequence[int], target: Path) -> None:
+    """Write the finished trials: ``target.md`` for people, ``target.json`` for programs."""
+    finished = _finished(trials, cases, seeds)
+    lines = [_line(entry) for entry in finished]
+    target.with_suffix(".json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     text = [INTRODUCTION]
-    for group in dict.fromkeys(line["group"] for line in lines):
-        found = [line for line in lines if line["group"] == group]
-        text += [f"\n## {group[0].upper()}{group[1:]}\n", *_table(found)]
+    for group in dict.fromkeys(entry.case.group for entry in finished):
+        entries = [entry for entry in finished if entry.case.group == group]
+        text += [f"\n## {group[0].upper()}{group[1:]}\n", *_table(entries)]
     target.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -183,50 +189,71 @@ python benchmarks/defaults.py --out FOLDER
 python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
 ```"""
 
-KEPT = ("group", "name", "seed", "passes", "training_seconds")
-COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+Column = tuple[str, Callable[[TrialResult], float]]
+"""A heading, and the number below it."""
+
+
+def _alignment(result: TrialResult) -> float:
+    teacher, student = result.measured.teacher.alignment, result.measured.student.alignment
+    assert teacher is not None, "the demo has a judge"
+    assert student is not None, "the demo has a judge"
+    return student / teacher
+
+
+def _residual(results: Results) -> float:
+    return results.residual_guidance.teacher_states.mean
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("alignment / teacher's", _alignment),
+    ("distance", lambda result: result.measured.relative_distance),
+    ("residual, teacher's states", lambda result: _residual(result.measured)),
     (
-        "alignment / teacher's",
-        lambda x: x["results"]["student"]["alignment"] / x["results"]["teacher"]["alignment"],
+        "residual, student's states",
+        lambda result: result.measured.residual_guidance.student_states.mean,
     ),
-    ("distance", lambda x: x["results"]["relative_distance"]),
-    ("residual, teacher's states", lambda x: _residual(x["results"], "teacher")),
-    ("residual, student's states", lambda x: _residual(x["results"], "student")),
 )
-VALIDATED: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
-    ("residual, held-out states", lambda x: x["curve"][-1][1]),
-    ("residual, the noisiest fifth", lambda x: x["noisiest"]),
+VALIDATED: tuple[Column, ...] = (
+    ("residual, held-out states", lambda result: result.curve[-1][1]),
+    ("residual, the noisiest fifth", lambda result: result.noisiest),
 )
 
 
-def _residual(results: dict[str, Any], whose: str) -> float:
-    return float(results["residual_guidance"][f"{whose}_states"]["mean"])
+def _line(entry: Finished) -> dict[str, Any]:
+    """An entry of the JSON file."""
+    case, seed, result = entry
+    columns = (*VALIDATED, *(COLUMNS if result.results is not None else ()))
+    return {
+        "group": case.group,
+        "name": case.name,
+        "seed": seed,
+        "passes": result.passes,
+        "training_seconds": result.training_seconds,
+        **{name: value(result) for name, value in columns},
+        "residual at g": {g: _residual(results) for g, results in result.elsewhere.items()},
+    }
 
 
-def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """What of a result is kept beside the table."""
-    columns = (*VALIDATED, *(COLUMNS if "results" in line else ()))
-    elsewhere = {g: _residual(found, "teacher") for g, found in line["elsewhere"].items()}
-    return {name: value(line) for name, value in columns} | {"residual at g": elsewhere}
-
-
-def _table(lines: list[dict[str, Any]]) -> list[str]:
-    columns = list(COLUMNS if all("results" in line for line in lines) else VALIDATED)
-    scales = sorted(set.intersection(*(set(x["elsewhere"]) for x in lines)), key=float)
-    if len({line["name"] for line in lines}) > 1:
+def _table(entries: Sequence[Finished]) -> list[str]:
+    by_name: dict[str, list[TrialResult]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.case.name, []).append(entry.result)
+    every = [entry.result for entry in entries]
+    columns = list(COLUMNS if all(result.results is not None for result in every) else VALIDATED)
+    scales = sorted(set.intersection(*(set(result.elsewhere) for result in every)), key=float)
+    if len(by_name) > 1:
         columns += [(f"residual at g = {g}", _at(g)) for g in scales]
     names = " | ".join(name for name, _ in columns)
     text = [f"| | seeds | passes | {names} |", "|---" * (len(columns) + 3) + "|"]
-    for name in dict.fromkeys(line["name"] for line in lines):
-        found = [line for line in lines if line["name"] == name]
-        cells = " | ".join(cell([value(x) for x in found]) for _, value in columns)
-        passes = statistics.mean(x["passes"] for x in found)
-        text.append(f"| {name} | {len(found)} | {passes / 1000:.1f} k | {cells} |")
+    for name, results in by_name.items():
+        cells = " | ".join(cell([value(result) for result in results]) for _, value in columns)
+        passes = statistics.mean(result.passes for result in results)
+        text.append(f"| {name} | {len(results)} | {passes / 1000:.1f} k | {cells} |")
     return text
 
 
-def _at(guidance: str) -> Callable[[dict[str, Any]], float]:
-    return lambda line: _residual(line["elsewhere"][guidance], "teacher")
+def _at(guidance: str) -> Callable[[TrialResult], float]:
+    return lambda result: _residual(result.elsewhere[guidance])
 
 
 def main() -> None:
@@ -238,13 +265,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold one of these")
     parser.add_argument("--table", type=Path, help="write TABLE.md and TABLE.json instead")
     given = parser.parse_args()
-    series = Series(given.out, "demo", COMMON)
+    trials = Trials(given.out, "demo", COMMON)
     cases = find_cases(given.only)
     if given.table:
-        write_table(series, cases, given.seeds, given.table)
+        write_table(trials, cases, given.seeds, given.table)
         return
     number, count = (int(x) for x in given.part.split("/"))
-    run_missing(series, cases, given.seeds, (number, count))
+    run_missing(trials, cases, given.seeds, (number, count))
 
 
 if __name__ == "__main__":

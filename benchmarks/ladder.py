@@ -3,7 +3,7 @@
     python benchmarks/ladder.py --out FOLDER                   # every run that is still missing
     python benchmarks/ladder.py --out FOLDER --table docs/results/ladder
 
-Each rung stands on those below it. All train on the same recording of the float32 teacher, and are
+Each rung includes those before it. All train on the same recording of the float32 teacher, and are
 measured on its float32 weights. A stopped bench goes on. The last rung needs guidefold[lean].
 """
 
@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from defaults import COLUMNS, COMMON, SEEDS
 
-from guidefold.bench.fidelity import Series, Trial, cell
+from guidefold.bench.fidelity import Trial, TrialResult, Trials, cell
 from guidefold.bench.memory import make_plan
 from guidefold.train import LIBRARY
 
@@ -37,31 +36,31 @@ RUNGS = dict(zip(STEPS, accumulate(STEPS.values()), strict=True))
 NEEDS_LIBRARY = "+ 8-bit optimizer"
 
 
-def run_missing(series: Series, seeds: Sequence[int], only: str) -> None:
+def run_missing(trials: Trials, seeds: Sequence[int], only: str) -> None:
     """Make every run that is still missing, seed by seed."""
     for seed in seeds:
         for name, overrides in RUNGS.items():
             trial = Trial(overrides, seed)
-            if only not in name or series.result(trial) is not None:
+            if only not in name or trials.result(trial) is not None:
                 continue
             if name == NEEDS_LIBRARY and find_spec(LIBRARY) is None:
                 print(f"{name}: left out, {LIBRARY} is not installed", flush=True)
                 continue
-            found = series.run(trial)
-            print(f"{name}, seed {seed}: {json.dumps(_numbers(found))}", flush=True)
+            numbers = _numbers(trials.run(trial))
+            print(f"{name}, seed {seed}: {json.dumps(numbers)}", flush=True)
 
 
-def write_table(series: Series, seeds: Sequence[int], target: Path) -> None:
-    """Write what stands: ``target.md`` for people, ``target.json`` for programs."""
+def write_table(trials: Trials, seeds: Sequence[int], target: Path) -> None:
+    """Write the finished trials: ``target.md`` for people, ``target.json`` for programs."""
     names = ["training step, MiB", *(name for name, _ in COLUMNS), "seconds of training"]
     text = [INTRODUCTION, f"| | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     lines = []
     for name, overrides in RUNGS.items():
-        found = [series.result(Trial(overrides, seed)) for seed in seeds]
-        numbers = [_numbers(result) for result in found if result is not None]
+        results = [trials.result(Trial(overrides, seed)) for seed in seeds]
+        numbers = [_numbers(result) for result in results if result is not None]
         if not numbers:
             continue
-        mebibytes = make_plan(series.settings(Trial(overrides, 0))).peak_bytes / 2**20
+        mebibytes = make_plan(trials.settings(Trial(overrides, 0))).peak_bytes / 2**20
         cells = [f"{mebibytes:.1f}", *(cell([x[n] for x in numbers]) for n, _ in COLUMNS)]
         cells.append(f"{statistics.mean(x['training_seconds'] for x in numbers):.0f}")
         text.append(f"| {name} | {len(numbers)} | {' | '.join(cells)} |")
@@ -88,11 +87,10 @@ python benchmarks/ladder.py --out FOLDER --table docs/results/ladder
 """
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    """What of a result is shown."""
-    return {name: value(result) for name, value in COLUMNS} | {
-        "training_seconds": result["training_seconds"]
-    }
+def _numbers(result: TrialResult) -> dict[str, float]:
+    """The numbers of a result that the table shows."""
+    columns = {name: value(result) for name, value in COLUMNS}
+    return {**columns, "training_seconds": result.training_seconds}
 
 
 def main() -> None:
@@ -104,11 +102,11 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="further settings, for a quick look")
     parser.add_argument("--table", type=Path, help="write TABLE.md and TABLE.json instead")
     given = parser.parse_args()
-    series = Series(given.out, "demo", (*COMMON, *given.set))
+    trials = Trials(given.out, "demo", (*COMMON, *given.set))
     if given.table:
-        write_table(series, given.seeds, given.table)
+        write_table(trials, given.seeds, given.table)
     else:
-        run_missing(series, given.seeds, given.only)
+        run_missing(trials, given.seeds, given.only)
 
 
 if __name__ == "__main__":

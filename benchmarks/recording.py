@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from guidefold.bench.memory import load_architecture, occupy
+from guidefold.bench.memory import load_architecture, materialise
 from guidefold.listen import Step, drive, probe
 from guidefold.lora import Dial
 from guidefold.pipeline import Prompt
@@ -36,7 +36,7 @@ def build() -> StableDiffusionPipeline:
         part.build(torch.float32)
         for part in (parts.encoders["text_encoder"], parts.autoencoder, parts.denoiser)
     )
-    occupy([encoder, autoencoder, denoiser], "cpu")
+    materialise([encoder, autoencoder, denoiser], "cpu")
     pipeline = StableDiffusionPipeline(
         tokenizer=clip_tokenizer(),
         text_encoder=encoder,

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from guidefold.bench.memory.architectures import Architecture, read_architecture
-from guidefold.bench.memory.cases import Load
+from guidefold.bench.memory.cases import ArchitectureWorkload
 
 
 def small_values(*channels: int) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def small_architecture(*channels: int) -> Architecture:
     return read_architecture("small", small_values(*channels))
 
 
-def small_load(batch: int = 2, size: int = 128) -> Load:
-    return Load(small_architecture(32, 64, 64), batch, size)
+def small_workload(batch: int = 2, size: int = 128) -> ArchitectureWorkload:
+    return ArchitectureWorkload(small_architecture(32, 64, 64), batch, size)
 
 
 def as_toml(values: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from guidefold.bench.fidelity.compare import Found
+from guidefold.bench.choices import select
+from guidefold.bench.fidelity.compare import MethodResult
 from guidefold.bench.fidelity.tables import to_json
-from guidefold.bench.reproduce import PARTS, Part, fidelity_part, find_parts, reproduce
+from guidefold.bench.reproduce import PARTS, Part, fidelity_part, reproduce
 from guidefold.ground.errors import ConfigError, FailedError
 
 SPREAD = {"median": 0.52, "low": 0.5, "high": 0.55}
@@ -56,7 +57,20 @@ def fidelity() -> list[dict[str, Any]]:
     both = {"teacher_states": states, "student_states": states}
     shares = {"teacher": 0.8, "unguided": 0.4, "guidefold": 0.76, "paper-lora": 0.6}
     found = [
-        Found(name, name, seed, 9, 20.0, share, {"a": share}, 0.5, 1.0, 0.5, both, [(9, 0.4)])
+        MethodResult(
+            method=name,
+            title=name,
+            seed=seed,
+            training_passes=9,
+            passes=20.0,
+            alignment=share,
+            categories={"a": share},
+            distance=0.5,
+            frechet_distance=1.0,
+            recall=0.5,
+            residual=both,
+            curve=[(9, 0.4)],
+        )
         for name, share in shares.items()
         for seed in (0, 1)
     ]
@@ -90,7 +104,7 @@ def test_every_part_is_a_command_that_the_command_line_knows() -> None:
 
     from guidefold.cli.main import app
 
-    for part in find_parts(Path("out"), 3, ["evaluate.prompts=2"], []):
+    for part in (*PARTS, fidelity_part(Path("out"), 3, ["evaluate.prompts=2"])):
         command: Any = get_command(app)
         arguments = list(part.arguments)
         while hasattr(command, "commands"):
@@ -153,5 +167,5 @@ def test_pictures_of_the_fidelity_runs_come_along(tmp_path: Path, ran: list[list
 
 def test_an_unknown_part_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(ConfigError, match="no such part") as caught:
-        find_parts(Path("out"), 3, [], ["fid"])
+        select(PARTS, ["fid"], "part")
     assert "speed-sd15" in str(caught.value)

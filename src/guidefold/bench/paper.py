@@ -10,7 +10,7 @@ from guidefold.bench.fidelity import (
     GUIDEFOLD,
     PAPER,
     PLAIN,
-    Found,
+    MethodResult,
     Table,
     categories,
     cell,
@@ -22,7 +22,8 @@ from guidefold.bench.speed import FUSED
 from guidefold.ground import plural
 from guidefold.run import write_text
 
-Results = Mapping[str, Any]
+Parts = Mapping[str, Any]
+"""JSON of finished parts by name."""
 GIB = 2**30
 NAMES = {
     "memory-sd15": "SD 1.5, estimated",
@@ -57,13 +58,13 @@ CFG teacher's, over what the judge of the bundled world sees.
 """
 
 
-def write_paper(out: Path, commands: Mapping[str, str], results: Results) -> Path:
+def write_paper(out: Path, commands: Mapping[str, str], results: Parts) -> Path:
     """Write the page.
 
     Args:
-        out: Folder; pictures and results lie in its ``paper``.
-        commands: Of every part, by name.
-        results: JSON of those that have one.
+        out: The folder; pictures and results lie in its ``paper``.
+        commands: The command of every part, by name.
+        results: The result of every finished part, by name.
 
     Returns:
         The page.
@@ -78,7 +79,7 @@ the denoiser; *processor*, processor time there, which a neighbour on the machin
 *end to end*, text encoder and decoder included. Of a single step, Selective Guidance guides all."""
 
 
-def _page(commands: Mapping[str, str], results: Results) -> Iterator[str]:
+def _page(commands: Mapping[str, str], results: Parts) -> Iterator[str]:
     yield INTRODUCTION
     yield markdown((["claim", "paper", "here", "known by", "part"], list(_claims(results))))
     yield "\n## Memory\n\nPeak of a training step; in brackets, against full fine-tuning + EMA.\n"
@@ -90,19 +91,18 @@ def _page(commands: Mapping[str, str], results: Results) -> Iterator[str]:
     for name, result in timed.items():
         yield from _speed(name, result)
     if "fidelity" in results:
-        yield from _fidelity([Found(**entry) for entry in results["fidelity"]])
+        yield from _fidelity([MethodResult(**entry) for entry in results["fidelity"]])
     yield "\n## Commands\n"
     for name, command in commands.items():
         missing = "" if name in results else " Not measured yet: it needs a CUDA device."
         yield f"- {NAMES[name]}:{missing} `{command}`"
 
 
-def _claims(results: Results) -> Iterator[list[str]]:
-    """A row a claim: the paper's four, and how much further it goes."""
+def _claims(results: Parts) -> Iterator[list[str]]:
+    """A row for each claim of the paper, and for each of ours beyond it."""
     for name in ("memory-sd15-cuda", "memory-sd15"):
         if name in results:
             savings = {row["case"]: row["saving"] for row in results[name]}
-            known = NAMES[name]
             for title, theirs, case in (
                 ("ordinary distillation takes more memory", "+16 %", "plain-distillation"),
                 ("LoRA distillation takes less", "-51 %", "lora-distillation"),
@@ -110,7 +110,7 @@ def _claims(results: Results) -> Iterator[list[str]]:
                 ("... with 8-bit frozen weights", "", "8-bit-weights"),
             ):
                 if savings.get(case) is not None:
-                    yield [title, theirs, f"{-savings[case]:+.1%}", known, "memory"]
+                    yield [title, theirs, f"{-savings[case]:+.1%}", NAMES[name], "memory"]
     for name, result in results.items():
         if name.startswith("speed"):
             row = _fastest(result["rows"])
@@ -118,33 +118,29 @@ def _claims(results: Results) -> Iterator[list[str]]:
             known = f"{NAMES[name]}, batch {row['batch']}, {result['machine']['device']}"
             yield ["inference takes less time", "-40 %", f"{ratio - 1:+.1%}", known, "time"]
     if "fidelity" in results:
-        found = [Found(**entry) for entry in results["fidelity"]]
+        found = [MethodResult(**entry) for entry in results["fidelity"]]
         for method, theirs in ((GUIDEFOLD, "no loss"), (PAPER, ""), (PLAIN, "")):
             ratios = _ratios(found, method.name)
             title = f"alignment over the CFG teacher's: {method.title}"
-            yield [
-                title,
-                theirs,
-                cell(ratios),
-                f"measured, {plural(len(ratios), 'seed')}",
-                "fidelity",
-            ]
+            known = f"measured, {plural(len(ratios), 'seed')}"
+            yield [title, theirs, cell(ratios), known, "fidelity"]
 
 
-def _ratios(found: Sequence[Found], method: str) -> list[float]:
+def _ratios(found: Sequence[MethodResult], method: str) -> list[float]:
+    """A method's alignment over the teacher's, seed by seed."""
     teachers = {f.seed: f.alignment for f in found if f.method == "teacher"}
     own = {f.seed: f.alignment for f in found if f.method == method}
     return [a / b for seed, a in own.items() if a is not None and (b := teachers.get(seed))]
 
 
 def _fastest(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The fused student's denoiser at the largest batch, run as it is."""
+    """The row of the fused student's denoiser, not compiled, at the largest batch."""
     fused = [r for r in rows if r["way"] == FUSED.name and r["form"] == "eager"]
     inside = [r for r in fused if r["clock"] == "denoiser"]
     return max(inside, key=lambda row: int(row["batch"]))
 
 
-def _memory(results: Results) -> Table:
+def _memory(results: Parts) -> Table:
     cases = list(dict.fromkeys(row["case"] for rows in results.values() for row in rows))
     columns = {
         NAMES[name]: {row["case"]: _peak(row) for row in rows} for name, rows in results.items()
@@ -165,7 +161,7 @@ def _speed(name: str, result: dict[str, Any]) -> Iterator[str]:
     facts = ("device", "threads", "dtype", "size", "steps", "rounds")
     yield f"### {NAMES[name]}\n"
     yield ", ".join(f"{fact} {machine[fact]}" for fact in facts) + ".\n"
-    headings = ["way", "batch", "clock", "passes", "s / picture", "of CFG's", "of the bound's"]
+    headings = ["method", "batch", "clock", "passes", "s / picture", "of CFG's", "of the bound's"]
     rows = [
         [
             row["title"] + ("" if row["form"] == "eager" else f", {row['form']}"),
@@ -185,7 +181,7 @@ def _spread(values: dict[str, float]) -> str:
     return f"{values['median']:.3g} ({values['low']:.3g}-{values['high']:.3g})"
 
 
-def _fidelity(found: Sequence[Found]) -> Iterator[str]:
+def _fidelity(found: Sequence[MethodResult]) -> Iterator[str]:
     yield f"\n## Fidelity\n{FIDELITY}"
     yield markdown(overview(found))
     yield "\n### Alignment by category\n"

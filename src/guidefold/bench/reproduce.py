@@ -1,4 +1,4 @@
-"""The source paper's claims, one command each: run what is missing, then set figure beside figure.
+"""Reproduce the source paper's claims: run the missing commands, then write the page.
 
 Source: Golnari 2023, *LoRA-Enhanced Distillation on Guided Diffusion Models*, arXiv 2312.06899.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from guidefold.bench.paper import write_paper
-from guidefold.ground import ConfigError, FailedError, console
+from guidefold.ground import FailedError, console
 from guidefold.run import ensure_folder, read_json, write_bytes, write_text
 
 
@@ -25,9 +25,9 @@ class Part:
     """One command of the reproduction.
 
     Attributes:
-        name: Of its result's file.
-        arguments: Of ``guidefold``, without ``--json``.
-        needs_cuda: Whether a CUDA device is needed.
+        name: Name of the part and of its result's file.
+        arguments: Arguments of ``guidefold``, without ``--json``.
+        needs_cuda: Whether it needs a CUDA device.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def command(self) -> str:
-        """As one would type it."""
+        """The command as it is typed."""
         return shlex.join(("guidefold", *self.arguments))
 
 
@@ -75,38 +75,22 @@ PARTS = (
 
 def fidelity_part(out: Path, seeds: int, overrides: Sequence[str]) -> Part:
     """The comparison of methods, whose runs are kept below the reproduction's folder."""
-    asked = ("--seeds", f"{seeds}", "--out", str(out / "runs"))
-    return Part("fidelity", ("bench", "fidelity", "demo", *overrides, *asked))
-
-
-def find_parts(
-    out: Path, seeds: int, overrides: Sequence[str], names: Sequence[str]
-) -> tuple[Part, ...]:
-    """Parts by name; all where none is named.
-
-    Raises:
-        ConfigError: An unknown name.
-    """
-    parts = (*PARTS, fidelity_part(out, seeds, overrides))
-    known = {part.name: part for part in parts}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--part {name}: no such part", f"Parts: {', '.join(known)}.")
-    return tuple(part for part in parts if not names or part.name in names)
+    options = ("--seeds", f"{seeds}", "--out", str(out / "runs"))
+    return Part("fidelity", ("bench", "fidelity", "demo", *overrides, *options))
 
 
 def reproduce(out: Path, parts: Sequence[Part]) -> Path:
     """Run every part that has no result yet, then write ``paper.md`` beside the results.
 
     Args:
-        out: Folder; a stopped reproduction goes on there.
-        parts: What to run.
+        out: The folder; a stopped reproduction resumes there.
+        parts: The parts to run.
 
     Returns:
         The page.
 
     Raises:
-        FailedError: A part failed; what was finished stands.
+        FailedError: A part failed; finished parts are kept.
     """
     results = out / "paper"
     ensure_folder(results)
@@ -124,17 +108,17 @@ def reproduce(out: Path, parts: Sequence[Part]) -> Path:
 
 
 def _results(folder: Path, parts: Sequence[Part]) -> Mapping[str, Any]:
-    found = {part.name: folder / f"{part.name}.json" for part in parts}
-    return {name: read_json(path) for name, path in found.items() if path.exists()}
+    paths = {part.name: folder / f"{part.name}.json" for part in parts}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
 def _run(part: Part) -> str:
-    """A part's JSON, from a process of its own; its progress goes to the terminal."""
+    """Run a part in a process of its own; return its JSON. Its progress goes to the terminal."""
     command = [sys.executable, "-m", "guidefold", *part.arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise FailedError(
             f"{part.command}: ended with exit code {done.returncode}",
-            "Its own words stand above. What was finished stands; the same command goes on.",
+            "Its error stands above. Finished parts are kept; the same command resumes.",
         )
     return done.stdout

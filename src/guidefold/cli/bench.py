@@ -16,7 +16,7 @@ from guidefold.ground import InputError, console
 from guidefold.run import Precision, Preset
 
 if TYPE_CHECKING:
-    from guidefold.bench.speed import Options, Row, Subject
+    from guidefold.bench.speed import Options, Row, TimedModel
 
 WIDE = 160  # characters; of tables that go to a file
 bench = typer.Typer(
@@ -50,28 +50,29 @@ def memory(
 ) -> None:
     """Peak memory of a training step: the paper's Table 1.
 
-    Then the way down from there, rung by rung.
+    Then the method down from there, rung by rung.
     """
+    from guidefold.bench.choices import select
     from guidefold.bench.memory import (
-        Load,
+        CASES,
+        ArchitectureWorkload,
         bench_memory,
         check_device,
-        find_cases,
         load_architecture,
         to_json,
         to_table,
     )
 
-    chosen, architecture = find_cases(case or []), load_architecture(arch)
+    chosen, architecture = select(CASES, case or [], "case"), load_architecture(arch)
     check_device(how)
     pixels = architecture.size if size is None else size
-    load = Load(architecture, batch, pixels, dtype, rank, targets)
+    workload = ArchitectureWorkload(architecture, batch, pixels, dtype, rank, targets)
     with _progress_aside(as_json):
-        rows = bench_memory(chosen, load, how)
+        rows = bench_memory(chosen, workload, how)
     if as_json:
-        typer.echo(json.dumps(to_json(rows, load, how), indent=2))
+        typer.echo(json.dumps(to_json(rows, workload, how), indent=2))
     else:
-        console.print(to_table(rows, load, how))
+        console.print(to_table(rows, workload, how))
 
 
 @bench.command()
@@ -92,7 +93,7 @@ def speed(
     size: Annotated[
         int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often every way is timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="How often every method is timed.")] = 5,
     dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     rank: Annotated[int, typer.Option(help="Of the random adapter.")] = 32,
@@ -128,15 +129,15 @@ def speed(
 
     options = replace(options, device=find_device(device))
     with _progress_aside(as_json):
-        subject = _subject(pipeline, arch, options)
-        rows = make_rows(bench_speed(subject, options), subject.clocks)
+        model = _timed_model(pipeline, arch, options)
+        rows = make_rows(bench_speed(model, options), model.clocks)
     if as_json:
-        typer.echo(json.dumps(to_json(rows, subject, options), indent=2))
+        typer.echo(json.dumps(to_json(rows, model, options), indent=2))
     else:
-        _print_speed(rows, subject, options)
+        _print_speed(rows, model, options)
 
 
-def _subject(pipeline: str | None, arch: str | None, options: Options) -> Subject:
+def _timed_model(pipeline: str | None, arch: str | None, options: Options) -> TimedModel:
     """What is timed: a whole pipeline, or a published denoiser alone."""
     from guidefold.bench.memory import load_architecture
     from guidefold.bench.speed import DenoiserAlone, WholePipeline
@@ -146,14 +147,14 @@ def _subject(pipeline: str | None, arch: str | None, options: Options) -> Subjec
     return DenoiserAlone(load_architecture(arch), options)
 
 
-def _print_speed(rows: Sequence[Row], subject: Subject, options: Options) -> None:
+def _print_speed(rows: Sequence[Row], model: TimedModel, options: Options) -> None:
     from guidefold.bench.speed import describe, to_tables
 
-    console.print(describe(subject, options), markup=False)
+    console.print(describe(model, options), markup=False)
     for table in to_tables(rows):
         console.print()
         console.print(table)
-    for note in subject.notes:
+    for note in model.notes:
         console.print(note, markup=False)
 
 
@@ -173,13 +174,14 @@ def fidelity(
 ) -> None:
     """Alignment and distance from the CFG picture, by method.
 
-    The paper's ways beside Guidefold's default, at about equal denoiser passes.
+    The paper's methods beside Guidefold's default, at about equal denoiser passes.
     """
+    from guidefold.bench.choices import select
     from guidefold.bench.fidelity import (
-        Series,
+        METHODS,
+        Trials,
         bench_fidelity,
         categories,
-        find_methods,
         levels,
         overview,
         to_json,
@@ -187,11 +189,11 @@ def fidelity(
         write_pictures,
     )
 
-    methods = find_methods(method or [])
-    series = Series(out, config, tuple(overrides or []))
+    methods = select(METHODS, method or [], "method")
+    trials = Trials(out, config, tuple(overrides or []))
     with _progress_aside(as_json):
-        found = bench_fidelity(series, methods, range(seeds))
-    write_pictures(series, methods, found)
+        found = bench_fidelity(trials, methods, range(seeds))
+    write_pictures(trials, methods, found)
     if as_json:
         typer.echo(json.dumps(to_json(found), indent=2))
         return
@@ -217,10 +219,12 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run every claim of the source paper, and write paper.md: its figures beside ours."""
-    from guidefold.bench.reproduce import find_parts
+    from guidefold.bench.choices import select
+    from guidefold.bench.reproduce import PARTS, fidelity_part
     from guidefold.bench.reproduce import reproduce as run
 
-    page = run(out, find_parts(out, seeds, overrides or [], part or []))
+    parts = (*PARTS, fidelity_part(out, seeds, overrides or []))
+    page = run(out, select(parts, part or [], "part"))
     console.print(f"Written: {page}", markup=False)
 
 

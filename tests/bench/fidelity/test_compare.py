@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from guidefold.bench.fidelity.compare import Found, bench_fidelity
+from guidefold.bench.choices import select
+from guidefold.bench.fidelity.compare import MethodResult, bench_fidelity
 from guidefold.bench.fidelity.methods import (
     GUIDEFOLD,
     METHODS,
     PAPER,
     PLAIN,
     SELECTIVE,
-    find_methods,
 )
 from guidefold.bench.fidelity.tables import (
     categories,
@@ -27,7 +27,7 @@ from guidefold.bench.fidelity.tables import (
     overview,
     picture_grid,
 )
-from guidefold.bench.fidelity.trials import Series, Trial
+from guidefold.bench.fidelity.trials import Trial, Trials
 from guidefold.cli.bench import bench
 from guidefold.ground.errors import ConfigError
 from guidefold.run.config import dump_toml
@@ -54,21 +54,21 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory: Any) -> Series:
-    return Series(tmp_path_factory.mktemp("fidelity"), "demo", TINY)
+def trials(tmp_path_factory: Any) -> Trials:
+    return Trials(tmp_path_factory.mktemp("fidelity"), "demo", TINY)
 
 
 @pytest.fixture(scope="module")
-def found(series: Series) -> list[Found]:
-    return bench_fidelity(series, METHODS, [0])
+def found(trials: Trials) -> list[MethodResult]:
+    return bench_fidelity(trials, METHODS, [0])
 
 
-def settings_of(series: Series, method: Any) -> Any:
-    return series.settings(method.trial(series.settings(Trial((), 0)), 0))
+def settings_of(trials: Trials, method: Any) -> Any:
+    return trials.settings(method.trial(trials.settings(Trial((), 0)), 0))
 
 
-def test_the_paper_noises_pictures_at_one_scale_with_the_plain_loss(series: Series) -> None:
-    paper, plain, own = (settings_of(series, m) for m in (PAPER, PLAIN, GUIDEFOLD))
+def test_the_paper_noises_pictures_at_one_scale_with_the_plain_loss(trials: Trials) -> None:
+    paper, plain, own = (settings_of(trials, m) for m in (PAPER, PLAIN, GUIDEFOLD))
     for settings in (paper, plain):
         assert settings.record.rounds == ["noise"]
         assert settings.record.guidance == (4.0, 4.0)
@@ -76,23 +76,23 @@ def test_the_paper_noises_pictures_at_one_scale_with_the_plain_loss(series: Seri
         assert settings.distill.loss == "plain"
         assert not settings.adapter.dial
     assert (paper.adapter.targets, paper.adapter.rank) == ("attention", 4)
-    assert own == series.settings(Trial((), 0))
+    assert own == trials.settings(Trial((), 0))
 
 
-def test_recordings_cost_the_same_passes(series: Series) -> None:
+def test_recordings_cost_the_same_passes(trials: Trials) -> None:
     """A noised picture costs two guided runs, a teacher's trajectory one."""
-    paper, own = settings_of(series, PAPER), settings_of(series, GUIDEFOLD)
+    paper, own = settings_of(trials, PAPER), settings_of(trials, GUIDEFOLD)
     assert 2 * paper.record.trajectories == own.record.trajectories
 
 
-def test_passes_are_about_equal_between_trained_methods(found: list[Found]) -> None:
+def test_passes_are_about_equal_between_trained_methods(found: list[MethodResult]) -> None:
     trained = {f.method: f.training_passes for f in found if f.training_passes}
     assert trained.keys() == {"plain-distillation", "paper-lora", "guidefold"}
     held_out = 4 * 8 + 3 * 4 * 2  # twice the passes to record, twice the states to validate on
     assert max(trained.values()) - min(trained.values()) <= held_out + 2
 
 
-def test_passes_per_picture_are_those_of_the_method(found: list[Found]) -> None:
+def test_passes_per_picture_are_those_of_the_method(found: list[MethodResult]) -> None:
     assert {f.method: f.passes for f in found} == {
         "teacher": 8,
         "unguided": 4,
@@ -103,7 +103,7 @@ def test_passes_per_picture_are_those_of_the_method(found: list[Found]) -> None:
     }
 
 
-def test_everything_is_measured_for_every_method(found: list[Found]) -> None:
+def test_everything_is_measured_for_every_method(found: list[MethodResult]) -> None:
     for entry in found:
         assert entry.alignment is not None
         assert entry.categories
@@ -117,7 +117,7 @@ def test_everything_is_measured_for_every_method(found: list[Found]) -> None:
 
 
 def test_guidance_in_half_the_steps_is_nearer_to_the_teacher_than_in_none(
-    found: list[Found],
+    found: list[MethodResult],
 ) -> None:
     (selective,) = (f for f in found if f.method == SELECTIVE.name)
     assert 0 < selective.distance < 1
@@ -129,26 +129,37 @@ def test_a_pipeline_without_a_judge_is_compared_by_the_model_that_was_asked_for(
     settings = settings_for("sd15", tmp_path, evaluate={"features": str(vision), "prompts": 2})
     preset = tmp_path / "preset.toml"
     preset.write_text(dump_toml(settings))
-    (entry,) = bench_fidelity(Series(tmp_path / "out", str(preset)), [SELECTIVE], [0])
+    (entry,) = bench_fidelity(Trials(tmp_path / "out", str(preset)), [SELECTIVE], [0])
     assert (entry.alignment, entry.categories) == (None, {})
     assert entry.frechet_distance is not None
     assert 0 < entry.distance < 1
 
 
 def test_what_is_finished_is_not_run_again(
-    series: Series, found: list[Found], monkeypatch: pytest.MonkeyPatch
+    trials: Trials, found: list[MethodResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("guidefold.bench.fidelity.trials.train_with", None)
     monkeypatch.setattr("guidefold.bench.fidelity.compare.draw", None)
-    assert bench_fidelity(series, METHODS, [0]) == found
+    assert bench_fidelity(trials, METHODS, [0]) == found
 
 
-def entry(method: str, seed: int, alignment: float, residual: float | None = None) -> Found:
+def entry(method: str, seed: int, alignment: float, residual: float | None = None) -> MethodResult:
     level = {"low": 1.0, "high": 9.0, "residual": residual, "states": 3}
     states = {"mean": residual, "levels": [level]}
     both = {} if residual is None else {"teacher_states": states, "student_states": states}
-    return Found(
-        method, method.upper(), seed, 1000, 20, alignment, {"x": alignment}, 0.5, 1.0, 0.5, both, []
+    return MethodResult(
+        method=method,
+        title=method.upper(),
+        seed=seed,
+        training_passes=1000,
+        passes=20,
+        alignment=alignment,
+        categories={"x": alignment},
+        distance=0.5,
+        frechet_distance=1.0,
+        recall=0.5,
+        residual=both,
+        curve=[],
     )
 
 
@@ -174,19 +185,19 @@ def test_markdown_has_a_rule_under_its_headings() -> None:
 
 
 def test_the_grid_has_a_column_a_method_and_a_row_a_prompt(
-    series: Series, found: list[Found]
+    trials: Trials, found: list[MethodResult]
 ) -> None:
     assert found
-    sheet = picture_grid(series, METHODS, 0)
+    sheet = picture_grid(trials, METHODS, 0)
     assert sheet.size == (200 + 6 * 134, 44 + 2 * 134)
-    shown = series.pictures(GUIDEFOLD.trial(series.settings(Trial((), 0)), 0))
+    shown = trials.pictures(GUIDEFOLD.trial(trials.settings(Trial((), 0)), 0))
     with Image.open(shown / "student-001.png") as picture:
         large = picture.convert("RGB").resize((128, 128), Image.Resampling.NEAREST)
     left, top = 200 + 5 * 134, 44 + 134
     assert sheet.crop((left, top, left + 128, top + 128)).tobytes() == large.tobytes()
 
 
-def test_the_curve_is_a_picture_that_names_every_trained_method(found: list[Found]) -> None:
+def test_the_curve_is_a_picture_that_names_every_trained_method(found: list[MethodResult]) -> None:
     drawn = curve_svg(found)
     assert drawn is not None
     for method in (PLAIN, PAPER, GUIDEFOLD):
@@ -198,17 +209,20 @@ def test_the_curve_is_a_picture_that_names_every_trained_method(found: list[Foun
 
 def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(ConfigError, match="no such method") as caught:
-        find_methods(["dice"])
+        select(METHODS, ["dice"], "method")
     assert "paper-lora" in str(caught.value)
-    assert find_methods(["guidefold", "selective-guidance"]) == (SELECTIVE, GUIDEFOLD)
+    assert select(METHODS, ["guidefold", "selective-guidance"], "method") == [
+        SELECTIVE,
+        GUIDEFOLD,
+    ]
 
 
-def test_the_command_prints_json_and_tables(series: Series, found: list[Found]) -> None:
-    common = ["fidelity", "demo", *TINY, "--out", str(series.out), "--seeds", "1"]
+def test_the_command_prints_json_and_tables(trials: Trials, found: list[MethodResult]) -> None:
+    common = ["fidelity", "demo", *TINY, "--out", str(trials.out), "--seeds", "1"]
     printed = CliRunner().invoke(bench, [*common, "--json"])
     assert printed.exit_code == 0, printed.output
     assert [line["method"] for line in json.loads(printed.stdout)] == [f.method for f in found]
     shown = CliRunner().invoke(bench, [*common, "--method", "guidefold"])
     assert shown.exit_code == 0
     assert "Alignment by category" in shown.stdout
-    assert Path(series.out).exists()
+    assert Path(trials.out).exists()

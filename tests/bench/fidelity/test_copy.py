@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.bench.fidelity.copy import CopiedWeights, WholeCopy, copy_weights, write_copy
+from guidefold.bench.fidelity.copy import CopiedWeights, FullCopy, copy_weights, write_copy
 from guidefold.bench.fidelity.trials import train_with
 from guidefold.judge.evaluate import evaluate_weights
 from guidefold.run.folder import RunFolder
@@ -20,7 +20,7 @@ def layer() -> nn.Linear:
     return nn.Linear(3, 2)
 
 
-def train(copy: WholeCopy) -> torch.Tensor:
+def train(copy: FullCopy) -> torch.Tensor:
     x = torch.ones(1, 3)
     with copy.student_mode(1.0):
         copy.denoiser(x).sum().backward()
@@ -32,7 +32,7 @@ def train(copy: WholeCopy) -> torch.Tensor:
 
 def test_the_teacher_answers_as_before_while_the_copy_learns() -> None:
     plain, taught = layer(), layer()
-    copy = WholeCopy(taught)
+    copy = FullCopy(taught)
     x = train(copy)
     with copy.teacher_mode():
         assert torch.equal(taught(x), plain(x))
@@ -46,7 +46,7 @@ def test_the_teacher_answers_as_before_while_the_copy_learns() -> None:
 
 
 def test_every_weight_learns() -> None:
-    copy = WholeCopy(layer())
+    copy = FullCopy(layer())
     train(copy)
     fresh = layer().state_dict()
     assert copy.state_dict().keys() == fresh.keys()

@@ -3,10 +3,11 @@
 from itertools import pairwise
 
 import pytest
-from bench.small import small_architecture, small_load
+from bench.small import small_architecture, small_workload
 
+from guidefold.bench.choices import select
 from guidefold.bench.memory.architectures import load_architecture
-from guidefold.bench.memory.cases import CASES, LORA, REFERENCE, Case, Load, find_cases
+from guidefold.bench.memory.cases import CASES, LORA, REFERENCE, ArchitectureWorkload, Case
 from guidefold.bench.memory.estimate import Peak, estimate
 from guidefold.bench.memory.measure import measure
 from guidefold.ground.errors import ConfigError, FailedError
@@ -15,26 +16,28 @@ from guidefold.ground.errors import ConfigError, FailedError
 @pytest.mark.parametrize("case", [REFERENCE, LORA], ids=lambda case: case.name)
 def test_a_process_that_trains_takes_what_was_estimated(case: Case) -> None:
     """A mid-sized UNet on the CPU, the system's own high-water mark."""
-    load = Load(small_architecture(128, 256, 512), batch=4, size=256)
-    assert estimate(case, load).peak_bytes == pytest.approx(
-        measure(case, load, "cpu").peak_bytes, rel=0.05
+    workload = ArchitectureWorkload(small_architecture(128, 256, 512), batch=4, size=256)
+    assert estimate(case, workload).peak_bytes == pytest.approx(
+        measure(case, workload, "cpu").peak_bytes, rel=0.05
     )
 
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, Peak]:
     """Stable Diffusion 1.5 in float32, batch 4, 512 x 512."""
-    load = Load(load_architecture("sd15"), batch=4, size=512)
-    few = find_cases(
+    workload = ArchitectureWorkload(load_architecture("sd15"), batch=4, size=512)
+    compared = select(
+        CASES,
         [
             "full-fine-tuning-ema",
             "plain-distillation",
             "lora-distillation",
             "8-bit-optimizer",
             "8-bit-weights",
-        ]
+        ],
+        "case",
     )
-    return {case.name: estimate(case, load) for case in few}
+    return {case.name: estimate(case, workload) for case in compared}
 
 
 @pytest.mark.parametrize(
@@ -77,23 +80,23 @@ def test_parts_add_up_to_the_peak(peaks: dict[str, Peak]) -> None:
 
 
 def test_no_rung_of_the_ladder_takes_more_than_the_one_below() -> None:
-    load = small_load()
-    peaks = [estimate(case, load).peak_bytes for case in CASES[CASES.index(LORA) :]]
+    workload = small_workload()
+    peaks = [estimate(case, workload).peak_bytes for case in CASES[CASES.index(LORA) :]]
     assert all(above <= below for below, above in pairwise(peaks))
     assert peaks[-1] < peaks[0] / 2
 
 
 def test_a_process_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(FailedError, match=r"lora-distillation on nowhere: .*nowhere"):
-        measure(LORA, small_load(), "nowhere")
+        measure(LORA, small_workload(), "nowhere")
 
 
 def test_an_unknown_case_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"Use full-fine-tuning, .*4-bit-linear"):
-        find_cases(["full"])
+        select(CASES, ["full"], "case")
 
 
 @pytest.mark.parametrize(("batch", "rank", "option"), [(0, 4, "--batch 0"), (1, 0, "--rank 0")])
 def test_a_load_of_nothing_is_refused_by_name(batch: int, rank: int, option: str) -> None:
     with pytest.raises(ConfigError, match=option):
-        Load(small_architecture(32, 64, 64), batch, 128, rank=rank)
+        ArchitectureWorkload(small_architecture(32, 64, 64), batch, 128, rank=rank)

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from bench.small import small_load
+from bench.small import small_workload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guidefold.bench.memory.cases import CASES, Case
 from guidefold.bench.memory.estimate import estimate
-from guidefold.bench.memory.memory_watch import Watch
+from guidefold.bench.memory.memory_watch import MemoryWatch
 from guidefold.bench.memory.training import Training
 
 ROWS, IN, OUT, FLOAT = 32, 64, 256, 4
@@ -18,12 +18,12 @@ WEIGHT, INPUT, OUTPUT = IN * OUT * FLOAT, ROWS * IN * FLOAT, ROWS * OUT * FLOAT
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
-    with FakeTensorMode(), Watch() as entered:
+def watch() -> Iterator[MemoryWatch]:
+    with FakeTensorMode(), MemoryWatch() as entered:
         yield entered
 
 
-def test_a_linear_layers_pass_there_and_back_by_hand(watch: Watch) -> None:
+def test_a_linear_layers_pass_there_and_back_by_hand(watch: MemoryWatch) -> None:
     weight, value = torch.rand(OUT, IN, requires_grad=True), torch.rand(ROWS, IN)
     loss = torch.nn.functional.linear(value, weight).sum()
     assert watch.peak_bytes == WEIGHT + INPUT + OUTPUT + FLOAT  # the loss is a number
@@ -33,7 +33,7 @@ def test_a_linear_layers_pass_there_and_back_by_hand(watch: Watch) -> None:
     assert weight.grad is not None
 
 
-def test_a_frozen_weight_has_no_gradient_to_pay_for(watch: Watch) -> None:
+def test_a_frozen_weight_has_no_gradient_to_pay_for(watch: MemoryWatch) -> None:
     weight, value = torch.rand(OUT, IN), torch.rand(ROWS, IN, requires_grad=True)
     torch.nn.functional.linear(value, weight).sum().backward()
     assert watch.peak_bytes == WEIGHT + INPUT + OUTPUT + FLOAT
@@ -41,7 +41,7 @@ def test_a_frozen_weight_has_no_gradient_to_pay_for(watch: Watch) -> None:
     assert sum(watch.live.values()) == WEIGHT + 2 * INPUT
 
 
-def test_a_module_called_twice_is_paid_for_once(watch: Watch) -> None:
+def test_a_module_called_twice_is_paid_for_once(watch: MemoryWatch) -> None:
     layer, value = torch.nn.Linear(IN, IN, bias=False), torch.rand(ROWS, IN)
     before = watch.live.total()
     layer.requires_grad_(False)
@@ -50,27 +50,27 @@ def test_a_module_called_twice_is_paid_for_once(watch: Watch) -> None:
     assert watch.live.total() - before == INPUT
 
 
-def test_adamw_holds_two_moments_and_borrows_one_more_copy(watch: Watch) -> None:
+def test_adamw_holds_two_moments_and_borrows_one_more_copy(watch: MemoryWatch) -> None:
     weight = torch.rand(OUT, IN, requires_grad=True)
     weight.grad = torch.rand(OUT, IN)
     torch.optim.AdamW([weight], foreach=True).step()
     assert watch.peak_bytes == pytest.approx(5 * WEIGHT, abs=16)
 
 
-def test_views_and_changes_in_place_are_free(watch: Watch) -> None:
+def test_views_and_changes_in_place_are_free(watch: MemoryWatch) -> None:
     value = torch.rand(ROWS, IN)
     assert value.view(-1)[3:].t().add_(1).shape == (ROWS * IN - 3,)
     assert watch.peak_bytes == watch.live.total() == INPUT
 
 
-def test_what_dies_is_no_longer_counted(watch: Watch) -> None:
+def test_what_dies_is_no_longer_counted(watch: MemoryWatch) -> None:
     value = torch.rand(ROWS, IN)
     del value
     assert watch.live.total() == 0
     assert watch.peak_bytes == INPUT
 
 
-def test_parts_add_up_and_hold_what_was_said(watch: Watch) -> None:
+def test_parts_add_up_and_hold_what_was_said(watch: MemoryWatch) -> None:
     weight = torch.rand(OUT, IN)
     watch.mark("weights", [weight])
     watch.mark("activations", None)
@@ -87,9 +87,9 @@ def runnable() -> list[Case]:
 @pytest.mark.parametrize("case", runnable(), ids=lambda case: case.name)
 def test_what_does_not_exist_takes_as_much_as_what_does(case: Case) -> None:
     """The same step over real tensors: another path through the same count."""
-    load, real = small_load(), Watch()
-    training = Training(case, load)
+    workload, real = small_workload(), MemoryWatch()
+    training = Training(case, workload)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), real:
         training.start("cpu", real.mark)
         training.run()
-    assert estimate(case, load).peak_bytes == pytest.approx(real.peak_bytes, rel=1e-3)
+    assert estimate(case, workload).peak_bytes == pytest.approx(real.peak_bytes, rel=1e-3)

@@ -13,7 +13,7 @@ from torch import nn
 from zoo import WARNINGS
 
 from guidefold.bench.memory import plan as planning
-from guidefold.bench.memory.memory_watch import Watch
+from guidefold.bench.memory.memory_watch import MemoryWatch
 from guidefold.bench.memory.meta_pipeline import find_folder
 from guidefold.bench.memory.plan import GIB, describe, make_plan
 from guidefold.ground.errors import PipelineError, UnfoldableError
@@ -43,7 +43,7 @@ def real_peak(settings: Settings, patch: pytest.MonkeyPatch) -> int:
     def watched(self: distill.Training, *stretch: Any) -> dict[str, Any]:
         denoiser: nn.Module = self.student.denoiser
         states = self.updates.optimizer.state.values()
-        with Watch() as watch:
+        with MemoryWatch() as watch:
             watch.mark("before", [*denoiser.parameters(), *denoiser.buffers()])
             watch.mark("before", [t for state in states for t in state.values()])
             line = train_step(self, *stretch)

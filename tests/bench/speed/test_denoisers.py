@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, PixArtAlphaPipeline
 from torch import nn
 from zoo import ZOO, build
 
-from guidefold.bench.speed import denoisers as speed_subjects
+from guidefold.bench.speed import denoisers as speed_models
 from guidefold.bench.speed.denoisers import (
     DenoiserAlone,
     WholePipeline,
@@ -26,12 +26,12 @@ from guidefold.bench.speed.methods import (
     FUSED,
     GUIDANCE,
     LOADED,
+    METHODS,
     SELECTIVE,
     UNGUIDED,
-    WAYS,
+    Method,
     Options,
-    Subject,
-    Way,
+    TimedModel,
 )
 from guidefold.bench.speed.students import SEED, settle, share
 from guidefold.deliver.export import export
@@ -45,7 +45,7 @@ from guidefold.train.distill import distill
 
 STEPS = 4
 PASSES = {CFG: 2 * STEPS, UNGUIDED: STEPS, LOADED: STEPS, FUSED: STEPS, SELECTIVE: 3 * STEPS // 2}
-every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
 def options(**changes: Any) -> Options:
@@ -63,8 +63,8 @@ def alone() -> DenoiserAlone:
     return DenoiserAlone(small_architecture(32, 64, 64), options(size=128))
 
 
-def go(subject: Subject, way: Way, batch: int = 1) -> Any:
-    return subject.run(way, subject.denoisers[way.weights], batch)
+def go(model: TimedModel, method: Method, batch: int = 1) -> Any:
+    return model.run(method, model.denoisers[method.weights], batch)
 
 
 def pixels(answer: Any) -> np.ndarray:
@@ -78,24 +78,24 @@ def plain(pipeline: DiffusionPipeline, guidance: float, count: int) -> np.ndarra
     return pixels(run(pipeline, inputs, range(count), "pil"))
 
 
-@every_way
+@every_method
 @pytest.mark.parametrize("batch", [1, 2])
 def test_passes_are_counted_where_they_happen(
-    whole: WholePipeline, alone: DenoiserAlone, way: Way, batch: int
+    whole: WholePipeline, alone: DenoiserAlone, method: Method, batch: int
 ) -> None:
-    assert go(whole, way, batch).rows == batch * PASSES[way]
-    assert go(alone, way, batch).rows == batch * PASSES[way]
+    assert go(whole, method, batch).rows == batch * PASSES[method]
+    assert go(alone, method, batch).rows == batch * PASSES[method]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_timed_pictures_are_those_of_the_plain_pipeline(whole: WholePipeline, batch: int) -> None:
-    for way, guidance in ((CFG, GUIDANCE), (UNGUIDED, 1.0)):
-        drawn = pixels(go(whole, way, batch).answer)
+    for method, guidance in ((CFG, GUIDANCE), (UNGUIDED, 1.0)):
+        drawn = pixels(go(whole, method, batch).output)
         np.testing.assert_array_equal(drawn, plain(whole.pipeline, guidance, batch))
 
 
 def test_the_student_draws_the_same_loaded_or_fused(whole: WholePipeline) -> None:
-    loaded, fused = (pixels(go(whole, way).answer).astype(int) for way in (LOADED, FUSED))
+    loaded, fused = (pixels(go(whole, method).output).astype(int) for method in (LOADED, FUSED))
     assert np.abs(loaded - fused).max() <= 1
 
 
@@ -135,9 +135,9 @@ def test_two_modules_on_one_storage_share_tied_weights_too() -> None:
 
 def test_weights_that_lie_in_a_file_are_measured_where_fused_weights_lie(saved: Any) -> None:
     """A kernel is slower on a weight at an odd address: the bound would look too slow."""
-    subject = WholePipeline.open(str(saved("sd15")), options())
+    model = WholePipeline.open(str(saved("sd15")), options())
     for name in ("teacher", "fused"):  # a loaded adapter's own weights lie where clients put them
-        assert all(p.data_ptr() % 64 == 0 for p in subject.denoisers[name].parameters())
+        assert all(p.data_ptr() % 64 == 0 for p in model.denoisers[name].parameters())
 
 
 def test_settling_keeps_values_and_ties() -> None:
@@ -156,9 +156,9 @@ def test_the_users_pipeline_is_left_as_it_was() -> None:
     denoiser = pipeline.unet.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
     modules, config = list(denoiser.named_modules()), dict(pipeline.config)
-    subject = WholePipeline(pipeline, options())
-    for way in WAYS:
-        go(subject, way)
+    model = WholePipeline(pipeline, options())
+    for method in METHODS:
+        go(model, method)
     assert pipeline.unet is denoiser
     assert dict(pipeline.config) == config
     assert list(denoiser.named_modules()) == modules
@@ -205,7 +205,7 @@ def test_processor_time_is_that_of_the_calls_and_hooks_go_again(
 ) -> None:
     """A fake clock: each reading is the square of its number."""
     readings = (float(k * k) for k in range(1, 9))
-    monkeypatch.setattr(speed_subjects.time, "process_time", lambda: next(readings))
+    monkeypatch.setattr(speed_models.time, "process_time", lambda: next(readings))
     module = nn.Linear(1, 1)
     with processor_time(module) as spent:
         module(torch.zeros(1, 1))
@@ -225,12 +225,12 @@ class FixedPixArt(PixArtAlphaPipeline):
 
 def test_what_cannot_end_guidance_halfway_is_measured_without_it() -> None:
     """It has no loader of its own either: the student is there all the same."""
-    subject = WholePipeline(FixedPixArt(**build("pixart").components), options())
-    assert SELECTIVE not in subject.ways
-    assert "Selective Guidance, 1/2: not measured" in subject.notes[0]
-    assert subject.findings.loader == "peft"
-    assert go(subject, CFG).rows == 2 * STEPS
-    assert go(subject, LOADED).rows == STEPS
+    model = WholePipeline(FixedPixArt(**build("pixart").components), options())
+    assert SELECTIVE not in model.methods
+    assert "Selective Guidance, 1/2: not measured" in model.notes[0]
+    assert model.findings.loader == "peft"
+    assert go(model, CFG).rows == 2 * STEPS
+    assert go(model, LOADED).rows == STEPS
 
 
 def test_an_adapter_of_a_run_takes_the_random_ones_place(
@@ -241,9 +241,9 @@ def test_an_adapter_of_a_run_takes_the_random_ones_place(
     export(settings)
     run_folder = Path(settings.run)
     for folder in (run_folder, run_folder / "adapter"):
-        subject = WholePipeline.open(settings.pipeline.source, options(adapter=folder, rank=7))
-        assert subject.facts["adapter"]["from"] == str(folder)
-        assert go(subject, LOADED).rows == STEPS
+        model = WholePipeline.open(settings.pipeline.source, options(adapter=folder, rank=7))
+        assert model.facts["adapter"]["from"] == str(folder)
+        assert go(model, LOADED).rows == STEPS
     with pytest.raises(MismatchError, match="another base"):
         WholePipeline(build("sd_v"), options(adapter=run_folder))
 

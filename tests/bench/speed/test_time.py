@@ -1,4 +1,4 @@
-"""Every way once a round, what it does counted, ratios within a round."""
+"""Every method once a round, what it does counted, ratios within a round."""
 
 import gc
 import itertools
@@ -14,13 +14,13 @@ from guidefold.bench.speed import time as speed
 from guidefold.bench.speed.methods import (
     CFG,
     FUSED,
+    METHODS,
     SELECTIVE,
     UNGUIDED,
-    WAYS,
+    Method,
     Options,
-    Spent,
-    Subject,
-    Way,
+    RunCost,
+    TimedModel,
 )
 from guidefold.bench.speed.table import Row, Spread, make_rows, to_json
 from guidefold.bench.speed.time import bench_speed, no_collection, order
@@ -36,69 +36,73 @@ def nothing_to_collect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
-class Told(Subject):
+class Told(TimedModel):
     """Takes as long as it is told: no clock runs.
 
     Args:
         noise: What each run's time is multiplied with, in turn.
-        passes: Rows of a run with one picture, by way.
+        passes: Rows of a run with one picture, by method.
     """
 
     def __init__(self, noise: Any = (1.0,), passes: Mapping[str, Any] = PASSES) -> None:
         self.title, self.facts, self.notes = "told", {}, []
         self.denoisers = {name: nn.Linear(1, 1) for name in ("teacher", "loaded", "fused")}
-        self.ways, self.clocks = WAYS, ("denoiser", "end to end")
+        self.methods, self.clocks = METHODS, ("denoiser", "end to end")
         self.noise, self.passes = itertools.cycle(noise), passes
         self.asked: list[tuple[str, int]] = []
 
-    def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
-        self.asked.append((way.name, batch))
-        inside = batch * COST[way.name] * next(self.noise)
-        return Spent({"denoiser": inside, "end to end": inside + batch}, self.rows(way) * batch)
+    def run(self, method: Method, denoiser: nn.Module, batch: int) -> RunCost:
+        self.asked.append((method.name, batch))
+        inside = batch * COST[method.name] * next(self.noise)
+        return RunCost(
+            {"denoiser": inside, "end to end": inside + batch}, self.rows(method) * batch
+        )
 
-    def rows(self, way: Way) -> int:
-        return int(self.passes[way.name])
-
-
-def rows_of(subject: Subject, **options: Any) -> list[Row]:
-    return make_rows(bench_speed(subject, Options(**options)), subject.clocks)
+    def rows(self, method: Method) -> int:
+        return int(self.passes[method.name])
 
 
-def find(rows: list[Row], way: Way, batch: int, clock: str = "denoiser") -> Row:
-    (row,) = [r for r in rows if (r.way, r.batch, r.clock) == (way.name, batch, clock)]
+def rows_of(model: TimedModel, **options: Any) -> list[Row]:
+    return make_rows(bench_speed(model, Options(**options)), model.clocks)
+
+
+def find(rows: list[Row], method: Method, batch: int, clock: str = "denoiser") -> Row:
+    (row,) = [r for r in rows if (r.way, r.batch, r.clock) == (method.name, batch, clock)]
     return row
 
 
 def test_every_way_runs_once_a_round_after_one_run_that_does_not_count() -> None:
-    subject, rounds = Told(), 3
-    bench_speed(subject, Options(batches=(1, 4), rounds=rounds))
-    names, count = [way.name for way in WAYS], len(WAYS)
+    model, rounds = Told(), 3
+    bench_speed(model, Options(batches=(1, 4), rounds=rounds))
+    names, count = [method.name for method in METHODS], len(METHODS)
     for block, batch in enumerate((1, 4)):
         first = block * count * (rounds + 1)
-        asked = subject.asked[first : first + count * (rounds + 1)]
+        asked = model.asked[first : first + count * (rounds + 1)]
         assert {b for _, b in asked} == {batch}
         for begin in range(0, len(asked), count):
             assert sorted(name for name, _ in asked[begin : begin + count]) == sorted(names)
-    assert len(subject.asked) == 2 * count * (rounds + 1)
+    assert len(model.asked) == 2 * count * (rounds + 1)
 
 
 def test_the_order_is_a_permutation_that_changes_and_can_be_had_again() -> None:
     orders = [order(5, 1, number) for number in range(12)]
     assert all(sorted(one) == list(range(5)) for one in orders)
     assert len({tuple(one) for one in orders}) > 6
-    assert {one[0] for one in orders} == set(range(5))  # no way is always the first
+    assert {one[0] for one in orders} == set(range(5))  # no method is always the first
     assert orders == [order(5, 1, number) for number in range(12)]
 
 
 def test_every_way_has_a_time_for_every_round() -> None:
     timed = bench_speed(Told(), Options(batches=(1, 4), rounds=3))
-    assert [(t.way, t.batch) for t in timed] == [(way, b) for b in (1, 4) for way in WAYS]
+    assert [(t.method, t.batch) for t in timed] == [
+        (method, b) for b in (1, 4) for method in METHODS
+    ]
     assert {len(t.rounds) for t in timed} == {3}
 
 
 def test_seconds_and_passes_are_of_a_picture_and_ratios_of_the_same_clock() -> None:
     rows = rows_of(Told(), batches=(1, 4), rounds=2)
-    assert len(rows) == 2 * 2 * len(WAYS)
+    assert len(rows) == 2 * 2 * len(METHODS)
     for batch in (1, 4):
         inside, whole = (find(rows, FUSED, batch, clock) for clock in ("denoiser", "end to end"))
         assert inside.passes_per_picture == whole.passes_per_picture == 4
@@ -112,8 +116,8 @@ def test_seconds_and_passes_are_of_a_picture_and_ratios_of_the_same_clock() -> N
 
 
 def test_noise_that_lasts_for_a_round_moves_no_ratio() -> None:
-    """Each round is slower than the one before; all ways of a round alike."""
-    count, factors = len(WAYS), (1.0, 1.0, 3.0, 10.0, 2.0)  # a warm-up, then four rounds
+    """Each round is slower than the one before; all methods of a round alike."""
+    count, factors = len(METHODS), (1.0, 1.0, 3.0, 10.0, 2.0)  # a warm-up, then four rounds
     noise = [factor for factor in factors for _ in range(count)]
     row = find(rows_of(Told(noise), batches=(1,), rounds=4), FUSED, 1)
     assert row.ratio_to_cfg == Spread(0.5, 0.5, 0.5)
@@ -134,23 +138,23 @@ def test_the_spread_is_the_median_between_two_quartiles(values: Any, spread: Spr
 
 
 def test_a_ratio_is_the_median_of_ratios_and_not_of_medians() -> None:
-    subject = Told()
-    timed = bench_speed(subject, Options(batches=(1,), rounds=3))
-    by_way = {t.way: t for t in timed}
+    model = Told()
+    timed = bench_speed(model, Options(batches=(1,), rounds=3))
+    by_way = {t.method: t for t in timed}
 
-    def told(way: Way, seconds: tuple[float, ...]) -> speed.Timed:
-        rounds = tuple(Spent({"denoiser": s}, 4) for s in seconds)
-        return speed.Timed(way, "eager", 1, rounds)
+    def told(method: Method, seconds: tuple[float, ...]) -> speed.MethodTimes:
+        rounds = tuple(RunCost({"denoiser": s}, 4) for s in seconds)
+        return speed.MethodTimes(method, "eager", 1, rounds)
 
     few = [told(CFG, (2.0, 10.0, 4.0)), told(UNGUIDED, (1.0, 1.0, 1.0))]
     row = find(make_rows([*few, told(FUSED, (1.0, 1.0, 4.0))], ["denoiser"]), FUSED, 1)
     assert row.ratio_to_cfg.median == 0.5  # of 0.5, 0.1 and 1; of the medians 1/4
-    assert by_way.keys() == set(WAYS)
+    assert by_way.keys() == set(METHODS)
 
 
 def test_passes_that_change_from_round_to_round_are_a_fault() -> None:
     class Moody(Told):
-        def rows(self, way: Way) -> int:
+        def rows(self, method: Method) -> int:
             return len(self.asked)
 
     with pytest.raises(CaptureError, match="passes in one round"):
@@ -158,35 +162,35 @@ def test_passes_that_change_from_round_to_round_are_a_fault() -> None:
 
 
 def test_a_compiler_that_fails_is_told_in_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of that form is reported, and the eager ways are all there."""
+    """Nothing of that form is reported, and the eager methods are all there."""
 
     class Uncompiled(Told):
-        def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
+        def run(self, method: Method, denoiser: nn.Module, batch: int) -> RunCost:
             if not isinstance(denoiser, nn.Linear):
                 raise RuntimeError("no C++ compiler\nat length")
-            return super().run(way, denoiser, batch)
+            return super().run(method, denoiser, batch)
 
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: SimpleNamespace(inner=module))
-    subject = Uncompiled()
-    rows = rows_of(subject, batches=(1,), rounds=2, compiled=True)
+    model = Uncompiled()
+    rows = rows_of(model, batches=(1,), rounds=2, compiled=True)
     assert {row.form for row in rows} == {"eager"}
-    assert subject.notes == ["compiled, batch 1: not measured: no C++ compiler"]
+    assert model.notes == ["compiled, batch 1: not measured: no C++ compiler"]
 
 
 def test_what_compiles_is_measured_against_what_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Faster(Told):
-        def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
-            spent = super().run(way, denoiser, batch)
+        def run(self, method: Method, denoiser: nn.Module, batch: int) -> RunCost:
+            spent = super().run(method, denoiser, batch)
             faster = 1.0 if isinstance(denoiser, nn.Linear) else 0.5
-            return Spent({name: faster * s for name, s in spent.seconds.items()}, spent.rows)
+            return RunCost({name: faster * s for name, s in spent.seconds.items()}, spent.rows)
 
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: nn.Sequential(module))
     rows = rows_of(Faster(), batches=(1,), rounds=2, compiled=True)
-    (row,) = [r for r in rows if (r.way, r.form, r.clock) == ("fused", "compiled", "denoiser")]
+    (row,) = [r for r in rows if (r.method, r.form, r.clock) == ("fused", "compiled", "denoiser")]
     assert row.seconds_per_picture.median == 0.5
     assert row.ratio_to_cfg.median == 0.5
 
@@ -199,9 +203,9 @@ def test_the_collector_rests_while_time_is_taken_and_wakes_after_a_failure() -> 
 
 
 def test_json_holds_rows_machine_and_notes() -> None:
-    subject, options = Told(), Options(batches=(1,), rounds=2, device="cpu")
-    subject.notes.append("one was left out")
-    values = to_json(make_rows(bench_speed(subject, options), subject.clocks), subject, options)
+    model, options = Told(), Options(batches=(1,), rounds=2, device="cpu")
+    model.notes.append("one was left out")
+    values = to_json(make_rows(bench_speed(model, options), model.clocks), model, options)
     assert values.keys() == {"rows", "machine", "notes"}
     assert values["notes"] == ["one was left out"]
     assert values["rows"][0]["ratio_to_cfg"] == {"median": 1.0, "low": 1.0, "high": 1.0}

@@ -1,8 +1,8 @@
 """How close the student and its rivals come to the teacher, over several trials."""
 
-from guidefold.bench.fidelity.compare import Found, bench_fidelity
+from guidefold.bench.fidelity.compare import MethodResult, bench_fidelity
 from guidefold.bench.fidelity.copy import copy_weights
-from guidefold.bench.fidelity.methods import GUIDEFOLD, PAPER, PLAIN, find_methods
+from guidefold.bench.fidelity.methods import GUIDEFOLD, METHODS, PAPER, PLAIN
 from guidefold.bench.fidelity.tables import (
     Table,
     categories,
@@ -14,22 +14,23 @@ from guidefold.bench.fidelity.tables import (
     to_rich,
     write_pictures,
 )
-from guidefold.bench.fidelity.trials import Attach, Series, Trial
+from guidefold.bench.fidelity.trials import Attach, Trial, TrialResult, Trials
 
 __all__ = [
     "GUIDEFOLD",
+    "METHODS",
     "PAPER",
     "PLAIN",
     "Attach",
-    "Found",
-    "Series",
+    "MethodResult",
     "Table",
     "Trial",
+    "TrialResult",
+    "Trials",
     "bench_fidelity",
     "categories",
     "cell",
     "copy_weights",
-    "find_methods",
     "levels",
     "markdown",
     "overview",

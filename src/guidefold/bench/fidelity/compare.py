@@ -1,13 +1,13 @@
-"""Are the students' pictures as good, and as true to the prompt? Every method, several seeds."""
+"""Compare methods: alignment, and distance from the teacher's pictures, over several seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from guidefold.bench.fidelity.methods import Method
-from guidefold.bench.fidelity.trials import Series, Trial
+from guidefold.bench.fidelity.trials import BASELINES, Trial, TrialResult, Trials
 from guidefold.draw import Drawn, EvaluationPictures, draw, picture_requests, png
 from guidefold.ground import task
 from guidefold.judge import (
@@ -19,28 +19,34 @@ from guidefold.judge import (
     relative_distance,
     share,
 )
-from guidefold.run import Kind, Settings, read_json, write_bytes, write_json
+from guidefold.run import (
+    Kind,
+    Record,
+    Residual,
+    Results,
+    Settings,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from guidefold.session import Session, open_session
 
-BASELINES: tuple[Kind, ...] = ("teacher", "unguided")
 
-
-@dataclass(frozen=True)
-class Found:
-    """What one method came to with one seed.
+class MethodResult(Record):
+    """The result of a method with one seed.
 
     Attributes:
-        method: Its name; ``teacher`` and ``unguided`` are the baselines.
-        title: Its title.
+        method: The method's name; ``teacher`` and ``unguided`` are the baselines.
+        title: The method's title.
         seed: The seed.
         training_passes: Samples through the denoiser to record, train and validate.
         passes: Samples through the denoiser per picture.
         alignment: Share of pictures that show their prompts; None without a judge.
-        categories: The same by category of prompt.
+        categories: Alignment by category of prompt.
         distance: Mean squared distance from the CFG pictures over the unguided teacher's.
-        frechet_distance: Of its pictures from the CFG teacher's; None without features.
-        recall: Share of the CFG teacher's pictures that it comes near to; None without features.
-        residual: Residual guidance, on the teacher's and on the student's states; empty where
+        frechet_distance: Distance from the CFG teacher's pictures as a set; None without features.
+        recall: Share of the CFG teacher's pictures that are covered; None without features.
+        residual: Residual guidance at ``teacher_states`` and ``student_states``; empty where
             nothing is trained.
         curve: Pairs of training passes and residual guidance on held-out states.
     """
@@ -55,89 +61,88 @@ class Found:
     distance: float
     frechet_distance: float | None
     recall: float | None
-    residual: dict[str, Any]
+    residual: dict[str, Residual]
     curve: list[tuple[int, float]]
 
 
-def bench_fidelity(series: Series, methods: Sequence[Method], seeds: Sequence[int]) -> list[Found]:
-    """Run what is missing, seed by seed.
+def bench_fidelity(
+    trials: Trials, methods: Sequence[Method], seeds: Sequence[int]
+) -> list[MethodResult]:
+    """Run the missing trials, seed by seed.
 
     Args:
-        series: Where runs are kept, and on which preset.
-        methods: To compare; the baselines come along with whatever is trained.
-        seeds: Of everything.
+        trials: The preset, and the folder of its trials.
+        methods: The methods; with a trained one among them, the baselines are added.
+        seeds: Seeds of all methods.
 
     Returns:
         One entry for each method and seed, the baselines' included, seed by seed.
     """
-    found = []
+    results = []
+    trained = [method for method in methods if method.trained]
     for seed in seeds:
-        settings = series.settings(Trial((), seed))
-        trained = [m for m in methods if m.overrides is not None]
-        results = {m.name: series.run(m.trial(settings, seed)) for m in trained}
-        drawn = [m for m in methods if m.overrides is None]
-        if results:
-            found += [_baseline(kind, seed, next(iter(results.values()))) for kind in BASELINES]
-        found += [_drawn_only(series, method, seed) for method in drawn]
-        found += [_trained(method, seed, results[method.name]) for method in trained]
-    return found
+        settings = trials.settings(Trial((), seed))
+        finished = [trials.run(method.trial(settings, seed)) for method in trained]
+        if finished:
+            results += [_baseline(kind, seed, finished[0]) for kind in BASELINES]
+        results += [_untrained(trials, m, settings, seed) for m in methods if not m.trained]
+        results += [_trained(m, seed, result) for m, result in zip(trained, finished, strict=True)]
+    return results
 
 
-def _trained(method: Method, seed: int, line: dict[str, Any]) -> Found:
-    results = line["results"]
-    return Found(
+def _trained(method: Method, seed: int, result: TrialResult) -> MethodResult:
+    return MethodResult(
         method=method.name,
         title=method.title,
         seed=seed,
-        training_passes=line["passes"],
-        passes=results["student"]["passes_per_image"],
-        alignment=results["student"]["alignment"],
-        categories=_categories(results, "student"),
-        distance=results["relative_distance"],
-        frechet_distance=results["student"].get("frechet_distance"),
-        recall=results["student"].get("recall"),
-        residual=results["residual_guidance"],
-        curve=[(passes, residual) for passes, residual in line["curve"]],
+        training_passes=result.passes,
+        distance=result.measured.relative_distance,
+        residual=dict(result.measured.residual_guidance),
+        curve=result.curve,
+        **_of_kind(result.measured, "student"),
     )
 
 
-def _baseline(kind: Kind, seed: int, line: dict[str, Any]) -> Found:
-    """The teacher's rows come out of any trained method's measurement."""
-    results = line["results"]
-    return Found(
+def _baseline(kind: Kind, seed: int, result: TrialResult) -> MethodResult:
+    """The teacher's rows, which every trained method's evaluation measures."""
+    return MethodResult(
         method=kind,
         title="CFG teacher" if kind == "teacher" else "unguided",
         seed=seed,
         training_passes=0,
-        passes=results[kind]["passes_per_image"],
-        alignment=results[kind]["alignment"],
-        categories=_categories(results, kind),
         distance=0.0 if kind == "teacher" else 1.0,  # by definition
-        frechet_distance=results[kind].get("frechet_distance"),
-        recall=results[kind].get("recall"),
         residual={},
         curve=[],
+        **_of_kind(result.measured, kind),
     )
 
 
-def _categories(results: dict[str, Any], kind: Kind) -> dict[str, float]:
-    return {name: shares[kind] for name, shares in results.get("categories", {}).items()}
+def _of_kind(results: Results, kind: Kind) -> dict[str, Any]:
+    """The measurements that every kind of pictures has."""
+    own = results.of(kind)
+    return {
+        "passes": own.passes_per_image,
+        "alignment": own.alignment,
+        "categories": {name: getattr(row, kind) for name, row in results.categories.items()},
+        "frechet_distance": own.frechet_distance,
+        "recall": own.recall,
+    }
 
 
-def _drawn_only(series: Series, method: Method, seed: int) -> Found:
-    """A method that trains nothing: the teacher, called otherwise."""
-    trial = Trial((f"pipeline.guided_share={method.guided_share}",), seed)
-    path = series.file(trial)
+def _untrained(trials: Trials, method: Method, preset: Settings, seed: int) -> MethodResult:
+    """A method that trains nothing: the teacher with another share of guided steps."""
+    trial = method.trial(preset, seed)
+    path = trials.file(trial)
     if not path.exists():
-        settings = series.settings(Trial((), seed), series.out / "runs" / path.stem)
+        settings = trials.settings(Trial((), seed), trials.out / "runs" / path.stem)
         with open_session(settings) as session:
             drawn, prompts = _draw(session, method)
-            features = feature_extractor(session, series.judge)
+            features = feature_extractor(session, trials.judge)
         shown = drawn["student"].pictures[: settings.evaluate.grid_prompts]
         for k, picture in enumerate(shown):
-            write_bytes(series.pictures(trial) / f"student-{k:03d}.png", png(picture))
-        write_json(path, _judge(series.judge, features, drawn, prompts))
-    return Found(method=method.name, title=method.title, seed=seed, **read_json(path))
+            write_bytes(trials.pictures(trial) / f"student-{k:03d}.png", png(picture))
+        write_json(path, _judge(trials.judge, features, drawn, prompts))
+    return MethodResult(method=method.name, title=method.title, seed=seed, **read_json(path))
 
 
 def _judge(
@@ -146,12 +151,12 @@ def _judge(
     drawn: dict[Kind, Drawn],
     prompts: Sequence[str],
 ) -> dict[str, Any]:
-    """What is found of pictures that no training led to."""
+    """The results of a method without training."""
     verdicts = list(judge.aligned(drawn["student"].pictures, prompts)) if judge else []
     categories = [judge.category(prompt) for prompt in prompts] if judge else []
     table = by_category({"student": verdicts}, categories)
-    seen = {k: features(d.pictures) for k, d in drawn.items()} if features else {}
-    sets = compare(seen["teacher"], seen["student"]) if seen else {}
+    rows = {k: features(d.pictures) for k, d in drawn.items()} if features else {}
+    sets = compare(rows["teacher"], rows["student"]) if rows else {}
     return {
         "training_passes": 0,
         "passes": drawn["student"].passes_per_image,
@@ -166,16 +171,16 @@ def _judge(
 
 
 def _draw(session: Session, method: Method) -> tuple[dict[Kind, Drawn], list[str]]:
-    """Pictures of teacher, unguided teacher, and of the method in the student's place."""
+    """Draw teacher, unguided teacher, and the method in the student's place."""
     settings: Settings = session.settings
     prompts = session.held_out[: settings.evaluate.prompts]
     pictures, drawn = EvaluationPictures(session), dict[Kind, Drawn]()
     call = settings.pipeline.model_copy(update={"guided_share": method.guided_share})
-    otherwise = replace(session, settings=settings.model_copy(update={"pipeline": call}))
+    guided_less = replace(session, settings=settings.model_copy(update={"pipeline": call}))
     total = 3 * len(prompts) * settings.evaluate.steps
     with task(f"Drawing, {method.title}", total) as progress:
         for kind in BASELINES:
             drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
         requests = picture_requests(session, "teacher", prompts)
-        drawn["student"] = draw(otherwise, requests, progress.advance)
+        drawn["student"] = draw(guided_less, requests, progress.advance)
     return drawn, [prompt.text for prompt in prompts]

@@ -1,17 +1,16 @@
-"""The ways to make a picture true to its prompt that are compared: the paper's, its rivals, ours.
+"""The compared methods: the paper's, its rivals, Guidefold's.
 
-A method is data. All go through the same recording, loss, training and evaluation, at about equal
-numbers of denoiser passes; where a method trains nothing, it has none.
+A method is data. All are recorded, trained and evaluated by the same code, at about equal numbers
+of denoiser passes; a method without training has none to record or train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from guidefold.bench.fidelity.copy import copy_weights
 from guidefold.bench.fidelity.trials import Attach, Trial
-from guidefold.ground import ConfigError
 from guidefold.lora import attach
 from guidefold.run import Settings
 
@@ -35,7 +34,7 @@ def _forward_noise(settings: Settings) -> tuple[str, ...]:
         f"record.guidance=[{g}, {g}]",
         "adapter.dial=false",
         "adapter.rank=8",
-        "distill.learning_rate=2e-3",  # rank and rate of their own: the preset may move
+        "distill.learning_rate=2e-3",  # fixed here: the preset's may change
         "distill.loss=plain",
     )
 
@@ -45,20 +44,20 @@ def _paper_lora(settings: Settings) -> tuple[str, ...]:
 
 
 def _plain(settings: Settings) -> tuple[str, ...]:
-    # Half the LoRA's. Of 2e-4 and this the better one, with one seed, on the teacher's states.
+    # Half the LoRA's rate: better than 2e-4 with one seed, on the teacher's states.
     return (*_forward_noise(settings), "distill.learning_rate=1e-3")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way.
+    """A compared method.
 
     Attributes:
-        name: What a result calls it.
-        title: What it is, in words.
-        overrides: What it changes in the preset's settings; None where nothing is trained.
-        attach: What is trained.
-        guided_share: Of the teacher's steps, where nothing is trained.
+        name: Its name on the command line and in results.
+        title: Its name in tables.
+        overrides: Makes its overrides from a preset's settings; None where nothing is trained.
+        attach: Puts on what is trained: a LoRA, or a full copy of the weights.
+        guided_share: Share of the teacher's steps with guidance, where nothing is trained.
     """
 
     name: str
@@ -67,9 +66,15 @@ class Method:
     attach: Attach = attach
     guided_share: float = 1.0
 
+    @property
+    def trained(self) -> bool:
+        """Whether anything is trained."""
+        return self.overrides is not None
+
     def trial(self, settings: Settings, seed: int) -> Trial:
-        """Its run, on top of a preset's settings."""
-        assert self.overrides is not None
+        """The method's trial, on top of a preset's settings."""
+        if self.overrides is None:
+            return Trial((f"pipeline.guided_share={self.guided_share}",), seed)
         return Trial(self.overrides(settings), seed, self.attach)
 
 
@@ -78,17 +83,3 @@ PLAIN = Method("plain-distillation", "plain distillation, full copy", _plain, co
 PAPER = Method("paper-lora", "LoRA distillation as in the paper", _paper_lora)
 GUIDEFOLD = Method("guidefold", "Guidefold's default", _as_recorded)
 METHODS = (SELECTIVE, PLAIN, PAPER, GUIDEFOLD)
-TRAINED = (PLAIN, PAPER, GUIDEFOLD)
-
-
-def find_methods(names: Sequence[str]) -> tuple[Method, ...]:
-    """Methods by name, in the table's order; all where none is named.
-
-    Raises:
-        ConfigError: An unknown name.
-    """
-    known = {method.name: method for method in METHODS}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--method {name}: no such method", f"Methods: {', '.join(known)}.")
-    return tuple(method for method in METHODS if not names or method.name in names)

@@ -1,19 +1,18 @@
-"""What ``bench fidelity`` found: tables for people, JSON for programs, a grid and a chart."""
+"""Results of ``bench fidelity`` as tables, JSON, a grid of pictures and a chart."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict
 from statistics import mean, stdev
 from textwrap import fill
 from typing import Any
 
 from rich.table import Table as RichTable
 
-from guidefold.bench.fidelity.compare import BASELINES, Found
+from guidefold.bench.fidelity.compare import MethodResult
 from guidefold.bench.fidelity.methods import Method
-from guidefold.bench.fidelity.trials import Series, Trial
+from guidefold.bench.fidelity.trials import BASELINES, Trial, Trials
 from guidefold.draw import Picture, grid, png, read_picture
 from guidefold.pipeline import load_prompts, split_prompts
 from guidefold.run import write_bytes
@@ -23,12 +22,12 @@ Table = tuple[list[str], list[list[str]]]
 """Headings, and rows of cells."""
 
 
-def to_json(found: Sequence[Found]) -> list[dict[str, Any]]:
+def to_json(found: Sequence[MethodResult]) -> list[dict[str, Any]]:
     """One object for each method and seed."""
-    return [asdict(entry) for entry in found]
+    return [entry.to_json() for entry in found]
 
 
-def overview(found: Sequence[Found]) -> Table:
+def overview(found: Sequence[MethodResult]) -> Table:
     """Each method's means over seeds, with the deviation between them."""
     rows = []
     for name, entries in _by_method(found).items():
@@ -43,9 +42,11 @@ def overview(found: Sequence[Found]) -> Table:
                 f"{entries[0].passes:g}",
                 cell([f.alignment for f in entries]),
                 cell(ratios),
-                cell([f.distance for f in entries]) if name not in BASELINES else _given(name),
-                cell([r["teacher_states"]["mean"] for r in trained]),
-                cell([r["student_states"]["mean"] for r in trained]),
+                cell([f.distance for f in entries])
+                if name not in BASELINES
+                else _defined_distance(name),
+                cell([r["teacher_states"].mean for r in trained]),
+                cell([r["student_states"].mean for r in trained]),
                 cell([f.frechet_distance for f in entries]),
                 cell([f.recall for f in entries]),
             ]
@@ -55,7 +56,7 @@ def overview(found: Sequence[Found]) -> Table:
     return [*headings, "residual, student's states", "Frechet distance", "recall"], rows
 
 
-def categories(found: Sequence[Found]) -> Table:
+def categories(found: Sequence[MethodResult]) -> Table:
     """Alignment by category of prompt."""
     names = list(dict.fromkeys(name for f in found for name in f.categories))
     rows = [
@@ -65,21 +66,21 @@ def categories(found: Sequence[Found]) -> Table:
     return ["method", *names], rows
 
 
-def levels(found: Sequence[Found], states: str) -> Table:
+def levels(found: Sequence[MethodResult], states: str) -> Table:
     """Residual guidance by noise level, from the least noise to the most.
 
     Args:
-        found: Of all methods.
+        found: Results of all methods.
         states: ``teacher_states`` or ``student_states``.
     """
     rows, headings = [], ["method"]
     for entries in _by_method(found).values():
-        trained = [f.residual[states]["levels"] for f in entries if f.residual]
+        trained = [f.residual[states].levels for f in entries if f.residual]
         if trained:
-            bounds = [f"t = {level['low']:g} to {level['high']:g}" for level in trained[0]]
+            bounds = [f"t = {level.low:g} to {level.high:g}" for level in trained[0]]
             headings = ["method", *bounds]
             columns = zip(*trained, strict=True)
-            cells = [cell([level["residual"] for level in column]) for column in columns]
+            cells = [cell([level.residual for level in column]) for column in columns]
             rows.append([entries[0].title, *cells])
     return headings, rows
 
@@ -87,12 +88,12 @@ def levels(found: Sequence[Found], states: str) -> Table:
 def to_rich(title: str, table: Table) -> RichTable:
     """A table for a terminal."""
     headings, rows = table
-    made = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+    rich = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in headings:
-        made.add_column(heading, justify="left" if heading == "method" else "right")
+        rich.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows:
-        made.add_row(*row)
-    return made
+        rich.add_row(*row)
+    return rich
 
 
 def markdown(table: Table) -> str:
@@ -111,8 +112,8 @@ def cell(values: Sequence[float | None]) -> str:
     return f"{mean(known):.3f}{spread}"
 
 
-def curve_svg(found: Sequence[Found]) -> bytes | None:
-    """Residual guidance on held-out states while training, means over seeds; None untrained."""
+def curve_svg(found: Sequence[MethodResult]) -> bytes | None:
+    """Chart residual guidance while training, means over seeds; None where nothing is trained."""
     lines = {
         entries[0].title: [
             (passes / 1000, mean(f.curve[k][1] for f in entries))
@@ -128,29 +129,28 @@ def curve_svg(found: Sequence[Found]) -> bytes | None:
     return base64.b64decode(chart.light.split(",", 1)[1])
 
 
-def write_pictures(series: Series, methods: Sequence[Method], found: Sequence[Found]) -> None:
-    """Write ``grid.png`` and ``curves.svg`` into the series' folder, where anything was trained."""
-    drawn = curve_svg(found)
-    if drawn is not None:
-        write_bytes(series.out / "curves.svg", drawn)
-        write_bytes(series.out / "grid.png", png(picture_grid(series, methods, found[0].seed)))
+def write_pictures(
+    trials: Trials, methods: Sequence[Method], found: Sequence[MethodResult]
+) -> None:
+    """Write ``grid.png`` and ``curves.svg`` beside the trials, where anything was trained."""
+    chart = curve_svg(found)
+    if chart is not None:
+        write_bytes(trials.out / "curves.svg", chart)
+        write_bytes(trials.out / "grid.png", png(picture_grid(trials, methods, found[0].seed)))
 
 
-def picture_grid(series: Series, methods: Sequence[Method], seed: int) -> Picture:
+def picture_grid(trials: Trials, methods: Sequence[Method], seed: int) -> Picture:
     """The same prompts and noise, a column a method: the paper's figure 2."""
-    settings = series.settings(Trial((), seed))
-    everyone = load_prompts(settings.prompts.path)
-    _, held_out = split_prompts(everyone, settings.prompts.held_out_share)
+    settings = trials.settings(Trial((), seed))
+    every_prompt = load_prompts(settings.prompts.path)
+    _, held_out = split_prompts(every_prompt, settings.prompts.held_out_share)
     prompts = [p.text for p in held_out[: settings.evaluate.grid_prompts]]
-    first = next(m for m in methods if m.overrides is not None).trial(settings, seed)
+    first = next(m for m in methods if m.trained).trial(settings, seed)
     columns = {"CFG teacher": (first, "teacher"), "unguided": (first, "unguided")}
-    for method in methods:
-        untrained = Trial((f"pipeline.guided_share={method.guided_share}",), seed)
-        trial = untrained if method.overrides is None else method.trial(settings, seed)
-        columns[method.title] = (trial, "student")
+    columns |= {method.title: (method.trial(settings, seed), "student") for method in methods}
     rows = [
         [
-            read_picture(series.pictures(trial) / f"{kind}-{k:03d}.png")
+            read_picture(trials.pictures(trial) / f"{kind}-{k:03d}.png")
             for trial, kind in columns.values()
         ]
         for k in range(len(prompts))
@@ -158,7 +158,7 @@ def picture_grid(series: Series, methods: Sequence[Method], seed: int) -> Pictur
     return grid(rows, [fill(title, 20) for title in columns], prompts)
 
 
-def _by_method(found: Sequence[Found]) -> dict[str, list[Found]]:
+def _by_method(found: Sequence[MethodResult]) -> dict[str, list[MethodResult]]:
     names = dict.fromkeys(f.method for f in found)
     return {name: [f for f in found if f.method == name] for name in names}
 
@@ -167,6 +167,6 @@ def _over(own: float | None, teachers: float | None) -> float | None:
     return own / teachers if own is not None and teachers else None
 
 
-def _given(name: str) -> str:
-    """The baselines' distance is a matter of definition."""
+def _defined_distance(name: str) -> str:
+    """The distance of a baseline, which is 0 or 1 by definition."""
     return "0" if name == BASELINES[0] else "1"

@@ -1,6 +1,6 @@
-"""Many runs of one preset, to be compared: each recorded, trained and measured, and kept as JSON.
+"""Trials of one preset: runs that are recorded, trained and measured, each result a JSON file.
 
-Finished runs stand, so a stopped series goes on. Runs that ask for the same settings are one run;
+Finished trials are kept, so stopped ones resume. Trials with the same settings are one run;
 recordings, and the pictures of teacher and unguided teacher, are shared where they would be equal.
 """
 
@@ -33,14 +33,19 @@ from guidefold.lora import Adapter, attach
 from guidefold.pipeline import open_pipeline
 from guidefold.record import record
 from guidefold.run import (
+    Kind,
+    PictureIndex,
+    Record,
+    Results,
     RunFolder,
     Settings,
     finished_folder,
     load_settings,
     read_json,
     read_lines,
+    read_log,
     write_json,
-    write_text,
+    write_lines,
 )
 from guidefold.session import open_session
 from guidefold.train import Student, open_launch, train
@@ -48,19 +53,21 @@ from guidefold.train import Student, open_launch, train
 Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
 """As :func:`~guidefold.lora.adapter.attach`, or as a rival that is measured against a LoRA."""
 
-DRAWN_FOR_ALL = ("teacher", "unguided")
+BASELINES: tuple[Kind, ...] = ("teacher", "unguided")
+
+DAMAGED = "Remove it; the same command makes it anew."
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a series.
+    """A run to make and measure.
 
     Attributes:
-        overrides: Settings on top of the series' own.
-        seed: Of everything in it.
+        overrides: Settings on top of the common ones.
+        seed: The run's seed.
         attach: Puts on what is trained: a LoRA, or a full copy of the weights.
-        measured: Whether pictures are made; else only the last validation counts.
-        elsewhere: Guidance scales that it is measured at besides the settings' own.
+        measured: Whether it is evaluated; otherwise validations alone are kept.
+        elsewhere: Further guidance scales to evaluate at.
     """
 
     overrides: tuple[str, ...]
@@ -70,21 +77,47 @@ class Trial:
     elsewhere: tuple[float, ...] = ()
 
 
-class Passes:
-    """Counts samples through denoisers while it listens.
+class TrialResult(Record):
+    """The result of a trial.
 
-    A stubbed denoiser answers without asking any of its layers, and is not counted.
+    Attributes:
+        passes: Samples through the denoiser for recording, training and validation together.
+        training_seconds: Seconds of training and validation.
+        curve: Pairs of passes so far and residual guidance on held-out states.
+        noisiest: Residual guidance of the last validation at the noisiest level.
+        results: The evaluation's; None where the trial is not measured.
+        elsewhere: Results at further guidance scales, by scale.
+    """
+
+    passes: int
+    training_seconds: float
+    curve: list[tuple[int, float]]
+    noisiest: float
+    results: Results | None = None
+    elsewhere: dict[str, Results]
+
+    @property
+    def measured(self) -> Results:
+        """The results of a trial that is measured."""
+        assert self.results is not None, "an unmeasured trial"
+        return self.results
+
+
+class PassCounter:
+    """Counts samples through a denoiser.
+
+    A stubbed denoiser runs none of its layers, and is not counted.
 
     Args:
         denoiser: The name of the denoiser's class.
     """
 
     def __init__(self, denoiser: str) -> None:
-        self.denoiser, self.count, self._worked = denoiser, 0, False
+        self.denoiser, self.count, self._layer_ran = denoiser, 0, False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen to every module of the process."""
+    def counting(self) -> Iterator[None]:
+        """Count within the context, over all modules of the process."""
         hooks = [
             register_module_forward_pre_hook(self._before),
             register_module_forward_hook(self._after),
@@ -96,21 +129,21 @@ class Passes:
                 hook.remove()
 
     def _before(self, module: nn.Module, _inputs: Any) -> None:
-        self._worked = type(module).__name__ != self.denoiser
+        self._layer_ran = type(module).__name__ != self.denoiser
 
     def _after(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if type(module).__name__ == self.denoiser and self._worked:
+        if type(module).__name__ == self.denoiser and self._layer_ran:
             self.count += rows_of(output)
 
 
 @dataclass(frozen=True)
-class Series:
-    """Where runs of one preset are kept.
+class Trials:
+    """Trials of one preset, and the folder that holds them.
 
     Args:
-        out: Folder.
+        out: The folder.
         preset: A preset's name or a TOML file.
-        common: Overrides that all trials have in common.
+        common: Overrides of all trials.
     """
 
     out: Path
@@ -119,57 +152,48 @@ class Series:
 
     @cached_property
     def judge(self) -> Judge | None:
-        """Tells of pictures whether they show their prompts; None where nobody can."""
+        """The judge of the preset's pipeline; None where there is none."""
         return judge_of(self.settings(Trial((), 0)).pipeline.source)
 
     def settings(self, trial: Trial, run: Path | str = "unnamed") -> Settings:
-        """What a trial runs with."""
-        asked = [*self.common, *trial.overrides, f"seed={trial.seed}", f"run={run}"]
-        return load_settings(self.preset, asked)
+        """The settings of a trial."""
+        overrides = [*self.common, *trial.overrides, f"seed={trial.seed}", f"run={run}"]
+        return load_settings(self.preset, overrides)
 
     def file(self, trial: Trial) -> Path:
-        """Where a trial's result is, or will be; named by all that decides it."""
-        asked = self.settings(trial).model_dump(mode="json")
-        decides = [asked, trial.attach.__name__, trial.measured, self.findings.fingerprint]
-        return self.out / "trials" / f"{_name(decides)}.json"
+        """The path of a trial's result: a hash of everything that the result depends on."""
+        settings = self.settings(trial).model_dump(mode="json")
+        decides = [settings, trial.attach.__name__, trial.measured, self.findings.fingerprint]
+        return self.out / "trials" / f"{_hash(decides)}.json"
 
     @cached_property
     def findings(self) -> Findings:
-        """How the teacher guides."""
-        asked = self.settings(Trial((), 0))
-        pipeline = open_pipeline(asked.pipeline.source, config=asked.pipeline.config)
-        call, negative = asked.pipeline.call, asked.pipeline.negative_prompt
-        return probe(pipeline, call, asked.adapter.g_ref, negative)
+        """The probe's findings in the teacher's pipeline."""
+        settings = self.settings(Trial((), 0))
+        pipeline = open_pipeline(settings.pipeline.source, config=settings.pipeline.config)
+        call, negative = settings.pipeline.call, settings.pipeline.negative_prompt
+        return probe(pipeline, call, settings.adapter.g_ref, negative)
 
-    def result(self, trial: Trial) -> dict[str, Any] | None:
-        """A finished trial's result; None if there is none yet."""
-        path = self.file(trial)
-        if not path.exists():
+    def result(self, trial: Trial) -> TrialResult | None:
+        """A finished trial's result; None where it or one of its guidance scales is missing."""
+        result = TrialResult.read(self.file(trial), DAMAGED)
+        if result is None or {f"{g:g}" for g in trial.elsewhere} - result.elsewhere.keys():
             return None
-        found: dict[str, Any] = read_json(path)
-        missing = {f"{g:g}" for g in trial.elsewhere} - found["elsewhere"].keys()
-        return None if missing else found
+        return result
 
-    def run(self, trial: Trial) -> dict[str, Any]:
-        """A trial's result: the finished one, or that of a fresh run.
-
-        Returns:
-            ``passes``: samples through the denoiser for recording, training and validation
-            together; ``training_seconds``; ``curve``: pairs of passes so far and residual guidance
-            on held-out states; ``noisiest``: that of the last validation's noisiest level;
-            ``results``: what ``evaluate`` found; ``elsewhere``: likewise, by guidance scale.
-        """
-        found = self.result(trial)
-        if found is not None:
-            return found
+    def run(self, trial: Trial) -> TrialResult:
+        """A trial's result: the finished one, or a fresh run's."""
+        finished = self.result(trial)
+        if finished is not None:
+            return finished
         path = self.file(trial)
         run = self.out / "runs" / path.stem
         shutil.rmtree(run, ignore_errors=True)
         settings = self.settings(trial, run)
         recorded = self._recordings(trial)
         _link(RunFolder(recorded).trajectories, RunFolder(run).trajectories)
-        passes, began = Passes(self.findings.denoiser_class), time.perf_counter()
-        with passes.listening():
+        passes, began = PassCounter(self.findings.denoiser_class), time.perf_counter()
+        with passes.counting():
             train_with(settings, trial.attach)
         seconds = time.perf_counter() - began
         recording = int(read_json(recorded / "passes.json"))
@@ -181,15 +205,14 @@ class Series:
         }
         write_json(path, line)
         shutil.rmtree(run)
-        kept: dict[str, Any] = read_json(path)
-        return kept
+        return TrialResult.model_validate(line)
 
     def pictures(self, trial: Trial) -> Path:
-        """The folder of the first pictures of a finished trial: student-000.png, and so on."""
+        """The folder of a finished trial's first pictures: student-000.png, and so on."""
         return self.out / "shown" / self.file(trial).stem
 
     def _recordings(self, trial: Trial) -> Path:
-        """The rounds that need no student, recorded once for all trials that share them."""
+        """Record the rounds without a student once for all trials with equal settings for them."""
         settings = self.settings(trial)
         shared = [
             settings.seed,
@@ -197,10 +220,10 @@ class Series:
             settings.pipeline.model_dump(mode="json"),
         ]
         shared += [settings.prompts.model_dump(), settings.record.model_dump()]
-        folder = self.out / "recordings" / _name(shared)
+        folder = self.out / "recordings" / _hash(shared)
         if not (folder / "passes.json").exists():
-            passes = Passes(self.findings.denoiser_class)
-            with passes.listening():
+            passes = PassCounter(self.findings.denoiser_class)
+            with passes.counting():
                 record(settings.model_copy(update={"run": str(folder)}))
             write_json(folder / "passes.json", passes.count)
         return folder
@@ -218,8 +241,8 @@ class Series:
         line = {"results": self._evaluate(trial, settings), "elsewhere": {}}
         _share(run, shared)
         for scale in trial.elsewhere:
-            asked = settings.evaluate.model_copy(update={"guidance": scale})
-            moved = settings.model_copy(update={"evaluate": asked})
+            at_scale = settings.evaluate.model_copy(update={"guidance": scale})
+            moved = settings.model_copy(update={"evaluate": at_scale})
             line["elsewhere"][f"{scale:g}"] = self._evaluate(trial, moved)
         self._keep_pictures(trial, settings)
         return line
@@ -231,47 +254,48 @@ class Series:
             return evaluate_weights(session, self.judge, CopiedWeights()).to_json()
 
     def _keep_pictures(self, trial: Trial, settings: Settings) -> None:
-        """The first pictures of each kind, for a grid."""
+        """Copy the first pictures of each kind, for a grid."""
         run = RunFolder(settings.run)
         target = self.pictures(trial)
         target.mkdir(parents=True, exist_ok=True)
-        rows = read_json(run.index)["pictures"][: settings.evaluate.grid_prompts]
-        for k, row in enumerate(rows):
-            for kind, file in row["files"].items():
+        index = PictureIndex.read(run.index)
+        assert index is not None, "the evaluation wrote it"
+        for k, row in enumerate(index.pictures[: settings.evaluate.grid_prompts]):
+            for kind, file in row.files.items():
                 shutil.copy2(run.evaluation / file, target / f"{kind}-{k:03d}.png")
 
 
 def train_with(settings: Settings, attach: Attach) -> None:
-    """Train whatever is put on the denoiser, as :func:`~guidefold.train.distill.distill` a LoRA.
+    """Train a LoRA or a full copy, as :func:`~guidefold.train.distill.distill` trains a LoRA.
 
     Args:
         settings: The run's.
         attach: Puts on what is trained.
     """
     with open_launch(settings) as launch:
-        refs, session, asked = launch.record_teacher(), launch.session, settings.adapter
+        refs, session, adapter = launch.record_teacher(), launch.session, settings.adapter
         denoiser = session.denoiser
-        trained = partial(attach, denoiser, asked.targets, asked.rank, settings.seed)
+        trained = partial(attach, denoiser, adapter.targets, adapter.rank, settings.seed)
         train(launch, Student(denoiser, session.findings, session.dial, refs, trained))
 
 
 def _curve(settings: Settings, recording: int, total: int) -> dict[str, Any]:
-    """Residual guidance on held-out states against passes so far, and the noisiest level's last."""
-    lines = [line for line in read_lines(RunFolder(settings.run).log) if "levels" in line]
-    steps = settings.distill.steps
+    """``curve`` and ``noisiest`` of a trial's result, from the run's validations."""
+    validations = read_log(RunFolder(settings.run).log).validations
+    training, steps = total - recording, settings.distill.steps
     curve = [
-        (round(recording + (total - recording) * line["step"] / steps), line["residual_guidance"])
-        for line in lines
+        (round(recording + training * line.step / steps), line.residual_guidance)
+        for line in validations
     ]
-    return {"curve": curve, "noisiest": lines[-1]["levels"][-1]["residual"]}
+    return {"curve": curve, "noisiest": validations[-1].levels[-1].residual}
 
 
-def _name(decides: Sequence[Any]) -> str:
+def _hash(decides: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _link(source: Path, target: Path) -> None:
-    """A copy that takes no room; lists that grow are copied for good."""
+    """Copy a folder by hard links; files that grow later are copied in full."""
 
     def place(old: str, new: str) -> None:
         if old.endswith(".jsonl"):
@@ -285,7 +309,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _link_file(old: str | Path, new: str | Path) -> None:
-    """A second name for a file; a copy where the disk has no links, as sticks and shares."""
+    """Link a file; copy it on disks without hard links, as memory sticks and network shares."""
     try:
         os.link(old, new)
     except OSError:
@@ -293,13 +317,12 @@ def _link_file(old: str | Path, new: str | Path) -> None:
 
 
 def _share(run: RunFolder, shared: Path) -> None:
-    """Keep what no student drew, for the next trial with this seed."""
+    """Keep the baselines' pictures for the next trial with this seed."""
     if shared.exists():
         return
     lines = read_lines(run.pictures)
-    kept = [line for line in lines if line["of"]["kind"] in DRAWN_FOR_ALL]
+    kept = [line for line in lines if line["of"]["kind"] in BASELINES]
     with finished_folder(shared) as temporary:
         for line in kept:
             _link_file(run.evaluation / line["file"], temporary / line["file"])
-        text = "".join(f"{json.dumps(line)}\n" for line in kept)
-        write_text(temporary / run.pictures.name, text)
+        write_lines(temporary / run.pictures.name, kept)

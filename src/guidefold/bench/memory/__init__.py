@@ -1,23 +1,23 @@
 """Peak memory of a training step, estimated or measured, and the plan of a run."""
 
 from guidefold.bench.memory.architectures import Architecture, load_architecture, make_inputs
-from guidefold.bench.memory.cases import Load, find_cases
+from guidefold.bench.memory.cases import CASES, ArchitectureWorkload
 from guidefold.bench.memory.plan import GIB, describe, make_plan
-from guidefold.bench.memory.synthetic_inputs import occupy
+from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.bench.memory.table import bench_memory, check_device, to_json, to_table
 
 __all__ = [
+    "CASES",
     "GIB",
     "Architecture",
-    "Load",
+    "ArchitectureWorkload",
     "bench_memory",
     "check_device",
     "describe",
-    "find_cases",
     "load_architecture",
     "make_inputs",
     "make_plan",
-    "occupy",
+    "materialise",
     "to_json",
     "to_table",
 ]

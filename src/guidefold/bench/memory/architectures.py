@@ -25,22 +25,22 @@ class Part:
     """A component of a pipeline.
 
     Attributes:
-        kind: Its class, as ``library.Class``.
-        config: What the class is built from.
+        path: The class, as ``library.Class``.
+        config: The class's config.
         inputs: Shapes of one call's arguments by name; nested as the arguments are. A size is a
             number, or a word of :meth:`Architecture.sizes`.
-        parameters: How many the published component has.
-        config_class: What a transformers model's config is written as.
+        parameters: Number of parameters of the published component.
+        config_class: Class of a transformers model's config, as ``library.Class``.
     """
 
-    kind: str
+    path: str
     config: Mapping[str, Any]
     inputs: Shapes
     parameters: int
     config_class: str | None = None
 
     def build(self, dtype: torch.dtype) -> nn.Module:
-        """The module on the meta device, without gradients.
+        """Make the module on the meta device, without gradients.
 
         Args:
             dtype: Precision of its weights.
@@ -51,11 +51,11 @@ class Part:
         return module.eval().requires_grad_(False)
 
     def _make(self) -> nn.Module:
-        found = _find(self.kind)
+        cls = _import(self.path)
         if self.config_class is None:
-            module: nn.Module = found.from_config(dict(self.config))
+            module: nn.Module = cls.from_config(dict(self.config))
         else:
-            module = found(_find(self.config_class)(**self.config))
+            module = cls(_import(self.config_class)(**self.config))
         return module
 
 
@@ -64,13 +64,13 @@ class Architecture:
     """A pipeline's parts.
 
     Attributes:
-        name: What the command line calls it.
-        title: What people call it.
+        name: Its name on the command line.
+        title: Its published name.
         size: The side of its pictures, in pixels.
         denoiser: Called at each step.
-        encoders: Called once a prompt.
-        autoencoder: Called once a picture.
-        values: All of it, as its file has it.
+        encoders: Called once for each prompt.
+        autoencoder: Called once for each picture.
+        values: The whole content of its file.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Architecture:
         return int(2 ** (len(self.autoencoder.config["block_out_channels"]) - 1))
 
     def sizes(self, batch: int, size: int) -> dict[str, int]:
-        """The words that stand for sizes.
+        """Numbers for the words that stand for sizes.
 
         Args:
             batch: Samples in a call.
@@ -105,7 +105,7 @@ class Architecture:
 
 
 def names() -> list[str]:
-    """Every architecture that is written down."""
+    """Every bundled architecture."""
     found = (path.name for path in FOLDER.iterdir())
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
 
@@ -115,10 +115,10 @@ def load_architecture(name: str) -> Architecture:
     """Read an architecture's file.
 
     Args:
-        name: Of one that is written down, or a TOML file like theirs.
+        name: A bundled architecture, or a TOML file of the same form.
 
     Raises:
-        ConfigError: There is none of this name, or the file is none.
+        ConfigError: There is no architecture of this name, or the file describes none.
     """
     remedy = f"Use {', '.join(names())}, or a .toml file like theirs."
     own = name.endswith(".toml")
@@ -147,13 +147,13 @@ def read_architecture(name: str, values: Mapping[str, Any]) -> Architecture:
 def make_inputs(
     shapes: Shapes, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Any]:
-    """Random arguments of one call: token numbers for ``input_ids``, else noise.
+    """Make arguments of one call: token number 1 for ``input_ids``, else noise.
 
     Args:
         shapes: A part's inputs.
-        sizes: Of the words in them.
-        dtype: Of what is no token.
-        device: Where to.
+        sizes: Numbers for the words in them.
+        dtype: Type of all but tokens.
+        device: The device to make them on.
     """
 
     def fill(name: str, shape: Any) -> Any:
@@ -169,7 +169,7 @@ def make_inputs(
 
 def _part(values: Mapping[str, Any]) -> Part:
     return Part(
-        kind=values["class"],
+        path=values["class"],
         config=values["config"],
         inputs=values["inputs"],
         parameters=values["parameters"],
@@ -177,6 +177,6 @@ def _part(values: Mapping[str, Any]) -> Part:
     )
 
 
-def _find(path: str) -> Any:
+def _import(path: str) -> Any:
     library, _, name = path.rpartition(".")
     return getattr(import_module(library), name)

@@ -1,4 +1,4 @@
-"""The ways to train that are compared: four of the paper, then a ladder of leaner ones.
+"""The training set-ups that are compared: four of the paper, then a ladder of leaner ones.
 
 A case is data; :mod:`guidefold.bench.memory.training` turns it into a training step. Every rung of
 the ladder stands on all those below it.
@@ -7,7 +7,7 @@ the ladder stands on all those below it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,11 +22,11 @@ from guidefold.run import Precision, Preset
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train.
+    """One way to set up training.
 
     Attributes:
-        name: What the command line calls it.
-        title: What it adds, in words.
+        name: Its name on the command line.
+        title: Its name in tables: what it adds.
         trains: Every weight of the denoiser, or an adapter on frozen ones.
         ema: Keep a moving average of the trained weights.
         teacher: ``held`` is a second denoiser, ``shared`` is the student's own, adapter off: both
@@ -86,65 +86,65 @@ CASES = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """A module that reads prompts or pictures.
+    """A text encoder or an autoencoder.
 
     Attributes:
-        module: Without memory.
-        verb: The method that reads.
+        module: On the meta device.
+        method: The name of the method that encodes.
         inputs: Shapes of its arguments.
-        sizes: The words in them.
+        sizes: Numbers for the words in those shapes.
     """
 
     module: nn.Module
-    verb: str
+    method: str
     inputs: Shapes
     sizes: Mapping[str, int]
 
-    def read(self, dtype: torch.dtype, device: torch.device | str) -> None:
-        """Read noise."""
-        getattr(self.module, self.verb)(**make_inputs(self.inputs, self.sizes, dtype, device))
+    def encode_noise(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Run the module once on random inputs."""
+        getattr(self.module, self.method)(**make_inputs(self.inputs, self.sizes, dtype, device))
 
 
-class Subject(ABC):
-    """What is trained: a denoiser, and what it is asked."""
+class Workload(ABC):
+    """What a case trains: a denoiser, the inputs of its call, and the adapter's size."""
 
     batch: int
     dtype: Precision
     rank: int
     targets: Preset
     pieces: int = 1
-    """Calls that a step's gradients are gathered from."""
+    """Calls of the denoiser per optimizer step (gradient accumulation)."""
     autocast: torch.dtype | None = None
-    """What the student's pass is cast to; None leaves it."""
+    """Type of the student's mixed-precision pass; None: no autocast."""
 
     @abstractmethod
     def denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """A denoiser without memory."""
+        """Make a denoiser without memory."""
 
     @abstractmethod
-    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
-        """Arguments ``(args, kwargs)`` of one call, in noise."""
+    def inputs(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Make random arguments ``(args, kwargs)`` of one call."""
 
     @abstractmethod
-    def answer(self, question: Tree) -> torch.Tensor:
-        """Noise of the answer's shape."""
+    def target(self, inputs: Tree) -> torch.Tensor:
+        """Make random values of the output's shape."""
 
     def encoders(self, dtype: torch.dtype) -> list[Encoder]:
-        """Text encoders and autoencoder, without memory."""
+        """Make text encoders and autoencoder without memory."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Load(Subject):
-    """What every case of a bench trains: a published denoiser.
+class ArchitectureWorkload(Workload):
+    """A published architecture's denoiser, at one batch and picture size.
 
     Attributes:
-        architecture: Whose denoiser.
+        architecture: The published architecture.
         batch: Samples in a step.
         size: The side of the pictures, in pixels.
-        dtype: Precision of weights and of what is computed, where a case does not say.
-        rank: Of the adapter; 4 in the paper.
-        targets: The layers that the adapter takes; attention in the paper.
+        dtype: Precision of weights and computation, unless a case has its own.
+        rank: Rank of the adapter; 4 in the paper.
+        targets: Layers with an adapter; attention in the paper.
     """
 
     architecture: Architecture
@@ -159,43 +159,30 @@ class Load(Subject):
             raise ConfigError(f"--batch {self.batch}: no samples", "Use 1 or more.")
         if self.rank < 1:
             raise ConfigError(f"--rank {self.rank}: no rank", "Use 1 or more.")
-        _ = self.sizes  # complains of a size that does not fit
+        _ = self.sizes  # raises for a size that does not fit
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The words that stand for sizes in the architecture's shapes."""
+        """Numbers for the words in the architecture's shapes."""
         return self.architecture.sizes(self.batch, self.size)
 
     def denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """A denoiser without memory."""
+        """Make a denoiser without memory."""
         return self.architecture.denoiser.build(dtype)
 
-    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
-        """Arguments ``(args, kwargs)`` of one call, in noise."""
+    def inputs(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Make random arguments ``(args, kwargs)`` of one call."""
         return (), make_inputs(self.architecture.denoiser.inputs, self.sizes, dtype, device)
 
-    def answer(self, question: Tree) -> torch.Tensor:
-        """Noise of the latents' shape: the first argument's."""
-        return torch.rand_like(next(tensors_of(question)))
+    def target(self, inputs: Tree) -> torch.Tensor:
+        """Make random values of the latents' shape, which is the first argument's."""
+        return torch.rand_like(next(tensors_of(inputs)))
 
     def encoders(self, dtype: torch.dtype) -> list[Encoder]:
-        """Text encoders and autoencoder, without memory."""
+        """Make text encoders and autoencoder without memory."""
         parts = self.architecture
         named = [(part, "forward") for part in parts.encoders.values()]
         return [
-            Encoder(part.build(dtype), verb, part.inputs, self.sizes)
-            for part, verb in (*named, (parts.autoencoder, "encode"))
+            Encoder(part.build(dtype), method, part.inputs, self.sizes)
+            for part, method in (*named, (parts.autoencoder, "encode"))
         ]
-
-
-def find_cases(names: Sequence[str]) -> list[Case]:
-    """Cases by name, in their order; all of them where none is named.
-
-    Raises:
-        ConfigError: There is none of this name.
-    """
-    known = {case.name: case for case in CASES}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--case {name}: no such case", f"Use {', '.join(known)}.")
-    return [case for case in CASES if not names or case.name in names]

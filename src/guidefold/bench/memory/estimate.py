@@ -1,7 +1,7 @@
-"""A case's peak without weights or device: its own training step, over tensors that hold nothing.
+"""Estimate a case's peak without weights or device: run its training step over fake tensors.
 
-The step runs on the CPU over fake tensors, which have shapes, types and storages but no memory.
-What is assumed of the machine stands in docs/bench.md; above all, attention is fused.
+Fake tensors have shapes, types and storages but no memory. docs/bench.md lists what is assumed of
+the machine; above all, attention is fused.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guidefold.bench.memory.cases import Case, Subject
-from guidefold.bench.memory.memory_watch import Watch
+from guidefold.bench.memory.cases import Case, Workload
+from guidefold.bench.memory.memory_watch import MemoryWatch
 from guidefold.bench.memory.training import Training
 from guidefold.ground import compat
 
@@ -22,9 +22,9 @@ class Peak:
 
     Attributes:
         peak_bytes: Of tensors; on a measured CPU of the whole process, less what it held before.
-        parts: Those bytes by part, where they can be told apart.
-        reserved_bytes: What the allocator held at most; None where there is none of its kind.
-        trained_parameters: How many numbers learn.
+        parts: Those bytes by part; empty where it was measured.
+        reserved_bytes: The most that CUDA's allocator held; None on other devices.
+        trained_parameters: How many numbers are trained.
     """
 
     peak_bytes: int
@@ -33,14 +33,14 @@ class Peak:
     trained_parameters: int
 
 
-def estimate(case: Case, load: Subject) -> Peak:
-    """Run a case over fake tensors and count.
+def estimate(case: Case, workload: Workload) -> Peak:
+    """Run a case over fake tensors and count their bytes.
 
     Args:
-        case: The way to train.
-        load: What is trained.
+        case: The case.
+        workload: What is trained.
     """
-    watch, training = Watch(), Training(case, load)
+    watch, training = MemoryWatch(), Training(case, workload)
     # Fused attention on every device holds no score matrix; the CPU's kernel stands for it here.
     with compat.fake_tensor_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), watch:
         training.start("cpu", watch.mark)

@@ -1,4 +1,4 @@
-"""A case's peak as a machine shows it: one process a case, so that none pays for another's past."""
+"""Measure a case's peak on a device, in a process of its own: a high-water mark never falls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from guidefold.bench.memory.architectures import read_architecture
-from guidefold.bench.memory.cases import Case, Load
+from guidefold.bench.memory.cases import ArchitectureWorkload, Case
 from guidefold.bench.memory.estimate import Peak
 from guidefold.bench.memory.training import Training
 from guidefold.ground import FailedError
@@ -24,28 +24,30 @@ from guidefold.train import peak_memory
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def measure(case: Case, load: Load, device: str) -> Peak:
+def measure(case: Case, workload: ArchitectureWorkload, device: str) -> Peak:
     """Run a case in a process of its own.
 
     Args:
-        case: The way to train.
-        load: What is trained.
+        case: The case.
+        workload: What is trained.
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        FailedError: The process failed; its last words are named.
+        FailedError: The process failed; the message holds its last line of output.
     """
-    asked = json.dumps({"case": asdict(case), "load": _as_values(load), "device": device})
+    request = json.dumps(
+        {"case": asdict(case), "workload": _workload_values(workload), "device": device}
+    )
     done = subprocess.run(
         [sys.executable, "-m", __name__],
-        input=asked,
+        input=request,
         env={**os.environ, **ALLOCATOR},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        killed = "it was killed, as a rule for want of memory"
+        killed = "killed, usually because memory ran out"
         last = (done.stderr.strip().splitlines() or [killed])[-1]
         raise FailedError(
             f"{case.name} on {device}: {last}",
@@ -55,12 +57,14 @@ def measure(case: Case, load: Load, device: str) -> Peak:
 
 
 def main() -> None:
-    """What the process does: reads what is asked, writes what it took."""
-    asked = json.loads(sys.stdin.read())
-    values = asked["load"]
-    load = Load(**{**values, "architecture": read_architecture(**values["architecture"])})
-    training = Training(Case(**asked["case"]), load)
-    print(json.dumps(asdict(_peak(training, torch.device(asked["device"])))))
+    """Run in the process: read a request from standard input, print the peak as JSON."""
+    request = json.loads(sys.stdin.read())
+    values = request["workload"]
+    workload = ArchitectureWorkload(
+        **{**values, "architecture": read_architecture(**values["architecture"])}
+    )
+    training = Training(Case(**request["case"]), workload)
+    print(json.dumps(asdict(_peak(training, torch.device(request["device"])))))
 
 
 def _peak(training: Training, device: torch.device) -> Peak:
@@ -89,12 +93,12 @@ def _warm_up(device: torch.device) -> None:
 
 
 def _unmarked(part: str, tensors: Iterable[torch.Tensor] | None) -> None:
-    """A device does not tell its parts apart."""
+    """Ignore the parts: a device counts bytes only."""
 
 
-def _as_values(load: Load) -> dict[str, Any]:
-    named = {"name": load.architecture.name, "values": load.architecture.values}
-    return {**asdict(load), "architecture": named}
+def _workload_values(workload: ArchitectureWorkload) -> dict[str, Any]:
+    named = {"name": workload.architecture.name, "values": workload.architecture.values}
+    return {**asdict(workload), "architecture": named}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The bytes that live, by part: counted as tensors are born and as they die.
+"""Count the bytes of living tensors, by part.
 
-A storage is counted once, however many tensors look at it, from the operation that made it until
-nothing holds it: parameters that are frozen, modules that are called twice and tensors kept for the
-backward pass need no rule of their own. What a kernel borrows for itself (a convolution's
-workspace, say) is not seen.
+A storage is counted once, however many tensors share it, from the operation that made it until it
+is freed: frozen parameters, modules that are called twice and tensors kept for the backward pass
+need no rule of their own. Memory within a kernel (a convolution's workspace, say) is not counted.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from guidefold.listen import tensors_of
 TEMPORARY = "temporary"
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts while it is entered; enter it within a fake tensor mode to count what does not exist.
+class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts tensors while it is entered; within a fake tensor mode, fake tensors.
 
     Attributes:
-        live: Bytes that live now, by part; what no one named is temporary.
-        peak_bytes: The most that lived at once.
+        live: Living bytes by part; unmarked tensors are temporary.
+        peak_bytes: The most living bytes at once.
         at_peak: Those bytes by part.
     """
 
@@ -36,7 +35,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live: Counter[str] = Counter()
         self.peak_bytes = 0
         self.at_peak: dict[str, int] = {}
-        self._newborn = TEMPORARY
+        self._part_of_new = TEMPORARY
         self._total = 0
         self._storages: dict[int, tuple[int, str]] = {}
 
@@ -44,39 +43,39 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if compat.reads_number(func) and compat.is_fake(args[0]):
-            return _plausible(args[0])
+            return _placeholder(args[0])
         out = func(*args, **(kwargs or {}))
         for tensor in tensors_of(out):
-            self._see(tensor)
+            self._register(tensor)
         return out
 
     def mark(self, part: str, tensors: Iterable[torch.Tensor] | None = None) -> None:
-        """Say what tensors are.
+        """Assign tensors to a part.
 
         Args:
-            part: Their name in :attr:`live`.
-            tensors: None takes all that is born from now on.
+            part: The part's name in :attr:`live`.
+            tensors: The tensors; None assigns all that are made from now on.
         """
         if tensors is None:
-            self._newborn = part
+            self._part_of_new = part
             return
-        for key in [self._see(tensor) for tensor in tensors]:
+        for key in [self._register(tensor) for tensor in tensors]:
             size, name = self._storages[key]
             self.live[name] -= size
             self.live[part] += size
             self._storages[key] = (size, part)
 
-    def _see(self, tensor: torch.Tensor) -> int:
+    def _register(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
         key = compat.storage_key(storage)
         if key not in self._storages:
             size = storage.nbytes()
-            self._storages[key] = (size, self._newborn)
-            self.live[self._newborn] += size
+            self._storages[key] = (size, self._part_of_new)
+            self.live[self._part_of_new] += size
             self._total += size
             # The storage's Python object lives as long as the storage itself.
             weakref.finalize(storage, self._forget, key).atexit = False
-            if self._total >= self.peak_bytes:  # the later of equals knows more names
+            if self._total >= self.peak_bytes:  # >=: of equal peaks the later has more marks
                 self.peak_bytes = self._total
                 self.at_peak = {name: size for name, size in self.live.items() if size}
         return key
@@ -87,8 +86,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total -= size
 
 
-def _plausible(tensor: torch.Tensor) -> bool | int | float:
-    """A number for a tensor that holds none: finite, and true."""
+def _placeholder(tensor: torch.Tensor) -> bool | int | float:
+    """The number that code reads off a fake tensor: finite, and true."""
     if tensor.dtype == torch.bool:
         return True
     return 1.0 if tensor.is_floating_point() else 1

@@ -1,8 +1,8 @@
-"""A pipeline from its configs alone: it runs, its modules answer in noise, and no weight is read.
+"""Run a pipeline from its configs alone: modules return noise, and no weight is read.
 
-The modules' parameters are fake tensors, which have shapes and no memory. What surrounds them is
-the pipeline's own code over real tensors of true size, so that the denoiser is asked what it will
-be asked in earnest, whatever the family.
+The modules' parameters are fake tensors, which have shapes and no memory. The pipeline's own code
+around them runs over real tensors of true size, so that the denoiser gets the inputs of a real
+run, whatever the family.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from guidefold.bench.memory.memory_watch import Watch
-from guidefold.bench.memory.synthetic_inputs import occupy
+from guidefold.bench.memory.memory_watch import MemoryWatch
+from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.ground import PipelineError, UnfoldableError, compat
 from guidefold.listen import (
     OFF_VALUES,
@@ -44,10 +44,10 @@ DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenize
 
 
 def find_folder(source: str) -> Path:
-    """The folder that describes a pipeline; of a hub id, its small files alone.
+    """Find the folder of a pipeline's configs; download those of a hub id.
 
     Raises:
-        PipelineError: There is none, or it cannot be had.
+        PipelineError: There is none, or it cannot be downloaded.
     """
     path = bundled_teacher() if source == "bundled" else Path(source)
     if not path.is_dir() and source.count("/") == 1 and not path.exists():
@@ -55,7 +55,7 @@ def find_folder(source: str) -> Path:
             path = Path(snapshot_download(source, allow_patterns=DESCRIPTIONS))
         except (OSError, ValueError) as error:
             raise PipelineError(
-                f"{source}: its configs cannot be had: {str(error).splitlines()[0]}",
+                f"{source}: its configs cannot be downloaded: {str(error).splitlines()[0]}",
                 "Check the name and the connection, or give a local folder.",
             ) from error
     if not path.is_dir():
@@ -68,21 +68,22 @@ def find_folder(source: str) -> Path:
     return path
 
 
-def open_hollow(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline with its modules on the meta device.
+def open_meta_pipeline(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """Open a pipeline with its modules on the meta device.
 
     Args:
-        folder: Its configs and tokenizers.
-        dtype: Precision of its weights.
+        folder: Configs and tokenizers.
+        dtype: Precision of the weights.
 
     Raises:
         PipelineError: A component cannot be made of its config.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts: dict[str, Any] = {}
-    for name, value in index.items():
-        if not name.startswith("_"):
-            parts[name] = _component(folder / name, value, dtype)
+    parts = {
+        name: _component(folder / name, value, dtype)
+        for name, value in index.items()
+        if not name.startswith("_")
+    }
     try:
         pipeline: DiffusionPipeline = getattr(diffusers, index["_class_name"])(**parts)
     except (TypeError, ValueError, AttributeError) as error:
@@ -91,91 +92,92 @@ def open_hollow(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     return pipeline
 
 
-def first_call(pipeline: DiffusionPipeline, asked: PipelineSettings, batch: int) -> Call:
-    """What the student's denoiser is asked, and the shape of its answer.
+def first_call(pipeline: DiffusionPipeline, settings: PipelineSettings, batch: int) -> Call:
+    """Record the denoiser's first call without guidance: its arguments and its output's shape.
 
     Args:
-        pipeline: From :func:`open_hollow`; its modules come to hold fake tensors.
-        asked: How it is called.
-        batch: Prompts; fewer where it takes one at a time.
+        pipeline: From :func:`open_meta_pipeline`; its modules get fake tensors.
+        settings: Arguments of its call.
+        batch: Prompts in the call; 1 where the pipeline takes one at a time.
 
     Raises:
         UnfoldableError: It has no single denoiser, or cannot run without real weights.
     """
-    mode, listened = compat.fake_tensor_mode(), modules(pipeline)
+    mode, components = compat.fake_tensor_mode(), modules(pipeline)
     with mode:
-        occupy(listened.values(), "cpu")
+        materialise(components.values(), "cpu")
     noise = RandomStub(SEED)
 
-    def answer(name: str, forward: Any, args: Any, kwargs: Any) -> Any:
-        def hollow(*args: Any, **kwargs: Any) -> Any:
-            with torch.no_grad(), mode, Watch():
+    def random_output(name: str, forward: Any, args: Any, kwargs: Any) -> Any:
+        def fake_forward(*args: Any, **kwargs: Any) -> Any:
+            # MemoryWatch also answers code that reads a number off a fake tensor.
+            with torch.no_grad(), mode, MemoryWatch():
                 fake = tree_map(mode.from_tensor, (args, kwargs))
                 out = forward(*fake[0], **fake[1])
             return map_output_tensors(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
 
-        return noise(name, hollow, args, kwargs)
+        return noise(name, fake_forward, args, kwargs)
 
-    def ask(count: int) -> Call:
-        return _quietest_call(pipeline, asked, count, listened, answer)
+    def call(count: int) -> Call:
+        return _unguided_call(pipeline, settings, count, components, random_output)
 
     try:
-        return ask(batch)
+        return call(batch)
     except (ValueError, RuntimeError, TypeError) as error:
         if batch == 1:
             raise unplannable(type(pipeline).__name__, error) from error
-        return ask(1)
+        return call(1)
 
 
 def unplannable(name: str, error: Exception) -> UnfoldableError:
-    """What looks at values cannot be run where there are none."""
+    """The error for a pipeline whose code depends on values, which fake tensors do not have."""
     return UnfoldableError(
         f"{name}: its training step cannot be estimated without weights: {error}",
         "Nothing is wrong with it: 'guidefold distill' shows what it takes in its log.",
     )
 
 
-def _quietest_call(
+def _unguided_call(
     pipeline: DiffusionPipeline,
-    asked: PipelineSettings,
+    settings: PipelineSettings,
     count: int,
-    listened: Mapping[str, nn.Module],
-    answer: Any,
+    components: Mapping[str, nn.Module],
+    stub: Any,
 ) -> Call:
-    """The denoiser's call with guidance off: the value that gives the fewest rows."""
-    negative = asked.negative_prompt is not None or "negative_prompt" in asked.call
+    """The denoiser's call with guidance off: of all values that may mean off, the fewest rows."""
+    negative = settings.negative_prompt is not None or "negative_prompt" in settings.call
     argument = guidance_argument(pipeline, negative=negative)
-    inputs = call_inputs(pipeline, [PROMPT] * count, asked.call, asked.negative_prompt)
+    inputs = call_inputs(pipeline, [PROMPT] * count, settings.call, settings.negative_prompt)
     calls = []
     for off in OFF_VALUES:
-        given = {**inputs, **scale_arguments(argument, off, off), "num_inference_steps": STEPS}
+        unguided = {**inputs, **scale_arguments(argument, off, off), "num_inference_steps": STEPS}
         seeds = range(SEED, SEED + count)
-        steps = drive(pipeline, given, seeds, listened, stub=answer, keep_arguments=True)
-        found = denoisers_of(steps)
-        if len(found) != 1:
-            raise UnfoldableError(f"{type(pipeline).__name__}: {len(found)} denoisers")
+        steps = drive(pipeline, unguided, seeds, components, stub=stub, keep_arguments=True)
+        denoisers = denoisers_of(steps)
+        if len(denoisers) != 1:
+            raise UnfoldableError(f"{type(pipeline).__name__}: {len(denoisers)} denoisers")
         calls.append(steps[-1].calls[-1])
     return min(calls, key=lambda call: call.rows)
 
 
 def _component(folder: Path, value: Any, dtype: torch.dtype) -> Any:
-    """One entry of a model_index.json: a module, something small that is read, or a plain value."""
+    """Make an entry of model_index.json: a module, a tokenizer or scheduler, or a plain value."""
     if not isinstance(value, list):
         return value
     library, name = value
     if name is None:
         return None
     known = library in ("diffusers", "transformers")
-    home = importlib.import_module(library if known else f"diffusers.pipelines.{library}")
-    kind = getattr(home, name)
+    package = importlib.import_module(library if known else f"diffusers.pipelines.{library}")
+    cls = getattr(package, name)
     try:
-        if not issubclass(kind, nn.Module):
-            return kind.from_pretrained(folder)
+        if not issubclass(cls, nn.Module):
+            return cls.from_pretrained(folder)
         with torch.device("meta"):
-            if hasattr(kind, "load_config"):
-                module = kind.from_config(kind.load_config(folder))
+            if hasattr(cls, "load_config"):
+                module = cls.from_config(cls.load_config(folder))
             else:
-                module = kind(kind.config_class.from_pretrained(folder))
+                module = cls(cls.config_class.from_pretrained(folder))
         return nn.Module.to(module, dtype).eval().requires_grad_(False)
     except loading_errors() as error:
         raise PipelineError(

@@ -1,4 +1,4 @@
-"""An optimizer with 8-bit moments: bitsandbytes' own, or its bytes where nothing is computed."""
+"""AdamW with 8-bit moments: bitsandbytes' own, or its state alone over fake tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SMALLEST = 4096  # smaller tensors keep whole moments
 
 
 def eight_bit_adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW whose moments take a byte a value.
+    """Make AdamW whose moments take a byte a value.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
     if compat.is_fake(parameters[0]):
-        return Shape8(parameters)
+        return EightBitState(parameters)
     return make_optimizer("adamw8bit", parameters, 0.0)
 
 
-class Shape8(torch.optim.Optimizer):
-    """The state that bitsandbytes' AdamW8bit holds, and none of its arithmetic, which is in place.
+class EightBitState(torch.optim.Optimizer):
+    """The state of bitsandbytes' AdamW8bit without its arithmetic, which takes no memory.
 
     Two moments, a byte a value, and a float32 for every block of 256; small tensors keep float32.
     """
@@ -36,7 +36,7 @@ class Shape8(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 1e-4})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take the memory of the moments where there is none yet."""
+        """Allocate moments where there are none yet."""
         assert closure is None
         for parameter in self.param_groups[0]["params"]:
             if not self.state[parameter]:

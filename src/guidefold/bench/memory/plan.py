@@ -1,4 +1,4 @@
-"""Whether a run's training step fits, said before a weight is downloaded or read."""
+"""Estimate whether a run's training step fits, before a weight is downloaded or read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import psutil
 import torch
 from torch import nn
 
-from guidefold.bench.memory.cases import Case, Subject
+from guidefold.bench.memory.cases import Case, Workload
 from guidefold.bench.memory.estimate import estimate
-from guidefold.bench.memory.meta_pipeline import find_folder, first_call, open_hollow, unplannable
-from guidefold.listen import Tree, output_tensor, tree_map
+from guidefold.bench.memory.meta_pipeline import (
+    find_folder,
+    first_call,
+    open_meta_pipeline,
+    unplannable,
+)
+from guidefold.listen import Call, Tree, output_tensor, tree_map
 from guidefold.lora import BITS
 from guidefold.pipeline import DTYPES, modules, resolve_device
 from guidefold.run import Settings
@@ -22,18 +27,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The memory that a run will take.
 
     Attributes:
-        denoiser: Its class.
-        parameters: Of the denoiser.
-        trained_parameters: Of the adapter.
-        peak_bytes: Of tensors in a training step, at most.
+        denoiser: Class of the denoiser.
+        parameters: Parameters of the denoiser.
+        trained_parameters: Parameters of the adapter.
+        peak_bytes: Most bytes of tensors at once in a training step.
         parts: Those bytes by part.
         recording_bytes: Weights of the whole pipeline, which recording holds.
         rows: Samples in a call.
-        device: What it is compared with.
-        available_bytes: Memory there; None where it is not known.
+        device: The device that it is compared with.
+        available_bytes: Memory of the device; None where it is not known.
     """
 
     denoiser: str
@@ -48,46 +53,44 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether step and recording go into the memory there; None where that is not known."""
+        """Whether training step and recording fit; None where the device's memory is not known."""
         if self.available_bytes is None:
             return None
         return max(self.peak_bytes, self.recording_bytes) <= self.available_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The plan as plain values."""
         return {**asdict(self), "fits": self.fits}
 
 
-class Heard(Subject):
-    """A denoiser and what its own pipeline asked it.
+class PipelineWorkload(Workload):
+    """A pipeline's denoiser and the arguments of its recorded call.
 
     Args:
-        plan: Its module, on the meta device.
-        question: The call's arguments.
-        answer: What it said.
+        denoiser: On the meta device.
+        call: The recorded call.
         settings: The run's.
     """
 
-    def __init__(
-        self, plan: nn.Module, question: Tree, answer: torch.Tensor, settings: Settings
-    ) -> None:
-        self._plan, self._question, self._answer = plan, question, answer
-        self.batch, self.pieces = answer.shape[0], settings.distill.accumulation
+    def __init__(self, denoiser: nn.Module, call: Call, settings: Settings) -> None:
+        self._denoiser, self._arguments = denoiser, call.arguments
+        self._output = output_tensor(call.output)
+        self.batch, self.pieces = self._output.shape[0], settings.distill.accumulation
         self.dtype, self.rank = settings.pipeline.dtype, settings.adapter.rank
         self.targets = settings.adapter.targets
         self.autocast = DTYPES.get(settings.distill.mixed_precision)
 
     def denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """The one there is: a run trains one."""
-        return self._plan.to(dtype)
+        """The one denoiser: a run trains no second one."""
+        return self._denoiser.to(dtype)
 
-    def question(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
-        """The call's arguments again, with no memory of their values."""
-        return tree_map(lambda t: _like(t, device), self._question)
+    def inputs(self, dtype: torch.dtype, device: torch.device | str) -> Tree:
+        """Make arguments of the recorded ones' shapes and types."""
+        return tree_map(lambda t: _ones_like(t, device), self._arguments)
 
-    def answer(self, question: Tree) -> torch.Tensor:
-        """What a record holds: a tensor of the answer's shape."""
-        return _like(self._answer, "cpu")
+    def target(self, inputs: Tree) -> torch.Tensor:
+        """Make a tensor of the output's shape, as a trajectory file holds one."""
+        return _ones_like(self._output, "cpu")
 
 
 def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
@@ -95,26 +98,26 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
 
     Args:
         settings: The run's.
-        available_bytes: To compare with; None takes the device's.
+        available_bytes: Memory to compare with; None takes the device's.
 
     Raises:
-        PipelineError: The configs cannot be had, or make no pipeline.
+        PipelineError: The configs cannot be found, or make no pipeline.
         UnfoldableError: The pipeline cannot run without weights.
     """
-    asked, dtype = settings.pipeline, DTYPES[settings.pipeline.dtype]
-    folder = find_folder(asked.source)
+    dtype, folder = DTYPES[settings.pipeline.dtype], find_folder(settings.pipeline.source)
     rows = settings.distill.batch_size // settings.distill.accumulation
-    opened = open_hollow(folder, dtype)
-    recording = sum(_bytes(module) for module in modules(opened).values())
-    call = first_call(opened, asked, rows)
-    denoiser = modules(open_hollow(folder, dtype))[call.denoiser]
-    heard = Heard(denoiser, call.arguments, output_tensor(call.output), settings)
+    pipeline = open_meta_pipeline(folder, dtype)
+    recording = sum(_bytes(module) for module in modules(pipeline).values())
+    call = first_call(pipeline, settings.pipeline, rows)
+    # The call filled the pipeline's modules with fake tensors: the estimate needs a fresh one.
+    denoiser = modules(open_meta_pipeline(folder, dtype))[call.denoiser]
+    workload = PipelineWorkload(denoiser, call, settings)
     parameters = sum(p.numel() for p in denoiser.parameters())
     try:
-        peak = estimate(_case(settings), heard)
-    except (RuntimeError, ValueError, TypeError) as error:  # it looks at values, which are none
+        peak = estimate(_case(settings), workload)
+    except (RuntimeError, ValueError, TypeError) as error:  # code that depends on values
         raise unplannable(type(denoiser).__name__, error) from error
-    device = "given" if available_bytes is not None else resolve_device(asked.device)
+    device = "given" if available_bytes is not None else resolve_device(settings.pipeline.device)
     return Plan(
         denoiser=type(denoiser).__name__,
         parameters=parameters,
@@ -122,28 +125,28 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
         peak_bytes=peak.peak_bytes,
         parts=peak.parts,
         recording_bytes=recording,
-        rows=heard.batch,
+        rows=workload.batch,
         device=device,
         available_bytes=_memory_of(device) if available_bytes is None else available_bytes,
     )
 
 
 def _case(settings: Settings) -> Case:
-    """A run's way to train."""
-    asked = settings.distill
+    """The case that a run trains by."""
+    distill = settings.distill
     return Case(
         name="run",
         title="the run's training step",
         trains="adapter",
         encoders=False,
-        checkpointing=asked.gradient_checkpointing,
-        optimizer="adamw-8bit" if asked.optimizer == "adamw8bit" else "adamw",
-        bits=BITS.get(asked.frozen_weights),
+        checkpointing=distill.gradient_checkpointing,
+        optimizer="adamw-8bit" if distill.optimizer == "adamw8bit" else "adamw",
+        bits=BITS.get(distill.frozen_weights),
     )
 
 
 def describe(plan: Plan, settings: Settings) -> str:
-    """A plan for people: its parts, the largest first, and the verdict."""
+    """A plan as text: its parts, the largest first, and whether it fits."""
     stored = settings.distill.frozen_weights
     frozen = "" if stored == "same" else f", trained on in {stored}"
     lines = [
@@ -166,31 +169,31 @@ def describe(plan: Plan, settings: Settings) -> str:
 def _verdict(plan: Plan, settings: Settings) -> str:
     if plan.available_bytes is None:
         return f"{plan.device}: its memory is not known here; compare with --memory GIB."
-    there = f"{plan.available_bytes / GIB:.2f} GiB ({plan.device})"
+    memory = f"{plan.available_bytes / GIB:.2f} GiB ({plan.device})"
     if plan.fits:
-        return f"Fits into {there}, workspaces and context not counted: leave a tenth to spare."
-    return f"Does not fit into {there}. Try {', '.join(_remedies(plan, settings))}."
+        return f"Fits into {memory}, workspaces and context not counted: leave a tenth to spare."
+    return f"Does not fit into {memory}. Try {', '.join(_remedies(plan, settings))}."
 
 
 def _remedies(plan: Plan, settings: Settings) -> list[str]:
-    """What is left to try, the most helpful first."""
-    asked = settings.distill
-    shrinks = "student" not in settings.record.rounds
-    left = {
+    """Settings that would save memory and are not set yet, the most helpful first."""
+    distill = settings.distill
+    can_quantise = "student" not in settings.record.rounds
+    applicable = {
         "pipeline.dtype=bf16": settings.pipeline.dtype == "fp32",
-        "distill.gradient_checkpointing=true": not asked.gradient_checkpointing,
-        f"distill.accumulation={asked.batch_size}": asked.accumulation < asked.batch_size,
-        "distill.frozen_weights=int8": shrinks and asked.frozen_weights in ("same", "bf16"),
-        "distill.frozen_weights=int4": shrinks and asked.frozen_weights == "int8",
-        "distill.optimizer=adamw8bit": asked.optimizer == "adamw",
+        "distill.gradient_checkpointing=true": not distill.gradient_checkpointing,
+        f"distill.accumulation={distill.batch_size}": distill.accumulation < distill.batch_size,
+        "distill.frozen_weights=int8": can_quantise and distill.frozen_weights in ("same", "bf16"),
+        "distill.frozen_weights=int4": can_quantise and distill.frozen_weights == "int8",
+        "distill.optimizer=adamw8bit": distill.optimizer == "adamw",
         "adapter.rank=4": settings.adapter.rank > 4,
         "adapter.targets=attention": settings.adapter.targets != "attention",
     }
-    return [words for words, open_ in left.items() if open_] or ["a larger device"]
+    return [setting for setting, applies in applicable.items() if applies] or ["a larger device"]
 
 
-def _like(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Memory like a tensor's, in which no value matters: ones are in every range."""
+def _ones_like(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Ones of a tensor's shape and type: they are valid token ids, timesteps and latents alike."""
     return torch.ones(tuple(tensor.shape), dtype=tensor.dtype, device=device)
 
 
@@ -199,7 +202,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _memory_of(device: str) -> int | None:
-    """All the memory that a device has."""
+    """Total memory of a device; None where it is not known."""
     if device == "cpu":
         return int(psutil.virtual_memory().total)
     measure = getattr(torch.get_device_module(device), "mem_get_info", None)

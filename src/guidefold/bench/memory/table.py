@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from guidefold import __version__
-from guidefold.bench.memory.cases import REFERENCE, Case, Load
+from guidefold.bench.memory.cases import REFERENCE, ArchitectureWorkload, Case
 from guidefold.bench.memory.estimate import Peak, estimate
 from guidefold.bench.memory.measure import measure
 from guidefold.ground import ConfigError, task
@@ -28,9 +28,9 @@ class Row:
     """One case's result.
 
     Attributes:
-        case: What was run, as it was run.
-        peak: What it took; None where it could not be run.
-        why_not: Why it could not; empty where it was.
+        case: The case as it was run.
+        peak: Its peak memory; None where it could not be run.
+        why_not: Why it could not be run; empty where it was.
     """
 
     case: Case
@@ -48,51 +48,51 @@ def check_device(how: How) -> None:
         raise ConfigError("--how cuda: no CUDA device here", "Use --how estimate.")
 
 
-def bench_memory(cases: Sequence[Case], load: Load, how: How) -> list[Row]:
+def bench_memory(cases: Sequence[Case], workload: ArchitectureWorkload, how: How) -> list[Row]:
     """Run cases one after the other.
 
     Args:
-        cases: The ways to train.
-        load: What is trained.
+        cases: The cases.
+        workload: What is trained.
         how: Estimated over fake tensors, or measured on a device.
     """
     rows = []
-    with task(f"{load.architecture.title}, {how}", len(cases)) as progress:
+    with task(f"{workload.architecture.title}, {how}", len(cases)) as progress:
         for case in cases:
-            rows.append(_row(case, load, how))
+            rows.append(_row(case, workload, how))
             progress.advance(note=case.name)
     return rows
 
 
-def to_json(rows: Sequence[Row], load: Load, how: How) -> list[dict[str, Any]]:
-    """The rows as plain values, each of which says all that it depends on."""
+def to_json(rows: Sequence[Row], workload: ArchitectureWorkload, how: How) -> list[dict[str, Any]]:
+    """The rows as plain values, each with all settings and versions."""
     reference = _reference(rows)
     return [
         {
             "case": row.case.name,
-            "architecture": load.architecture.name,
+            "architecture": workload.architecture.name,
             "how": how,
             "device": _device(how),
             "peak_bytes": row.peak.peak_bytes if row.peak else None,
             "saving": _saving(row, reference),
             "reserved_bytes": row.peak.reserved_bytes if row.peak else None,
             "parts": row.peak.parts if row.peak else {},
-            "parameters": load.architecture.denoiser.parameters,
+            "parameters": workload.architecture.denoiser.parameters,
             "trained_parameters": row.peak.trained_parameters if row.peak else None,
             "not_run": row.why_not or None,
-            "settings": _settings(row.case, load),
+            "settings": _settings(row.case, workload),
             "versions": _versions(),
         }
         for row in rows
     ]
 
 
-def to_table(rows: Sequence[Row], load: Load, how: How) -> Table:
-    """The rows for people: 1 GiB is 2**30 bytes."""
-    parts = load.architecture
+def to_table(rows: Sequence[Row], workload: ArchitectureWorkload, how: How) -> Table:
+    """The rows as a table for a terminal: 1 GiB is 2**30 bytes."""
+    parts = workload.architecture
     title = (
-        f"{parts.title}, {parts.denoiser.parameters:,} parameters, {load.dtype}, batch "
-        f"{load.batch}, {load.size} x {load.size}; {how}: {_device(how)}"
+        f"{parts.title}, {parts.denoiser.parameters:,} parameters, {workload.dtype}, batch "
+        f"{workload.batch}, {workload.size} x {workload.size}; {how}: {_device(how)}"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("case", "peak GiB", "saving", "trained", "most of it"):
@@ -113,14 +113,14 @@ def to_table(rows: Sequence[Row], load: Load, how: How) -> Table:
     return table
 
 
-def _row(case: Case, load: Load, how: How) -> Row:
+def _row(case: Case, workload: ArchitectureWorkload, how: How) -> Row:
     if how == "estimate":
-        return Row(case, estimate(case, load))
+        return Row(case, estimate(case, workload))
     if case.optimizer == "adamw-8bit" and (why := _no_eight_bit_optimizer(how)):
         if case.bits is None:
             return Row(case, None, why)
-        case = replace(case, optimizer="adamw")  # the rungs above can do without this one
-    return Row(case, measure(case, load, how))
+        case = replace(case, optimizer="adamw")  # the rungs above run without this one too
+    return Row(case, measure(case, workload, how))
 
 
 def _no_eight_bit_optimizer(how: How) -> str:
@@ -130,12 +130,12 @@ def _no_eight_bit_optimizer(how: How) -> str:
 
 
 def _reference(rows: Sequence[Row]) -> int | None:
-    found = [row.peak.peak_bytes for row in rows if row.peak and row.case.name == REFERENCE.name]
-    return found[0] if found else None
+    peaks = (row.peak.peak_bytes for row in rows if row.peak and row.case.name == REFERENCE.name)
+    return next(peaks, None)
 
 
 def _saving(row: Row, reference: int | None) -> float | None:
-    """``1 - peak / reference``; None where one of them is not known."""
+    """``1 - peak / reference``; None where either is missing."""
     if row.peak is None or reference is None:
         return None
     return 1 - row.peak.peak_bytes / reference
@@ -152,10 +152,10 @@ def _device(how: str) -> str:
     return ASSUMED if how == "estimate" else f"high-water mark on {platform.machine()}"
 
 
-def _settings(case: Case, load: Load) -> dict[str, Any]:
-    of_load = {name: v for name, v in asdict(load).items() if name != "architecture"}
+def _settings(case: Case, workload: ArchitectureWorkload) -> dict[str, Any]:
+    of_load = {name: v for name, v in asdict(workload).items() if name != "architecture"}
     of_case = {name: v for name, v in asdict(case).items() if name not in ("name", "title")}
-    return {**of_load, **of_case, "dtype": case.dtype or load.dtype}
+    return {**of_load, **of_case, "dtype": case.dtype or workload.dtype}
 
 
 def _versions() -> dict[str, str]:

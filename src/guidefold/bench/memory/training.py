@@ -1,8 +1,8 @@
 """One training step of any case, by the same functions wherever it is measured.
 
-The student is the project's own: adapter, teacher mode, squared error, updates, frozen weights in
-few bits. Text encoders and autoencoder run where they are resident, but what they say is replaced
-by noise of its shape, which spares this file every family's way of wiring them.
+Adapter, teacher mode, squared error, updates and quantised frozen weights are those of a real run.
+Text encoders and autoencoder run where they are resident, but the denoiser gets random values of
+their outputs' shapes: every family connects them in another way, and memory does not depend on it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from guidefold.bench.memory.cases import Case, Subject
+from guidefold.bench.memory.cases import Case, Workload
 from guidefold.bench.memory.memory_watch import TEMPORARY
 from guidefold.bench.memory.optimizers import eight_bit_adamw
-from guidefold.bench.memory.synthetic_inputs import occupy
+from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.listen import Tree, output_tensor, tensors_of, tree_map
 from guidefold.lora import Adapter, attach, shrink_weights
 from guidefold.pipeline import DTYPES
@@ -31,37 +31,37 @@ Mark = Callable[[str, Iterable[torch.Tensor] | None], None]
 
 
 class Training:
-    """A case, planned: its modules exist, their memory does not.
+    """The training step of a case; its modules lie on the meta device until it starts.
 
     Args:
-        case: The way to train.
-        load: What is trained.
+        case: The case.
+        workload: What is trained.
     """
 
-    def __init__(self, case: Case, load: Subject) -> None:
-        self.case, self.load = case, load
-        self.dtype = DTYPES[case.dtype or load.dtype]
+    def __init__(self, case: Case, workload: Workload) -> None:
+        self.case, self.workload = case, workload
+        self.dtype = DTYPES[case.dtype or workload.dtype]
         self.adapter: Adapter | None = None
         self._build()
 
     def start(self, device: torch.device | str, mark: Mark) -> None:
-        """Take memory for the modules, and prepare to train them.
+        """Allocate the modules' memory and make the optimizer.
 
         Args:
-            device: Where to.
-            mark: Told which tensors are what, for those who count.
+            device: The device to train on.
+            mark: Called with a part's name and its tensors, as :meth:`MemoryWatch.mark`.
         """
         self.device, self.mark = device, mark
-        readers = [encoder.module for encoder in self.encoders]
-        occupy([self.denoiser, *self.teacher, *readers], device)
-        self._say_what_is_what()
+        encoders = [encoder.module for encoder in self.encoders]
+        materialise([self.denoiser, *self.teacher, *encoders], device)
+        self._mark_modules()
         self.updates = Updates(self._optimizer(), lambda _step: LEARNING_RATE, MAX_NORM)
         self.ema = EMAModel(self.trained) if self.case.ema else None
         if self.ema is not None:
             mark("moving average", self.ema.shadow_params)
 
     def run(self) -> None:
-        """Train for as many steps as it takes to see the most memory."""
+        """Train for the steps until memory is at its peak."""
         for step in range(STEPS):
             self._step(step)
             state = self.updates.optimizer.state.values()
@@ -69,61 +69,65 @@ class Training:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that learn."""
+        """The trained parameters."""
         return [p for p in self.denoiser.parameters() if p.requires_grad]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.case.optimizer == "adamw-8bit":
             return eight_bit_adamw(self.trained)
-        # foreach: torch's own choice on CUDA, and it costs memory: everywhere
+        # foreach, torch's default on CUDA, takes a further copy in memory: use it on every device
         return torch.optim.AdamW(self.trained, weight_decay=0.0, foreach=True)
 
     def _build(self) -> None:
-        """The modules, without memory yet."""
-        case, load = self.case, self.load
-        self.denoiser: Any = load.denoiser(self.dtype)
-        self.teacher: list[Any] = [load.denoiser(self.dtype)] if case.teacher == "held" else []
-        self.encoders = load.encoders(self.dtype) if case.encoders else []
+        """Make the modules without memory."""
+        case, workload = self.case, self.workload
+        self.denoiser: Any = workload.denoiser(self.dtype)
+        self.teacher: list[Any] = [workload.denoiser(self.dtype)] if case.teacher == "held" else []
+        self.encoders = workload.encoders(self.dtype) if case.encoders else []
         if case.trains == "all":
             self.denoiser.requires_grad_(True)
         else:
-            args, kwargs = load.question(self.dtype, "meta")
+            args, kwargs = workload.inputs(self.dtype, "meta")
             self.adapter = attach(
-                self.denoiser, load.targets, load.rank, 0, lambda: self.denoiser(*args, **kwargs)
+                self.denoiser,
+                workload.targets,
+                workload.rank,
+                0,
+                lambda: self.denoiser(*args, **kwargs),
             )
         if case.bits is not None:
             shrink_weights(self.denoiser, *case.bits)
         if case.checkpointing:
             self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
 
-    def _say_what_is_what(self) -> None:
+    def _mark_modules(self) -> None:
         frozen = [p for p in self.denoiser.parameters() if not p.requires_grad]
         self.mark("weights", [*frozen, *self.denoiser.buffers()])
         self.mark("weights" if self.case.trains == "all" else "adapter", self.trained)
         self.mark("teacher", _tensors(self.teacher))
         self.mark("encoders", _tensors(encoder.module for encoder in self.encoders))
         for parameter in self.trained:
-            tell: Any = parameter.register_post_accumulate_grad_hook
-            tell(lambda p: self.mark("gradients", [p.grad]))
+            add_hook: Any = parameter.register_post_accumulate_grad_hook
+            add_hook(lambda p: self.mark("gradients", [p.grad]))
 
     def _step(self, step: int) -> None:
-        """Ask, answer, compare, learn."""
-        for _ in range(min(self.load.pieces, 2)):  # the second finds the first's gradients there
-            self._learn()
+        """One optimizer step."""
+        for _ in range(min(self.workload.pieces, 2)):  # with gradients held, memory is at its peak
+            self._forward_backward()
         self.updates.apply(step)
         if self.ema is not None:
             self.ema.step(self.trained)
         self.updates.optimizer.zero_grad()
 
-    def _learn(self) -> None:
-        """Forward and backward of one call."""
+    def _forward_backward(self) -> None:
+        """Forward and backward pass of one call."""
         with torch.no_grad():
             for encoder in self.encoders:
-                encoder.read(self.dtype, self.device)
-        question = self.load.question(self.dtype, self.device)
-        target = self._target(question)
-        self.mark("batch", [*tensors_of(question), target])
-        args, kwargs = question
+                encoder.encode_noise(self.dtype, self.device)
+        inputs = self.workload.inputs(self.dtype, self.device)
+        target = self._target(inputs)
+        self.mark("batch", [*tensors_of(inputs), target])
+        args, kwargs = inputs
         with self._student_mode():
             self.mark("activations", None)
             with self._autocast():
@@ -133,13 +137,13 @@ class Training:
             self.mark(TEMPORARY, None)
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _target(self, question: Tree) -> torch.Tensor:
-        """The teacher's guided answer; else noise, which stands for a record or a picture's own."""
+    def _target(self, inputs: Tree) -> torch.Tensor:
+        """The teacher's guided output; without a teacher, noise in place of a recorded target."""
         if self.case.teacher == "none":
-            return self.load.answer(question)
+            return self.workload.target(inputs)
         with self._teacher_mode():
             teacher = self.teacher[0] if self.teacher else self.denoiser
-            args, kwargs = tree_map(lambda value: torch.cat((value, value)), question)
+            args, kwargs = tree_map(lambda value: torch.cat((value, value)), inputs)
             unconditional, conditional = output_tensor(teacher(*args, **kwargs)).chunk(2)
             return unconditional + GUIDANCE * (conditional - unconditional)
 
@@ -147,15 +151,15 @@ class Training:
         return torch.no_grad() if self.adapter is None else self.adapter.teacher_mode()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.load.autocast
-        if wanted is None:
+        dtype = self.workload.autocast
+        if dtype is None:
             return nullcontext()
-        return torch.autocast(torch.device(self.device).type, dtype=wanted)
+        return torch.autocast(torch.device(self.device).type, dtype=dtype)
 
     def _student_mode(self) -> AbstractContextManager[None]:
         if self.adapter is None:
             return nullcontext()
-        strengths = torch.ones(self.load.batch, device=self.device)
+        strengths = torch.ones(self.workload.batch, device=self.device)
         return self.adapter.student_mode(strengths)
 
 

@@ -1,4 +1,4 @@
-"""What speed is measured on: a whole pipeline, or a published denoiser at its true shapes."""
+"""The timed models: a whole pipeline, or a published denoiser at its true shapes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.bench.memory import Architecture, make_inputs, occupy
+from guidefold.bench.memory import Architecture, make_inputs, materialise
 from guidefold.bench.speed.methods import (
     GUIDANCE,
+    METHODS,
     SELECTIVE,
-    WAYS,
     Clock,
+    Method,
     Options,
-    Spent,
-    Subject,
-    Way,
+    RunCost,
+    TimedModel,
 )
 from guidefold.bench.speed.students import (
     describe_adapter,
@@ -47,15 +47,15 @@ from guidefold.lora import load_adapter
 from guidefold.pipeline import DTYPES, modules, open_pipeline, resolve_device
 
 
-class WholePipeline(Subject):
+class WholePipeline(TimedModel):
     """A pipeline as its users run it, from prompt to picture.
 
     Args:
-        pipeline: Without any LoRA. Its denoiser is changed by not one bit.
-        options: What is asked.
+        pipeline: A pipeline without a LoRA. Its denoiser is not changed.
+        options: The bench's options.
 
     Raises:
-        UnfoldableError: There is no guidance to save, or it takes one prompt at a time.
+        UnfoldableError: It has no guidance to save, or takes one prompt at a time.
         ConfigError: It refuses the call.
         RunError: ``options.adapter`` is no adapter.
         MismatchError: ``options.adapter`` belongs to another base.
@@ -65,7 +65,7 @@ class WholePipeline(Subject):
         self.pipeline, self.options, self.notes = pipeline, options, []
         size = options.size
         self.call = {} if size is None else {"height": size, "width": size}
-        self.ways, self.findings = self._probe()
+        self.methods, self.findings = self._probe()
         self.teacher: nn.Module = getattr(pipeline, self.findings.denoiser)
         if self.findings.layout is None and max(options.batches) > 1:
             raise UnfoldableError(
@@ -88,10 +88,10 @@ class WholePipeline(Subject):
 
         Args:
             source: ``bundled``, a folder, a single file or a hub id.
-            options: What is asked; its device is one that exists.
+            options: The bench's options, with a device that exists.
 
         Raises:
-            InputError: It cannot be opened, or measured.
+            InputError: The pipeline cannot be opened or measured.
         """
         dtype = DTYPES[options.dtype]
         pipeline = open_pipeline(source, dtype=dtype, device=options.device)
@@ -99,41 +99,44 @@ class WholePipeline(Subject):
             settle(module)
         return cls(pipeline, options)
 
-    def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
-        """Draw a batch of pictures; all clocks run, and what the denoiser is asked is counted."""
-        inputs = self.inputs(way, batch)
-        heard = Listener(self.pipeline, {self.findings.denoiser: denoiser})
-        with self._placed(denoiser), processor_time(denoiser) as processor, heard:
+    def run(self, method: Method, denoiser: nn.Module, batch: int) -> RunCost:
+        """Draw a batch of pictures with all clocks running, and count the denoiser's rows."""
+        inputs = self.inputs(method, batch)
+        listener = Listener(self.pipeline, {self.findings.denoiser: denoiser})
+        with self._placed(denoiser), processor_time(denoiser) as processor, listener:
             start = time.perf_counter()
-            answer = run(self.pipeline, inputs, range(batch), output_type="pil")
-            whole = time.perf_counter() - start
-        calls = [call for step in heard.steps for call in step.calls]
+            output = run(self.pipeline, inputs, range(batch), output_type="pil")
+            end_to_end = time.perf_counter() - start
+        calls = [call for step in listener.steps for call in step.calls]
         seconds: dict[Clock, float] = {
             "denoiser": sum(call.seconds for call in calls),
             "processor": sum(processor),
-            "end to end": whole,
+            "end to end": end_to_end,
         }
-        return Spent(seconds, sum(call.rows for call in calls), answer)
+        return RunCost(seconds, sum(call.rows for call in calls), output)
 
-    def inputs(self, way: Way, batch: int) -> dict[str, Any]:
+    def inputs(self, method: Method, batch: int) -> dict[str, Any]:
         """Arguments of the pipeline's call, without generator and output type."""
         argument, off = self.findings.guidance_argument, self.findings.off
-        ending = way.guided and stop_guiding(self.pipeline, argument, off, way.guided)
+        stop = method.guided and stop_guiding(self.pipeline, argument, off, method.guided)
         return {
             **call_inputs(self.pipeline, [PROMPT] * batch, self.call),
-            **self.findings.scale_arguments(GUIDANCE if way.guided else off),
+            **self.findings.scale_arguments(GUIDANCE if method.guided else off),
             "num_inference_steps": self.options.steps,
-            **(ending or {}),
+            **(stop or {}),
         }
 
-    def _probe(self) -> tuple[tuple[Way, ...], Findings]:
-        """Which ways the pipeline knows: not every one can end guidance halfway."""
+    def _probe(self) -> tuple[tuple[Method, ...], Findings]:
+        """The methods that the pipeline can run, and the probe's findings.
+
+        Not every pipeline can end guidance halfway: Selective Guidance is left out then.
+        """
         try:
-            return WAYS, probe(self.pipeline, self.call, GUIDANCE, guided_share=SELECTIVE.guided)
+            return METHODS, probe(self.pipeline, self.call, GUIDANCE, guided_share=SELECTIVE.guided)
         except UnfoldableError as error:
             findings = probe(self.pipeline, self.call, GUIDANCE)
             self.notes.append(f"{SELECTIVE.title}: not measured: {error.message}")
-            return tuple(way for way in WAYS if way != SELECTIVE), findings
+            return tuple(method for method in METHODS if method != SELECTIVE), findings
 
     def _denoisers(self) -> Any:
         found, options = self.findings, self.options
@@ -160,7 +163,7 @@ class WholePipeline(Subject):
             return make_denoisers(self.teacher, load, folder)
 
     def _arguments(self) -> Any:
-        """What the denoiser is asked in an unguided step."""
+        """The denoiser's arguments in an unguided step."""
         unguided = {
             **call_inputs(self.pipeline, [PROMPT], self.call),
             **self.findings.scale_arguments(self.findings.off),
@@ -172,7 +175,7 @@ class WholePipeline(Subject):
 
     @contextmanager
     def _placed(self, denoiser: nn.Module) -> Iterator[None]:
-        """Another denoiser in the pipeline, for a while."""
+        """Put another denoiser into the pipeline within the context."""
         setattr(self.pipeline, self.findings.denoiser, denoiser)
         try:
             yield
@@ -180,17 +183,17 @@ class WholePipeline(Subject):
             setattr(self.pipeline, self.findings.denoiser, self.teacher)
 
 
-class DenoiserAlone(Subject):
-    """A published denoiser at its true shapes, in random weights: values cost no time.
+class DenoiserAlone(TimedModel):
+    """A published denoiser at its true shapes, with random weights: values cost no time.
 
-    A guided step asks it once for both predictions, two rows a picture, as most pipelines do.
+    A guided step is one call with two rows a picture, as in most pipelines.
 
     Args:
-        architecture: Whose denoiser.
-        options: What is asked.
+        architecture: The published architecture.
+        options: The bench's options.
 
     Raises:
-        ConfigError: The size does not fit, or an adapter is given, which would need true weights.
+        ConfigError: The size does not fit, or an adapter is given: it would need true weights.
     """
 
     def __init__(self, architecture: Architecture, options: Options) -> None:
@@ -204,12 +207,12 @@ class DenoiserAlone(Subject):
         self.dtype, self.device = DTYPES[options.dtype], torch.device(options.device)
         one = self._arguments(1)
         teacher = architecture.denoiser.build(self.dtype)
-        occupy([teacher], self.device)
+        materialise([teacher], self.device)
         with random_adapter(
             teacher, lambda module: module(**one), rank=options.rank, targets=options.targets
         ) as folder:
             self.denoisers = make_denoisers(teacher, _load, folder)
-        self.ways, self.clocks = WAYS, clocks_inside(options.device)
+        self.methods, self.clocks = METHODS, clocks_inside(options.device)
         self.title = (
             f"{architecture.title}, {architecture.denoiser.parameters:,} parameters, random "
             "weights: denoiser alone"
@@ -221,41 +224,41 @@ class DenoiserAlone(Subject):
         }
 
     @torch.no_grad()
-    def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
-        """Ask the denoiser as often as there are steps; its rows are counted in what it answers."""
-        guided = max(1, round(way.guided * self.steps)) if way.guided else 0
+    def run(self, method: Method, denoiser: nn.Module, batch: int) -> RunCost:
+        """Call the denoiser once a step, and count the rows of its outputs."""
+        guided = max(1, round(method.guided * self.steps)) if method.guided else 0
         doubled, single = self._arguments(2 * batch), self._arguments(batch)
         seconds, rows = 0.0, 0
         with processor_time(denoiser) as processor:
             for step in range(self.steps):
                 arguments = doubled if step < guided else single
                 start = self._now()
-                answer = denoiser(**arguments)
+                output = denoiser(**arguments)
                 seconds += self._now() - start
-                rows += rows_of(answer)
-        return Spent({"denoiser": seconds, "processor": sum(processor)}, rows)
+                rows += rows_of(output)
+        return RunCost({"denoiser": seconds, "processor": sum(processor)}, rows)
 
     def _arguments(self, rows: int) -> dict[str, Any]:
         sizes = self.architecture.sizes(rows, self.size)
         return make_inputs(self.architecture.denoiser.inputs, sizes, self.dtype, self.device)
 
     def _now(self) -> float:
-        """A clock that waits for the device."""
+        """The time, read after the device has finished its work."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return time.perf_counter()
 
 
 def clocks_inside(device: str) -> tuple[Clock, ...]:
-    """What can be timed inside a denoiser: an accelerator's work is not the processor's."""
+    """The clocks inside a denoiser: on an accelerator, processor time means nothing."""
     return ("denoiser", "processor") if torch.device(device).type == "cpu" else ("denoiser",)
 
 
 @contextmanager
 def processor_time(module: nn.Module) -> Iterator[list[float]]:
-    """Listen to what a module's calls take of this process's own processor time.
+    """Measure the processor time of this process within a module's calls.
 
-    On a busy machine it is steadier than a clock on the wall: waiting for others does not count.
+    On a busy machine it is steadier than wall time: waiting for other processes does not count.
 
     Yields:
         Numbers whose sum is those seconds, over all threads.
@@ -273,10 +276,10 @@ def processor_time(module: nn.Module) -> Iterator[list[float]]:
 
 
 def find_device(device: str) -> str:
-    """``auto`` becomes the first accelerator, or the CPU.
+    """Find a device; ``auto`` becomes the first accelerator, or the CPU.
 
     Raises:
-        ConfigError: The device does not exist here.
+        ConfigError: This machine has no such device.
     """
     try:
         return resolve_device(device)

@@ -1,4 +1,4 @@
-"""The ways to draw whose speed is compared, as data, and what each of them is tried on."""
+"""The methods of drawing whose speed is compared, as data, and the models that they run on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ GUIDANCE = 7.5  # any value that is on: the time does not depend on it
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to draw.
+class Method:
+    """One method of drawing.
 
     Attributes:
-        name: What a result calls it.
-        title: What it is, in words.
+        name: Its name in results.
+        title: Its name in tables.
         weights: The denoiser: the teacher's, with the LoRA's layers live, or with the LoRA fused.
         guided: Share of the steps, from the first, with guidance.
     """
@@ -36,29 +36,29 @@ class Way:
     guided: float
 
 
-CFG = Way("cfg", "CFG teacher", "teacher", 1.0)
-UNGUIDED = Way("unguided", "unguided, the bound", "teacher", 0.0)
-LOADED = Way("loaded", "student, loaded", "loaded", 0.0)
-FUSED = Way("fused", "student, fused", "fused", 0.0)
-SELECTIVE = Way("selective", "Selective Guidance, 1/2", "teacher", 0.5)
-WAYS = (CFG, UNGUIDED, LOADED, FUSED, SELECTIVE)
+CFG = Method("cfg", "CFG teacher", "teacher", 1.0)
+UNGUIDED = Method("unguided", "unguided, the bound", "teacher", 0.0)
+LOADED = Method("loaded", "student, loaded", "loaded", 0.0)
+FUSED = Method("fused", "student, fused", "fused", 0.0)
+SELECTIVE = Method("selective", "Selective Guidance, 1/2", "teacher", 0.5)
+METHODS = (CFG, UNGUIDED, LOADED, FUSED, SELECTIVE)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a bench.
+    """The options of ``bench speed``.
 
     Attributes:
-        batches: Pictures in a call, each measured for itself.
+        batches: Pictures in a call; each number is measured on its own.
         steps: Denoising steps of a picture.
-        rounds: How often every way is timed.
-        size: Side of the pictures, pixels; None takes the pipeline's own.
+        rounds: Number of runs of every method.
+        size: Side of the pictures in pixels; None takes the pipeline's own.
         dtype: Precision of the weights.
-        device: Where to; ``auto`` takes the first accelerator.
-        rank: Of the random adapter.
+        device: The device; ``auto`` takes the first accelerator.
+        rank: Rank of the random adapter.
         targets: Layers of the random adapter.
-        adapter: A run's folder or an adapter's, in place of the random one.
-        compiled: Whether to try ``torch.compile`` too.
+        adapter: Folder of a run or an adapter, in place of the random adapter.
+        compiled: Whether to measure with ``torch.compile`` too.
     """
 
     batches: tuple[int, ...] = (1, 4)
@@ -87,45 +87,45 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What one run took.
+class RunCost:
+    """The cost of one run.
 
     Attributes:
-        seconds: By clock, for all pictures of the run.
-        rows: Samples that went through the denoiser, counted.
-        answer: What came of it; pictures where a whole pipeline ran.
+        seconds: Seconds by clock, for all pictures of the run.
+        rows: Samples through the denoiser, counted.
+        output: The pipeline's pictures; None where a denoiser ran alone.
     """
 
     seconds: Mapping[Clock, float]
     rows: int
-    answer: Any = field(default=None, repr=False, compare=False)
+    output: Any = field(default=None, repr=False, compare=False)
 
 
-class Subject(ABC):
-    """What the ways are tried on.
+class TimedModel(ABC):
+    """A model that the methods are timed on.
 
     Attributes:
-        title: What it is, and what is measured of it.
+        title: The model, and which part of it is timed.
         denoisers: A module for each kind of weights.
-        ways: Those that it knows.
-        clocks: What is timed.
-        facts: What a result should say of it, as plain values.
-        notes: What could not be measured, and why.
+        methods: The methods that it can run.
+        clocks: The clocks that time it.
+        facts: Plain values that its results depend on.
+        notes: Measurements that failed, and why.
     """
 
     title: str
     denoisers: Mapping[Weights, nn.Module]
-    ways: Sequence[Way]
+    methods: Sequence[Method]
     clocks: Sequence[Clock]
     facts: dict[str, Any]
     notes: list[str]
 
     @abstractmethod
-    def run(self, way: Way, denoiser: nn.Module, batch: int) -> Spent:
+    def run(self, method: Method, denoiser: nn.Module, batch: int) -> RunCost:
         """Draw once.
 
         Args:
-            way: How.
+            method: The method.
             denoiser: One of :attr:`denoisers`, or its compiled form.
             batch: Pictures in the call.
         """

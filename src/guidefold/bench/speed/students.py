@@ -1,7 +1,7 @@
-"""Denoisers that stand side by side: the teacher's, one with a live LoRA, one with it fused.
+"""Make the denoisers side by side: the teacher's, one with a live LoRA, one with it fused.
 
-No time is spent on fusing between two runs, and no way pays for another's switch. The live LoRA
-stands on the teacher's own weights; only the fused denoiser has weights of its own.
+No time is spent on fusing between two runs, or on switching a LoRA off. The live LoRA shares the
+teacher's weights; only the fused denoiser has weights of its own.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SIZE_OF_UPDATE = 1e-3  # not zero, and too small to overflow anything
 
 
 def share(module: nn.Module) -> nn.Module:
-    """A second module on the same storage: layers can be wrapped in one and not in the other."""
+    """Copy a module and share its storage: layers can be wrapped in one and not in the other."""
     parameters = {id(p): nn.Parameter(p.detach(), False) for p in module.parameters()}
     buffers = {id(b): b.detach() for b in module.buffers()}
     return copy.deepcopy(module, {**parameters, **buffers})
 
 
 def settle(module: nn.Module) -> None:
-    """Give a module's weights memory of their own, in place of the file they were mapped from.
+    """Copy a module's weights from the mapped file into aligned memory.
 
-    There they lie at any address, and kernels are a few percent slower than on fused weights.
+    In the file they lie at any address, and kernels are a few percent slower than on fused weights.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.detach().clone()
@@ -48,9 +48,9 @@ def make_denoisers(
     """The teacher's denoiser, one with an adapter live, and one with it fused.
 
     Args:
-        teacher: Left as it is.
+        teacher: The teacher's denoiser; it is not changed.
         load: Loads an adapter's folder into a denoiser, as clients do.
-        folder: The adapter's.
+        folder: The adapter's folder.
     """
     loaded, fused = share(teacher), copy.deepcopy(teacher)
     for module in (loaded, fused):
@@ -68,17 +68,17 @@ def random_adapter(
     targets: str,
     prefix: str | None = None,
 ) -> Iterator[Path]:
-    """A written adapter with random values, for a while.
+    """Write an adapter with random values into a temporary folder.
 
     Args:
-        teacher: The denoiser that it fits; left as it is.
+        teacher: The denoiser that it fits; it is not changed.
         call: Calls a denoiser once, as a pipeline does.
         rank: The rank.
         targets: ``attention``, ``linear`` or ``all``.
         prefix: The component's name, where diffusers will load it; None where plain peft will.
 
     Yields:
-        Its folder.
+        The folder.
 
     Raises:
         UnfoldableError: No layer matches the targets.
@@ -98,14 +98,14 @@ def random_adapter(
 
 
 def find_adapter(folder: Path, findings: Findings) -> Path:
-    """The adapter of a run, after making sure that it belongs to the pipeline.
+    """Find the adapter of a run, and check that it belongs to the pipeline.
 
     Args:
-        folder: A run's folder, or an adapter's.
-        findings: What the probe found in the pipeline.
+        folder: Folder of a run or an adapter.
+        findings: The probe's findings in the pipeline.
 
     Raises:
-        RunError: There is none.
+        RunError: There is no adapter.
         CorruptFileError: Its files are not the ones that were written.
         MismatchError: It was trained on another base.
     """
@@ -122,7 +122,7 @@ def find_adapter(folder: Path, findings: Findings) -> Path:
 
 
 def describe_adapter(loaded: nn.Module, source: Path | None) -> dict[str, object]:
-    """What a result should say of the adapter."""
+    """The facts of the adapter that results depend on."""
     layers = adapted_layers(loaded)
     count = sum(p.numel() for name, p in loaded.named_parameters() if ".lora_" in name)
     return {

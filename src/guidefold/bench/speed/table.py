@@ -1,4 +1,4 @@
-"""What speed a way has: medians, and ratios to CFG and to the bound, each with its spread."""
+"""The speed of each method: medians, and ratios to CFG and to the bound, each with quartiles."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import torch
 from rich.table import Table
 
 from guidefold import __version__
-from guidefold.bench.speed.methods import CFG, UNGUIDED, Clock, Form, Options, Subject
-from guidefold.bench.speed.time import Timed
+from guidefold.bench.speed.methods import CFG, UNGUIDED, Clock, Form, Options, TimedModel
+from guidefold.bench.speed.time import MethodTimes
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-HEADINGS = ("way", "passes", "s / picture", "of CFG's time", "of the bound's time")
-IN_WORDS: dict[Clock, str] = {
+HEADINGS = ("method", "passes", "s / picture", "of CFG's time", "of the bound's time")
+CLOCK_TITLES: dict[Clock, str] = {
     "denoiser": "denoiser alone",
     "processor": "denoiser alone, processor time",
     "end to end": "from prompt to picture",
 }
-WIDTH = 96  # said, since rich takes a file for 80 columns wide and would break the numbers
+WIDTH = 96  # in a file rich assumes 80 columns, which would break the numbers
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some numbers, and the two quartiles around it."""
+    """Median and quartiles of numbers."""
 
     median: float
     low: float
@@ -45,19 +45,19 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One way under one clock.
+    """One method under one clock.
 
     Attributes:
-        way: Its name.
-        title: In words.
+        way: The method's name; results on disk call it so.
+        title: The method's title.
         batch: Pictures in a call.
         form: ``eager`` or ``compiled``.
-        clock: ``denoiser`` (time inside it), ``processor`` (of that, this process's own processor
-            time, over all threads) or ``end to end``.
+        clock: ``denoiser`` (time inside the denoiser), ``processor`` (this process's processor time
+            there, over all threads) or ``end to end``.
         passes_per_picture: Samples through the denoiser, counted.
-        seconds_per_picture: Over the rounds.
+        seconds_per_picture: Seconds over the rounds.
         ratio_to_cfg: Time over the CFG teacher's in the same round, form and batch.
-        ratio_to_unguided: Time over the unguided teacher's, likewise.
+        ratio_to_unguided: Time over the unguided teacher's in the same round, form and batch.
     """
 
     way: str
@@ -71,28 +71,28 @@ class Row:
     ratio_to_unguided: Spread
 
 
-def make_rows(timed: Sequence[Timed], clocks: Sequence[Clock]) -> list[Row]:
-    """A row for each clock and way, batch by batch.
+def make_rows(timed: Sequence[MethodTimes], clocks: Sequence[Clock]) -> list[Row]:
+    """Make a row for each clock and method, batch by batch.
 
     Args:
-        timed: Of all ways, CFG and unguided among them in every batch and form.
-        clocks: What was timed.
+        timed: Times of all methods, with CFG and unguided in every batch and form.
+        clocks: The clocks that ran.
     """
     rows = []
     for (batch, form), group in groupby(timed, key=lambda t: (t.batch, t.form)):
-        ways = {one.way: one for one in group}
+        methods = {times.method: times for times in group}
         for clock in clocks:
-            cfg, bound = _seconds(ways[CFG], clock), _seconds(ways[UNGUIDED], clock)
-            for way, one in ways.items():
-                own = _seconds(one, clock)
+            cfg, bound = _seconds(methods[CFG], clock), _seconds(methods[UNGUIDED], clock)
+            for method, times in methods.items():
+                own = _seconds(times, clock)
                 rows.append(
                     Row(
-                        way=way.name,
-                        title=way.title,
+                        way=method.name,
+                        title=method.title,
                         batch=batch,
                         form=form,
                         clock=clock,
-                        passes_per_picture=one.passes_per_picture,
+                        passes_per_picture=times.passes_per_picture,
                         seconds_per_picture=Spread.of([s / batch for s in own]),
                         ratio_to_cfg=_ratio(own, cfg),
                         ratio_to_unguided=_ratio(own, bound),
@@ -101,21 +101,21 @@ def make_rows(timed: Sequence[Timed], clocks: Sequence[Clock]) -> list[Row]:
     return rows
 
 
-def to_json(rows: Sequence[Row], subject: Subject, options: Options) -> dict[str, Any]:
+def to_json(rows: Sequence[Row], model: TimedModel, options: Options) -> dict[str, Any]:
     """Rows, the machine they were measured on, and notes, as plain values."""
     return {
         "rows": [asdict(row) for row in rows],
-        "machine": machine(subject, options),
-        "notes": list(subject.notes),
+        "machine": machine(model, options),
+        "notes": list(model.notes),
     }
 
 
-def machine(subject: Subject, options: Options) -> dict[str, Any]:
-    """All that the times depend on."""
+def machine(model: TimedModel, options: Options) -> dict[str, Any]:
+    """Everything that the times depend on."""
     device = torch.device(options.device)
     return {
-        "measured": subject.title,
-        **subject.facts,
+        "measured": model.title,
+        **model.facts,
         "device": _device(device),
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
@@ -129,48 +129,47 @@ def to_tables(rows: Sequence[Row]) -> Iterator[Table]:
     """A table for each batch, form and clock."""
     for (batch, form, clock), group in groupby(rows, key=lambda r: (r.batch, r.form, r.clock)):
         table = Table(
-            title=f"batch {batch}, {form}, {IN_WORDS[clock]}",
+            title=f"batch {batch}, {form}, {CLOCK_TITLES[clock]}",
             title_justify="left",
             box=None,
             pad_edge=False,
             width=WIDTH,
         )
         for heading in HEADINGS:
-            side = "left" if heading == "way" else "right"
+            side = "left" if heading == "method" else "right"
             table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
         for row in group:
             table.add_row(
                 row.title,
                 f"{row.passes_per_picture:g}",
-                _spelt(row.seconds_per_picture),
-                _spelt(row.ratio_to_cfg),
-                _spelt(row.ratio_to_unguided),
+                _format(row.seconds_per_picture),
+                _format(row.ratio_to_cfg),
+                _format(row.ratio_to_unguided),
             )
         yield table
 
 
-def describe(subject: Subject, options: Options) -> str:
-    """Above the tables: what was measured, where, and how often."""
-    facts = machine(subject, options)
+def describe(model: TimedModel, options: Options) -> str:
+    """The text above the tables: model, settings, device and adapter."""
+    facts = machine(model, options)
     adapter = facts["adapter"]
-    size = facts["size"]
     return (
-        f"{facts['measured']}\n{facts['dtype']}, size {size}, {facts['steps']} steps, "
+        f"{facts['measured']}\n{facts['dtype']}, size {facts['size']}, {facts['steps']} steps, "
         f"{facts['rounds']} rounds; {facts['device']}, threads: {facts['threads']}; adapter: "
         f"{adapter['from']}, {adapter['parameters']:,} parameters on {adapter['layers']} layers\n"
         "Medians, quartiles in brackets; ratios are of times in the same round."
     )
 
 
-def _seconds(timed: Timed, clock: Clock) -> list[float]:
-    return [spent.seconds[clock] for spent in timed.rounds]
+def _seconds(timed: MethodTimes, clock: Clock) -> list[float]:
+    return [cost.seconds[clock] for cost in timed.rounds]
 
 
 def _ratio(own: Sequence[float], other: Sequence[float]) -> Spread:
     return Spread.of([mine / theirs for mine, theirs in zip(own, other, strict=True)])
 
 
-def _spelt(spread: Spread) -> str:
+def _format(spread: Spread) -> str:
     return f"{spread.median:.3f} ({spread.low:.3f}-{spread.high:.3f})"
 
 

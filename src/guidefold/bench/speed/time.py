@@ -1,7 +1,7 @@
-"""Time every way to draw, side by side: in one process, interleaved, and what it does counted.
+"""Time every method in one process, interleaved, and count its passes.
 
-One machine's noise then meets all ways alike, and a ratio within a round outlives it. In each round
-every way runs once, in an order that changes from round to round.
+In each round every method runs once, in an order that changes from round to round. A disturbance
+on the machine then slows all methods of a round alike, and does not move their ratio.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from guidefold.bench.speed.methods import Form, Options, Spent, Subject, Way, Weights
+from guidefold.bench.speed.methods import Form, Method, Options, RunCost, TimedModel, Weights
 from guidefold.ground import CaptureError, Task, permutation, task
 
 SEED = 0
@@ -23,87 +23,87 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Runner:
-    """A way with the module that it uses.
+    """A method with the module that it runs.
 
     Attributes:
-        way: How to draw.
+        method: The method.
         form: Whether the module is compiled.
         denoiser: The module.
     """
 
-    way: Way
+    method: Method
     form: Form
     denoiser: nn.Module
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What a way took, round by round.
+class MethodTimes:
+    """The costs of a method, round by round.
 
     Attributes:
-        way: How it was drawn.
+        method: The method.
         form: Whether the denoiser was compiled.
         batch: Pictures in a call.
-        rounds: In the order of the rounds, the same for every way.
+        rounds: Costs in the order of the rounds.
     """
 
-    way: Way
+    method: Method
     form: Form
     batch: int
-    rounds: tuple[Spent, ...]
+    rounds: tuple[RunCost, ...]
 
     @property
     def passes_per_picture(self) -> float:
-        """Samples through the denoiser, counted.
+        """Samples through the denoiser per picture.
 
         Raises:
-            CaptureError: They differ from round to round.
+            CaptureError: The number differs between rounds.
         """
-        counted = {spent.rows for spent in self.rounds}
-        if len(counted) > 1:
+        rows = {cost.rows for cost in self.rounds}
+        if len(rows) > 1:
             raise CaptureError(
-                f"{self.way.title}: {min(counted)} passes in one round, {max(counted)} in another"
+                f"{self.method.title}: {min(rows)} passes in one round, {max(rows)} in another"
             )
-        return counted.pop() / self.batch
+        return rows.pop() / self.batch
 
 
-def bench_speed(subject: Subject, options: Options) -> list[Timed]:
-    """Time every way of a subject.
+def bench_speed(model: TimedModel, options: Options) -> list[MethodTimes]:
+    """Time every method of a model.
 
     Args:
-        subject: What is measured; its notes say afterwards what could not be.
+        model: The model; failed measurements are added to its notes.
         options: Batches, rounds, and whether to compile.
 
     Raises:
-        CaptureError: A way made other passes in one round than in another.
+        CaptureError: A method's passes differ between rounds.
     """
     forms = 2 if options.compiled else 1
-    total = len(options.batches) * len(subject.ways) * forms * (options.rounds + 1)
-    found: list[Timed] = []
+    total = len(options.batches) * len(model.methods) * forms * (options.rounds + 1)
+    times: list[MethodTimes] = []
     with task("Measuring speed", total) as progress:
         for batch in options.batches:
-            runners = _runners(subject, subject.denoisers, "eager")
-            _warm_up(subject, runners, batch, progress)
+            runners = _runners(model, model.denoisers, "eager")
+            _warm_up(model, runners, batch, progress)
             if options.compiled:
-                runners += _compiled(subject, batch, progress, options.rounds)
-            found += _rounds(subject, runners, batch, options.rounds, progress)
-    return found
+                runners += _compiled(model, batch, progress, options.rounds)
+            times += _rounds(model, runners, batch, options.rounds, progress)
+    return times
 
 
 def order(count: int, batch: int, number: int) -> list[int]:
-    """The order of a round; the same on every machine.
+    """The order of the methods in a round; the same on every machine.
 
     Args:
-        count: How many run.
+        count: Number of methods.
         batch: Pictures in a call.
-        number: Of the round, from 0.
+        number: The round, from 0.
     """
     return permutation(count, SEED, "round", batch, number)
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Python's garbage collector runs before a round, not within."""
+    """Run Python's garbage collector now, and not within the context."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -114,47 +114,47 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _runners(subject: Subject, denoisers: Mapping[Weights, nn.Module], form: Form) -> list[Runner]:
-    return [Runner(way, form, denoisers[way.weights]) for way in subject.ways]
+def _runners(model: TimedModel, denoisers: Mapping[Weights, nn.Module], form: Form) -> list[Runner]:
+    return [Runner(method, form, denoisers[method.weights]) for method in model.methods]
 
 
-def _warm_up(subject: Subject, runners: Sequence[Runner], batch: int, progress: Task) -> None:
-    """One run each that does not count: kernels are chosen, memory is taken, code is compiled."""
+def _warm_up(model: TimedModel, runners: Sequence[Runner], batch: int, progress: Task) -> None:
+    """One untimed run each: kernels are chosen, memory is allocated, code is compiled."""
     for runner in runners:
-        subject.run(runner.way, runner.denoiser, batch)
-        progress.advance(note=f"batch {batch}, warm-up: {runner.way.name}, {runner.form}")
+        model.run(runner.method, runner.denoiser, batch)
+        progress.advance(note=f"batch {batch}, warm-up: {runner.method.name}, {runner.form}")
 
 
-def _compiled(subject: Subject, batch: int, progress: Task, rounds: int) -> list[Runner]:
-    """The ways with a compiled denoiser; none where compiling fails, which a note says."""
-    torch.compiler.reset()  # every batch is other code, and torch keeps a few forms of it only
+def _compiled(model: TimedModel, batch: int, progress: Task, rounds: int) -> list[Runner]:
+    """The methods with a compiled denoiser; where compiling fails, none, and a note."""
+    torch.compiler.reset()  # torch limits the compiled shapes that it keeps; each batch is another
     denoisers = {
         weights: cast(nn.Module, torch.compile(module, dynamic=False))
-        for weights, module in subject.denoisers.items()
+        for weights, module in model.denoisers.items()
     }
-    runners = _runners(subject, denoisers, "compiled")
+    runners = _runners(model, denoisers, "compiled")
     for count, runner in enumerate(runners):
         try:
-            _warm_up(subject, [runner], batch, progress)
-        except Exception as error:  # whatever a compiler, or what it compiled, may raise
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            subject.notes.append(f"compiled, batch {batch}: not measured: {why}")
+            _warm_up(model, [runner], batch, progress)
+        except Exception as error:  # a compiler, or compiled code, may raise anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            model.notes.append(f"compiled, batch {batch}: not measured: {reason}")
             progress.advance(len(runners) * (rounds + 1) - count)
             return []
     return runners
 
 
 def _rounds(
-    subject: Subject, runners: Sequence[Runner], batch: int, rounds: int, progress: Task
-) -> list[Timed]:
-    spent: list[list[Spent]] = [[] for _ in runners]
+    model: TimedModel, runners: Sequence[Runner], batch: int, rounds: int, progress: Task
+) -> list[MethodTimes]:
+    costs: list[list[RunCost]] = [[] for _ in runners]
     for number in range(rounds):
         with no_collection():
             for k in order(len(runners), batch, number):
-                run = subject.run(runners[k].way, runners[k].denoiser, batch)
-                spent[k].append(Spent(run.seconds, run.rows))  # pictures are not kept
+                run = model.run(runners[k].method, runners[k].denoiser, batch)
+                costs[k].append(RunCost(run.seconds, run.rows))  # pictures are not kept
                 progress.advance(note=f"batch {batch}, round {number + 1} of {rounds}")
     return [
-        Timed(runner.way, runner.form, batch, tuple(of_runner))
-        for runner, of_runner in zip(runners, spent, strict=True)
+        MethodTimes(runner.method, runner.form, batch, tuple(measured))
+        for runner, measured in zip(runners, costs, strict=True)
     ]
