@@ -190,7 +190,7 @@ def test_what_compiles_is_measured_against_what_is_compiled(
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: nn.Sequential(module))
     rows = rows_of(Faster(), batches=(1,), rounds=2, compiled=True)
-    (row,) = [r for r in rows if (r.method, r.form, r.clock) == ("fused", "compiled", "denoiser")]
+    (row,) = [r for r in rows if (r.way, r.form, r.clock) == ("fused", "compiled", "denoiser")]
     assert row.seconds_per_picture.median == 0.5
     assert row.ratio_to_cfg.median == 0.5
 
