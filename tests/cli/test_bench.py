@@ -131,7 +131,7 @@ def test_ctrl_c_ends_with_its_code_and_no_traceback(
 
 
 def test_help_answers_without_importing_torch() -> None:
-    lines = "import sys; from guidefold import cli; assert 'torch' not in sys.modules"
+    lines = "import sys; from guidefold.cli import main; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", lines], check=True)
 
 

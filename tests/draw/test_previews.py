@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from zoo import WARNINGS
 
 from guidefold.deliver.export import export
 from guidefold.deliver.student_pipeline import open_adapter
-from guidefold.draw import draw as drawing_module
 from guidefold.draw import picture_cache, previews
 from guidefold.draw.draw import draw, picture_requests, picture_seeds
 from guidefold.draw.previews import Previews
@@ -26,6 +26,8 @@ from guidefold.run.config import dump_toml
 from guidefold.run.records import PreviewIndex
 from guidefold.run.settings import KINDS, Settings
 from guidefold.session import Session, open_session
+
+drawing_module = import_module("guidefold.draw.draw")  # its door has a function of that name
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
