@@ -1,7 +1,7 @@
-"""Show a run to people.
+"""Show a run.
 
 The report page, the live page, pictures of any prompt, and in ``hub`` the model card, the
-ComfyUI workflow and the folder that goes to the hub.
+ComfyUI workflow and the folder that is uploaded to the hub.
 """
 
 from guidefold.show.charts import curves

@@ -1,4 +1,4 @@
-"""Charts as SVG, one for light pages and one for dark ones."""
+"""Charts as SVG, each for light pages and for dark ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
 INKS = {"light": "#1c2330", "dark": "#e6e9ef"}
-# in this order: apart for every common kind of colour vision, on white and on black (Paul Tol's
+# This order is told apart by all common types of colour vision, on white and on black (Paul Tol's
 # 'bright' and 'light' schemes, https://sronpersonalpages.nl/~pault/)
 COLOURS = {"light": ("#4477aa", "#aa3377", "#228833"), "dark": ("#77aadd", "#ee99bb", "#bbcc33")}
 MARKERS = ("o", "s", "^")
@@ -36,12 +36,12 @@ class Chart:
     """A chart for a page.
 
     Attributes:
-        title: Its heading.
-        alt: What it shows, in words.
-        light: SVG as a data URI, dark ink.
-        dark: The same in light ink.
-        columns: Headings of its numbers.
-        rows: Its numbers.
+        title: The heading.
+        alt: The content in words.
+        light: The SVG in dark ink, as a data URI.
+        dark: The SVG in light ink, as a data URI.
+        columns: The headings of the table of numbers.
+        rows: The rows of the table of numbers.
     """
 
     title: str
@@ -59,17 +59,17 @@ def curves(
 
     Args:
         title: The chart's heading.
-        series: Points of each line, by name; at most three lines.
-        x_label: What runs to the right.
-        y_label: What rises.
-        falling: Whether x runs from high to low, as noise does while a picture is made.
+        series: The points of each line, by name; at most three lines.
+        x_label: The label of the x axis.
+        y_label: The label of the y axis.
+        falling: Whether x runs from high to low, as timesteps do while a picture is drawn.
     """
 
     def draw(axes: Any, colours: Sequence[str]) -> None:
         for (name, points), colour, marker in zip(series.items(), colours, MARKERS, strict=False):
             x, y = zip(*points, strict=True)
-            few = len(points) <= 30
-            axes.plot(x, y, color=colour, label=name, marker=marker if few else "", markersize=4)
+            symbol = marker if len(points) <= 30 else ""
+            axes.plot(x, y, color=colour, label=name, marker=symbol, markersize=4)
         if falling:
             axes.invert_xaxis()
         axes.set_ylim(bottom=0)
@@ -89,8 +89,9 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]], y_label: str) ->
 
     Args:
         title: The chart's heading.
-        groups: For each group its bars' heights, by name; the same at most three names in each.
-        y_label: What rises.
+        groups: The heights of each group's bars, by name; every group has the same names, at most
+            three.
+        y_label: The label of the y axis.
     """
     names = list(next(iter(groups.values())))
 
@@ -126,11 +127,12 @@ def _chart(
 
 
 def _svg(draw: Callable[[Any, Sequence[str]], None], labels: tuple[str, str], theme: str) -> str:
-    """The chart in one theme, as a data URI; small, so that its text can be read on a phone."""
+    """The chart in one theme, as a data URI."""
     ink = INKS[theme]
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: Any = {**STYLE, **dict.fromkeys(inked, ink), "grid.color": ink}
     with mpl.rc_context(style):
+        # A small figure makes its text large enough to be read on a phone.
         figure = Figure(figsize=(4.2, 2.8), layout="constrained")
         axes = figure.subplots()
         draw(axes, COLOURS[theme])

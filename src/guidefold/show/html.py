@@ -1,4 +1,4 @@
-"""HTML documents that run nothing but their own script and trust no text."""
+"""HTML documents that run only their own script and escape every text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from markupsafe import Markup
 
 
 def fill(template: str, style: str, script: str, policy: str, **values: Any) -> str:
-    """A template of ours with its style and script within; every value is escaped.
+    """Fill a template with its style, its script and values; every value is escaped.
 
     Args:
-        template: A file of ``page/``.
+        template: The name of a file of ``page/``.
         style: The document's only style.
         script: The document's only script.
-        policy: What :func:`content_policy` says of the two.
-        values: What the template shows.
+        policy: The :func:`content_policy` for the two.
+        values: The template's variables.
 
     Returns:
         The document.
@@ -37,9 +37,9 @@ def fill(template: str, style: str, script: str, policy: str, **values: Any) -> 
 
 
 def content_policy(style: str, script: str, *rules: str) -> str:
-    """A content security policy that admits one style, one script, and what the rules name.
+    """A content security policy that admits one style, one script, and what ``rules`` allow.
 
-    The hashes admit these two and nothing else: no inline handler, no request to anywhere.
+    The hashes admit no other style or script, not even an inline handler.
 
     Args:
         style: The document's only style.
@@ -51,11 +51,11 @@ def content_policy(style: str, script: str, *rules: str) -> str:
 
 
 def read_parts(*names: str) -> str:
-    """Files of ``page/``, one after the other."""
+    """Read files of ``page/``, and join them."""
     folder = files("guidefold.show") / "page"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 def _digest(text: str) -> str:
-    """What a content security policy calls a text by."""
+    """The hash by which a content security policy admits a text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

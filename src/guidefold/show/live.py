@@ -1,8 +1,7 @@
-"""Teacher, unguided teacher and student side by side, drawn on request, one comparison at a time.
+"""Draw teacher, unguided teacher and student on request, one comparison at a time.
 
-One thread requests (:meth:`LivePictures.begin`, :meth:`LivePictures.status`,
-:meth:`LivePictures.stop`, :meth:`LivePictures.picture`), another draws
-(:meth:`LivePictures.work`).
+Two threads share :class:`LivePictures`: the server's calls ``begin``, ``status``, ``stop`` and
+``picture``, the main one draws in ``work``.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from guidefold.pipeline import Prompt, load_prompts
 from guidefold.run import Kind, Settings, require_run
 from guidefold.session import Session, open_session
 
-NOTCHES = 20  # of the dial, from one strength to the next whole one
+NOTCHES = 20  # positions of the slider per unit of strength
 TRIAL_STEPS = 2
-KEPT = 32  # pictures; of one prompt and seed, only those that the dial changes are drawn again
+KEPT = 32  # pictures in memory, so that moving the slider back draws nothing again
 LONGEST_PROMPT = 2000  # characters
-LARGEST_SEED = 2**53 - 1  # a page's script counts no further
+LARGEST_SEED = 2**53 - 1  # JavaScript's largest exact integer
 
 
 class Comparison(BaseModel):
-    """What the page requests: a picture of every kind.
+    """The page's request for a picture of every kind.
 
     Attributes:
-        prompt: What to draw.
-        seed: The same for every kind.
-        strength: The student's; the teacher's guidance scale is what it stands for.
+        prompt: The prompt.
+        seed: The seed, the same for every kind.
+        strength: The student's strength; the teacher takes the guidance scale it stands for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -51,17 +50,17 @@ class Comparison(BaseModel):
 
 @dataclass(frozen=True)
 class Finished:
-    """A picture.
+    """A finished picture.
 
     Attributes:
-        id: Opaque.
-        data: PNG.
-        about: What the page says of it, as JSON.
+        id: A random id.
+        data: The PNG file.
+        facts: Size, costs, guidance and strength, as JSON values.
     """
 
     id: str
     data: bytes
-    about: dict[str, Any]
+    facts: dict[str, Any]
 
 
 @dataclass
@@ -69,13 +68,14 @@ class Drawing:
     """A comparison that is being drawn.
 
     Attributes:
-        comparison: What is drawn.
+        comparison: The request.
         total: Denoising steps in all.
+        id: A random id.
         done: Denoising steps done.
-        state: How it stands; set last, when all else is.
-        message: What went wrong, in words.
-        pictures: Those that are finished.
-        stop_requested: Whether to end at the next step.
+        state: The state; set last, after all other fields.
+        message: The error message, if it failed.
+        pictures: The finished pictures.
+        stop_requested: Whether to stop at the next step.
     """
 
     comparison: Comparison
@@ -88,15 +88,15 @@ class Drawing:
     stop_requested: bool = False
 
     def advance(self, count: int) -> None:
-        """Count a step; end the drawing where that was requested."""
+        """Count steps; stop the drawing if that was requested."""
         self.done += count
         if self.stop_requested:
             raise _StopRequested
 
     def to_json(self) -> dict[str, Any]:
-        """How it stands, as plain values."""
-        state = self.state  # read first: what it promises is there
-        pictures = {kind: {"id": p.id, **p.about} for kind, p in list(self.pictures.items())}
+        """State, progress and finished pictures, as JSON values."""
+        state = self.state  # first: it is written last, so all fields are at least as new
+        pictures = {kind: {"id": p.id, **p.facts} for kind, p in list(self.pictures.items())}
         return {
             "state": state,
             "done": self.done,
@@ -107,14 +107,14 @@ class Drawing:
 
 
 class _StopRequested(Exception):  # noqa: N818 - not an error
-    """The page asked to stop."""
+    """The page has requested a stop."""
 
 
 class LivePictures(PictureCache[Finished]):
     """Draws one comparison at a time, and keeps the latest pictures in memory.
 
     Args:
-        session: Whose pictures; its adapter is loaded.
+        session: The session, with the adapter loaded.
     """
 
     def __init__(self, session: Session) -> None:
@@ -124,14 +124,14 @@ class LivePictures(PictureCache[Finished]):
         self._measured = replace(session.dial, marks=read_dial(session.run.adapter).marks)
 
     def key(self, request: PictureRequest) -> PictureRequest:
-        """The request: the pipeline and the settings of its call stay as they are."""
+        """The request itself: pipeline and settings do not change while the page is open."""
         return request
 
     def store(
         self, request: PictureRequest, index: int, picture: Picture, batch: Drawn
     ) -> Finished:
-        """A picture as the page takes it."""
-        about = {
+        """Encode the picture as PNG, with its facts."""
+        facts = {
             "width": picture.width,
             "height": picture.height,
             "passes": batch.passes_per_image,
@@ -139,10 +139,10 @@ class LivePictures(PictureCache[Finished]):
             "guidance": request.guidance,
             "strength": request.strength,
         }
-        return Finished(secrets.token_hex(16), png(picture), about)
+        return Finished(secrets.token_hex(16), png(picture), facts)
 
     def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
-        """The adapter at a strength; off for the teacher."""
+        """Set the adapter's strength; None switches it off within the context."""
         if strength is None:
             return adapter_off(self.session.denoiser)
         set_strength(self.session.denoiser, strength)
@@ -150,26 +150,26 @@ class LivePictures(PictureCache[Finished]):
 
     @property
     def dial(self) -> list[tuple[float, float]]:
-        """Every strength that can be asked for, with the teacher's guidance scale."""
+        """Every strength of the slider, with the teacher's guidance scale."""
         count = math.ceil(NOTCHES * max(STRENGTHS[-1], self._measured.strongest) - 1e-9)
         strengths = {k / NOTCHES for k in range(count + 1)} | {self.session.compared.strength}
         return [(strength, self.guidance_at(strength)) for strength in sorted(strengths)]
 
     def guidance_at(self, strength: float) -> float:
-        """The teacher's guidance scale beside a strength, as the dial was measured.
+        """The teacher's guidance scale for a strength, by the measured dial.
 
-        Beyond the marks it is what the strength was trained for; the scale that is off where that
-        is all.
+        Outside the marks it is the nominal scale; at or below the origin, the scale that switches
+        guidance off.
         """
         off = self.session.findings.off
         scale = round(self._measured.measured_guidance(strength), 2)
         return scale if scale > max(self._measured.origin, off) else off
 
     def begin(self, comparison: Comparison) -> str | None:
-        """Have a comparison drawn.
+        """Queue a comparison for drawing.
 
         Returns:
-            The drawing's id; None while another one is drawn.
+            The drawing's id; None while another drawing is in progress.
 
         Raises:
             InputError: The prompt is empty, or the strength is beyond the dial.
@@ -191,15 +191,15 @@ class LivePictures(PictureCache[Finished]):
         return self._drawing.id
 
     def status(self, drawing: str) -> dict[str, Any] | None:
-        """How a drawing stands, as plain values; None where it is not the last one."""
+        """:meth:`Drawing.to_json` of the last drawing; None for any other id."""
         last = self._drawing
         return last.to_json() if last is not None and last.id == drawing else None
 
     def stop(self, drawing: str) -> bool:
-        """End a drawing at its next step.
+        """Stop a drawing at its next step.
 
         Returns:
-            Whether it is the last one.
+            Whether the id is the last drawing's.
         """
         last = self._drawing
         if last is None or last.id != drawing:
@@ -208,26 +208,26 @@ class LivePictures(PictureCache[Finished]):
         return True
 
     def picture(self, picture: str) -> bytes | None:
-        """A picture as PNG; None where there is none of that id, or not any more."""
+        """The PNG file of a picture; None where its id is unknown or no longer kept."""
         for finished in list(self.kept.values()):
             if finished.id == picture:
                 return finished.data
         return None
 
     def work(self) -> None:
-        """Draw what is asked for, until :meth:`close`."""
+        """Draw queued comparisons, until :meth:`close`."""
         while (drawing := self._waiting.get()) is not None:
             self._draw_all(drawing)
 
     def close(self) -> None:
-        """Let :meth:`work` come to its end after what it draws now."""
+        """End :meth:`work` after the drawing in progress."""
         self._waiting.put(None)
 
     def try_out(self) -> None:
-        """Draw a few steps, to see that a picture comes.
+        """Draw a few steps, to check that the pipeline returns a picture.
 
         Raises:
-            InputError: It is a video, or nothing to look at.
+            InputError: It returns a video, or no picture at all.
         """
         session = self.session
         off, strength = session.findings.off, session.compared.strength
@@ -248,13 +248,13 @@ class LivePictures(PictureCache[Finished]):
             state = "stopped"
         except GuidefoldError as error:
             drawing.message = str(error)
-        except Exception:  # what one prompt brings about does not take the page away
+        except Exception:  # one prompt's failure must not end the page
             traceback.print_exc()
             drawing.message = "The drawing failed; the terminal says why."
         drawing.state = state
 
     def _requests(self, comparison: Comparison) -> dict[Kind, PictureRequest]:
-        """A request for each kind, the one that is asked for most first."""
+        """A request for each kind; the student first, as its picture is what users wait for."""
         prompt, seed, strength = Prompt.of(comparison.prompt), comparison.seed, comparison.strength
         steps, off = self.session.settings.evaluate.steps, self.session.findings.off
         scale = self.guidance_at(strength)
@@ -267,9 +267,9 @@ class LivePictures(PictureCache[Finished]):
         }
 
     def _finish(self, request: PictureRequest, drawing: Drawing) -> Finished:
-        """A picture: the one that stands already, or drawn now."""
+        """The finished picture of a request, from memory or drawn now."""
         (finished,) = self.fetch([request], drawing.advance)
-        self.kept[request] = self.kept.pop(request)  # the last to go
+        self.kept[request] = self.kept.pop(request)  # move to the end: the oldest is dropped first
         while len(self.kept) > KEPT:
             del self.kept[next(iter(self.kept))]
         return finished
@@ -277,10 +277,10 @@ class LivePictures(PictureCache[Finished]):
 
 @contextmanager
 def open_live(settings: Settings) -> Iterator[LivePictures]:
-    """Open a trained run to draw on request.
+    """Open a trained run for drawing on request.
 
     Args:
-        settings: The run's.
+        settings: The run's settings.
 
     Raises:
         InputError: No run, no adapter, or a pipeline that needs more than a prompt or makes no
@@ -296,7 +296,7 @@ def open_live(settings: Settings) -> Iterator[LivePictures]:
 
 
 def _check_prompts(settings: Settings) -> None:
-    """A page has room for a prompt, not for what else a pipeline's call may take."""
+    """Refuse rows with more than a prompt: the page has no fields for other arguments."""
     for prompt in load_prompts(settings.prompts.path):
         if prompt.columns or not prompt.text:
             raise InputError(

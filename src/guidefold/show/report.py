@@ -1,4 +1,4 @@
-"""A run as one page: a self-contained HTML file that needs no network and trusts no text."""
+"""A run's report: one self-contained HTML file that needs no network and escapes every text."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ MEASURES = {
 
 
 def report(settings: Settings) -> Path:
-    """Write a run's page, from whatever the run has come to so far.
+    """Write a run's report from what the run has produced so far.
 
     Args:
-        settings: The run's.
+        settings: The run's settings.
 
     Returns:
         ``RUN/report.html``.
 
     Raises:
-        RunError: No run has begun there.
+        RunError: There is no run.
         CorruptFileError: A file of the run is damaged, or a picture is missing.
     """
     run = require_run(settings.run)
@@ -66,13 +66,13 @@ def report(settings: Settings) -> Path:
 
 
 def gather(run: RunFolder) -> dict[str, Any]:
-    """Everything that a run's page shows.
+    """Collect everything that a run's report shows.
 
     Args:
         run: The run's folder.
 
     Returns:
-        The template's variables; what is not there yet is None or empty.
+        The template's variables; what the run does not have yet is None or empty.
     """
     settings = load_settings(run.config)
     results, index = Results.read(run.results), PictureIndex.read(run.index)
@@ -105,10 +105,10 @@ def gather(run: RunFolder) -> dict[str, Any]:
 
 
 def render(page: Mapping[str, Any]) -> str:
-    """The page as HTML; every value is escaped, and nothing runs but the page's own script.
+    """The report as HTML.
 
     Args:
-        page: What :func:`gather` returned.
+        page: The template's variables, from :func:`gather`.
 
     Returns:
         The document.
@@ -121,7 +121,7 @@ def render(page: Mapping[str, Any]) -> str:
 def _state(
     settings: Settings, recorded: Sequence[TrajectoryLine], log: Log, results: Results | None
 ) -> str:
-    """How far the run has come, in words."""
+    """The run's state in words."""
     if results:
         measured = results.trained_steps
         since = f" at step {measured}, trained to step {log.step} since"
@@ -134,7 +134,7 @@ def _state(
 
 
 def _headline(results: Results) -> list[tuple[str, str]]:
-    """Two or three figures that say what came out, each with its meaning."""
+    """The two or three main results, each a figure with its meaning."""
     student, teacher = results.student, results.teacher
     figures = [
         (
@@ -155,27 +155,23 @@ def _headline(results: Results) -> list[tuple[str, str]]:
 
 
 def _table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: a row a kind; what nobody measured has no column."""
+    """Headings, and a row per kind; measures without a value have no column."""
     student = results.student
     names = {n: title for n, title in MEASURES.items() if getattr(student, n) is not None}
     rows = []
     for kind in KINDS:
-        its = results.of(kind)
-        passes, seconds = its.passes_per_image, its.denoiser_seconds_per_image
-        measures = [_number(getattr(its, name)) for name in names]
-        rows.append([NAMES[kind], f"{passes:g}", f"{seconds:.3f}", *measures])
+        measured = results.of(kind)
+        passes, seconds = measured.passes_per_image, measured.denoiser_seconds_per_image
+        values = [getattr(measured, name) for name in names]
+        numbers = ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append([NAMES[kind], f"{passes:g}", f"{seconds:.3f}", *numbers])
     fused = f"{student.denoiser_seconds_per_image_fused:.3f}"
-    blank = [""] * len(names)
-    rows.append(["student, fused", f"{student.passes_per_image:g}", fused, *blank])
+    rows.append(["student, fused", f"{student.passes_per_image:g}", fused, *[""] * len(names)])
     return ["who", "passes", "seconds", *names.values()], rows
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _charts(log: Log, results: Results | None, adapter: Mapping[str, Any]) -> list[Chart]:
-    """Every chart that there are numbers for."""
+    """Every chart that the run has numbers for."""
     charts = []
     loss = [(float(line.step), line.loss) for line in log.training if line.loss is not None]
     held_out = [(float(line.step), line.residual_guidance) for line in log.validations]
@@ -197,7 +193,7 @@ def _charts(log: Log, results: Results | None, adapter: Mapping[str, Any]) -> li
 
 
 def _dial_charts(adapter: Mapping[str, Any]) -> list[Chart]:
-    """Which strength serves which guidance scale, and what is left there."""
+    """The measured dial beside the nominal one, and the residual guidance at each mark."""
     if not adapter.get("dial_table"):
         return []
     dial = Dial.from_json(adapter)
@@ -205,33 +201,32 @@ def _dial_charts(adapter: Mapping[str, Any]) -> list[Chart]:
         "nearest to the teacher": [(m.guidance, m.strength) for m in dial.marks],
         "as the dial stands": [(m.guidance, dial.nominal_strength(m.guidance)) for m in dial.marks],
     }
-    left = {"on held-out states": [(m.guidance, m.residual) for m in dial.marks]}
+    residual = {"on held-out states": [(m.guidance, m.residual) for m in dial.marks]}
     return [
         curves("The dial, measured", strengths, "guidance scale", "strength"),
-        curves("Residual guidance by scale", left, "guidance scale", "residual guidance"),
+        curves("Residual guidance by scale", residual, "guidance scale", "residual guidance"),
     ]
 
 
 def _levels(log: Log, results: Results | None) -> dict[str, list[tuple[float, float]]]:
-    """Residual guidance over timesteps: as measured, else as last validated."""
+    """Residual guidance over timesteps, from the evaluation, else from the last validation."""
+    lines = {}
     if results:
         residual = results.residual_guidance
-        found = {
+        lines = {
             "at the teacher's states": residual.teacher_states.levels,
             "at the student's states": residual.student_states.levels,
         }
     elif log.validations:
-        found = {"held out, teacher's states": log.validations[-1].levels}
-    else:
-        found = {}
+        lines = {"held out, teacher's states": log.validations[-1].levels}
     return {
         name: [((level.low + level.high) / 2, level.residual) for level in levels]
-        for name, levels in found.items()
+        for name, levels in lines.items()
     }
 
 
 def _smooth(points: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[float, float]]:
-    """Means of neighbours, so that at most so many points are left."""
+    """Average neighbouring points, so that at most ``most`` are left."""
     size = -(-len(points) // most) or 1
     groups = [points[first : first + size] for first in range(0, len(points), size)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
@@ -240,7 +235,7 @@ def _smooth(points: Sequence[tuple[float, float]], most: int = 100) -> list[tupl
 def _costs(
     settings: Settings, recorded: Sequence[TrajectoryLine], log: Log, results: Results | None
 ) -> list[tuple[str, str]]:
-    """What the run has cost so far: seconds, memory, bytes."""
+    """The run's costs so far: seconds, memory, bytes."""
     costs = []
     if recorded:
         size = readable_size(sum(line.size for line in recorded))
@@ -250,24 +245,24 @@ def _costs(
         costs.append(("recording", _duration(seconds)))
     for line in log.validations[-1:]:
         if line.training_seconds is not None:
-            spent, batch = _duration(line.training_seconds), settings.distill.batch_size
-            costs.append(("training", f"{spent} for {line.step} steps of {batch} states"))
+            time, batch = _duration(line.training_seconds), settings.distill.batch_size
+            costs.append(("training", f"{time} for {line.step} steps of {batch} states"))
     if log.peak_memory:
         size, where = readable_size(log.peak_memory.bytes), MEMORY[log.peak_memory.kind]
         costs.append(("peak memory", f"{size} {where}"))
     if results:
         adapter, denoiser = results.adapter_bytes, results.denoiser_bytes
-        part = f"{adapter / denoiser:.1%} of the denoiser's {readable_size(denoiser)}"
-        costs.append(("adapter", f"{readable_size(adapter)}, {part}"))
+        share = f"{adapter / denoiser:.1%} of the denoiser's {readable_size(denoiser)}"
+        costs.append(("adapter", f"{readable_size(adapter)}, {share}"))
         costs.append(("measured on", results.machine))
     return costs
 
 
 def _duration(seconds: float) -> str:
-    """Seconds for people: ``'48 s'``, ``'9 min 5 s'``, ``'2 h 3 min'``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    """A readable duration: ``'48 s'``, ``'9 min 5 s'``, ``'2 h 3 min'``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

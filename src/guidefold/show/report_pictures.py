@@ -1,4 +1,4 @@
-"""The pictures of a run, ready for its page: chosen by their order, held as data URIs."""
+"""The pictures of a run's report, as data URIs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 
 from PIL import Image
 
+from guidefold.draw import Picture, png
 from guidefold.ground import CorruptFileError, evenly_chosen
 from guidefold.run import AGAIN, KINDS, PictureIndex, PreviewIndex, RunFolder
 
 NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
 SMALL, LARGEST = 128, 512
-"""Pictures up to ``SMALL`` pixels wide are kept as they are; others are shown up to ``LARGEST``."""
+"""In pixels: pictures up to ``SMALL`` stay lossless, others are reduced to ``LARGEST``."""
 SHOWN_STEPS = 12  # training steps, at most, whose previews are shown
 FEW, MANY = 12, 30
-"""How many prompts are shown: of large pictures, of small ones."""
+"""Numbers of prompts that are shown: with large pictures, with small ones."""
 
 
 def pictures_by_prompt(run: RunFolder, index: PictureIndex) -> list[dict[str, Any]]:
-    """The first prompts, in the order in which they were measured: nobody chose them.
+    """The first prompts in the order of evaluation, which avoids a favourable selection.
 
     Args:
         run: The run's folder.
-        index: What ``evaluation/index.json`` holds.
+        index: The content of ``evaluation/index.json``.
 
     Returns:
-        For each prompt its entry in the index and its pictures by kind.
+        For each prompt, its entry in the index and its pictures by kind.
 
     Raises:
         CorruptFileError: A picture is missing or damaged.
@@ -48,10 +49,10 @@ def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, 
 
     Args:
         run: The run's folder.
-        index: What ``evaluation/index.json`` holds.
+        index: The content of ``evaluation/index.json``.
 
     Returns:
-        For each strength the guidance scale it stands for, and a row per prompt.
+        For each strength, its guidance scale and a row per prompt.
 
     Raises:
         CorruptFileError: A picture is missing or damaged.
@@ -66,10 +67,12 @@ def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, 
             "rows": [
                 {
                     "prompt": prompt,
-                    "student": _picture(folder / own),
-                    "teacher": _picture(folder / its),
+                    "student": _picture(folder / student),
+                    "teacher": _picture(folder / teacher),
                 }
-                for prompt, own, its in zip(prompts, step.student, step.teacher, strict=False)
+                for prompt, student, teacher in zip(
+                    prompts, step.student, step.teacher, strict=False
+                )
             ],
         }
         for step in index.dial
@@ -77,7 +80,7 @@ def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, 
 
 
 def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
-    """Pictures made while training.
+    """The previews that were drawn during training.
 
     Args:
         run: The run's folder.
@@ -108,16 +111,18 @@ def _picture(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG
+    except (OSError, SyntaxError) as error:  # Pillow: SyntaxError, damaged PNG
         what = "damaged" if path.exists() else "missing"
         raise CorruptFileError(f"{path}: the picture is {what}", AGAIN) from error
     small = max(picture.size) <= SMALL
-    buffer = io.BytesIO()
-    if small:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.thumbnail((LARGEST, LARGEST))
-        picture.save(buffer, "WEBP", quality=85)
-    kind = "png" if small else "webp"
-    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    kind, data = ("png", png(picture)) if small else ("webp", _reduced(picture))
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"source": source, "width": picture.width, "height": picture.height, "small": small}
+
+
+def _reduced(picture: Picture) -> bytes:
+    """A picture of at most ``LARGEST`` pixels a side, as WebP."""
+    picture.thumbnail((LARGEST, LARGEST))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=85)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The verb ``sample``: pictures of the user's own prompts, by each kind, in a folder."""
+"""The verb ``sample``: draw the user's own prompts by each kind, into a folder."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def sample(
     guidance: float | None = None,
     adapter: Path | None = None,
 ) -> list[Path]:
-    """Make pictures for given prompts; write each one and a labelled grid.
+    """Draw prompts, and write each picture and a labelled grid.
 
     Args:
-        settings: The run's.
-        prompts: What to draw: text, or rows of an inputs file.
-        out: Folder for ``grid.png`` and a file per picture.
-        kinds: Who draws; one column each.
-        seeds: Every prompt is drawn with every seed, the same pair once.
-        strength: The adapter's; None takes the one for the teacher's guidance scale.
-        guidance: The teacher's; the student's strength is then what serves it best by the dial as
-            it was measured. None takes the run's.
-        adapter: An adapter's folder; None takes the run's.
+        settings: The run's settings.
+        prompts: Texts, or rows of an inputs file.
+        out: The folder for ``grid.png`` and a file per picture.
+        kinds: The kinds that draw; one column each.
+        seeds: Every prompt is drawn with every seed; equal pairs once.
+        strength: The adapter's strength; None takes the one for the guidance scale.
+        guidance: The teacher's guidance scale; the student's strength follows by the measured
+            dial. None takes the run's.
+        adapter: An adapter folder; None takes the run's.
 
     Returns:
-        The files written, the grid first.
+        The written files, the grid first.
 
     Raises:
         InputError: A prompt is empty, the strength is no number, or the dial does not reach the
@@ -59,8 +59,7 @@ def sample(
             "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "
             "is folded in training (pipeline.negative_prompt)."
         )
-    unlike = {(row.key, seed): (row, seed) for row in rows for seed in seeds}
-    pairs = list(unlike.values())
+    pairs = list({(row.key, seed): (row, seed) for row in rows for seed in seeds}.values())
     drawn = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
     pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
     captions = [f"{row.label} (seed {seed})" for row, seed in pairs]
@@ -86,14 +85,14 @@ def _draw_kinds(
     guidance: float | None,
     adapter: Path | None,
 ) -> dict[Kind, Drawn]:
-    """Every pair of prompt and seed by every kind."""
+    """Draw every pair of prompt and seed by every kind."""
     rows, seeds = [row for row, _ in pairs], [seed for _, seed in pairs]
     drawn: dict[Kind, Drawn] = {}
     with open_session(settings) as session:
         _check_scale(guidance, session.findings.off)
         total = len(kinds) * len(pairs) * settings.evaluate.steps
         with task("Drawing, denoising steps", total) as progress:
-            for kind in sorted(kinds, key=KINDS.index):  # the student last: it loads the adapter
+            for kind in sorted(kinds, key=KINDS.index):  # student last: it loads the adapter
                 if kind == "student":
                     strength = session.compared.strength if strength is None else strength
                     if warning := session.dial.warning(strength):

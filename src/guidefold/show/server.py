@@ -1,8 +1,8 @@
-"""The page that asks an live: for one user on this machine, and for nobody else.
+"""The server of the live page, for one user on this machine only.
 
-Every request is checked before anything else is done with it: the Host header (a name that a
-stranger's page had resolved to this machine is refused), the token (other users of this machine and
-other pages in the browser do not know it), and, where something is changed, the Origin header.
+Every request is checked first: the Host header (against DNS rebinding, a foreign name that
+resolves to this machine), the token (against other users of the machine and other pages in the
+browser) and, where the request changes something, the Origin header.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from guidefold.ground import InputError
 from guidefold.show.html import content_policy, fill, read_parts
 from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT, Comparison, LivePictures
 
-HOME = "127.0.0.1"  # and no other: what listens elsewhere is open to others
+HOME = "127.0.0.1"  # the loopback address only: others are open to the network
 TOKEN = "X-Guidefold-Token"
 LARGEST_BODY = 16 * 1024  # bytes
 MOST_REQUESTS = 32  # at a time
@@ -48,13 +48,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Guard:
-    """Stands before an application: refuses what is not its own page's, and adds headers.
+    """ASGI middleware that refuses requests of other pages and users, and adds security headers.
 
     Attributes:
-        app: What answers the rest.
-        port: Where the page is.
-        token: What every request must bring.
-        policy: The content security policy of every answer.
+        app: The application that answers accepted requests.
+        port: The page's port.
+        token: The token that every request must carry.
+        policy: The content security policy of every response.
     """
 
     app: ASGIApp
@@ -65,7 +65,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(
                     {**HEADERS, "Content-Security-Policy": self.policy}
@@ -74,10 +74,10 @@ class Guard:
 
         reason = self.refusal(Request(scope))
         answer = self.app if reason is None else JSONResponse({"error": reason}, 403)
-        await answer(scope, receive, told)
+        await answer(scope, receive, send_with_headers)
 
     def refusal(self, request: Request) -> str | None:
-        """Why a request is refused, in words; None where it is not."""
+        """The reason to refuse a request; None where it is accepted."""
         homes = {f"{name}:{self.port}" for name in (HOME, "localhost")}
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or hosts[0] not in homes:
@@ -85,28 +85,29 @@ class Guard:
         origins = request.headers.getlist("origin")
         own = len(origins) == 1 and origins[0] in {f"http://{home}" for home in homes}
         if not own and (origins or request.method not in SAFE):
-            return "Another page asked for this."
-        given = request.headers.get(TOKEN)
-        if given is None and request.url.path == "/":
-            given = request.query_params.get("token")
-        if given is None or not secrets.compare_digest(given.encode(), self.token.encode()):
+            return "Another page sent this request."
+        token = request.headers.get(TOKEN)
+        if token is None and request.url.path == "/":
+            token = request.query_params.get("token")
+        # compare_digest takes the same time wherever the strings differ, so timing reveals nothing.
+        if token is None or not secrets.compare_digest(token.encode(), self.token.encode()):
             return "Open the address that 'guidefold compare' printed; it is new at every start."
         return None
 
 
 @contextmanager
 def serving(live: LivePictures, port: int = 0) -> Iterator[str]:
-    """Answer the page from a thread of its own.
+    """Serve the live page from a thread.
 
     Args:
-        live: What draws; closed when the server ends.
-        port: Where, on this machine's own address; 0 takes a free one.
+        live: The live pictures; closed when the server ends.
+        port: The port on the loopback address; 0 takes a free one.
 
     Returns:
-        The page's address, token included.
+        The page's address, with the token.
 
     Raises:
-        InputError: The port cannot be had.
+        InputError: The port is not available.
     """
     try:
         listening = socket.create_server((HOME, port))
@@ -150,36 +151,36 @@ def _config(app: ASGIApp) -> uvicorn.Config:
 
 
 def application(live: LivePictures, port: int, token: str) -> ASGIApp:
-    """The page and what it asks for.
+    """The guarded application: the page, drawings and pictures.
 
     Args:
-        live: What draws.
-        port: Where the page is, for the checks.
-        token: What every request must bring.
+        live: The live pictures.
+        port: The page's port.
+        token: The token that every request must carry.
     """
     style, script = read_parts("page.css", "compare.css"), read_parts("wipe.js", "compare.js")
     policy = content_policy(
         style, script, "img-src blob: data:", "connect-src 'self'", "frame-ancestors 'none'"
     )
-    desk = Desk(live, _page(live, style, script, policy))
+    handlers = Handlers(live, _page(live, style, script, policy))
     routes = [
-        Route("/", desk.page),
-        Route("/drawings", desk.begin, methods=["POST"]),
-        Route("/drawings/{id}", desk.status),
-        Route("/drawings/{id}", desk.stop, methods=["DELETE"]),
-        Route("/pictures/{id}", desk.picture),
+        Route("/", handlers.page),
+        Route("/drawings", handlers.begin, methods=["POST"]),
+        Route("/drawings/{id}", handlers.status),
+        Route("/drawings/{id}", handlers.stop, methods=["DELETE"]),
+        Route("/pictures/{id}", handlers.picture),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _in_words})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _as_json})
     app.router.redirect_slashes = False
     return Guard(app, port, token, policy)
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Passes on what the page asks for, and what comes of it.
+class Handlers:
+    """The handlers of the routes.
 
     Attributes:
-        live: What draws.
+        live: The live pictures.
         html: The page.
     """
 
@@ -191,9 +192,9 @@ class Desk:
         return HTMLResponse(self.html)
 
     async def begin(self, request: Request) -> Response:
-        """Begin a drawing, unless one is under way."""
+        """Begin a drawing, unless one is in progress."""
         if request.headers.get("content-type") != "application/json":
-            raise HTTPException(415, "A wish is JSON.")
+            raise HTTPException(415, "The request must be JSON.")
         try:
             drawing = self.live.begin(Comparison.model_validate_json(await _body(request)))
         except ValidationError as error:
@@ -207,11 +208,11 @@ class Desk:
         return JSONResponse({"id": drawing}, 202)
 
     async def status(self, request: Request) -> Response:
-        """How a drawing stands."""
+        """A drawing's state."""
         return JSONResponse(_found(self.live.status(request.path_params["id"])))
 
     async def stop(self, request: Request) -> Response:
-        """Have a drawing ended."""
+        """Stop a drawing."""
         _found(self.live.stop(request.path_params["id"]) or None)
         return Response(status_code=204)
 
@@ -241,21 +242,21 @@ def _page(live: LivePictures, style: str, script: str, policy: str) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """What a request brings, if that is not too much."""
-    whole = b""
+    """A request's body, up to the limit."""
+    body = b""
     async for part in request.stream():
-        whole += part
-        if len(whole) > LARGEST_BODY:
-            raise HTTPException(413, f"A wish has at most {LARGEST_BODY} bytes.")
-    return whole
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise HTTPException(413, f"A request has at most {LARGEST_BODY} bytes.")
+    return body
 
 
 def _found(value: Value | None) -> Value:
     if value is None:
-        raise HTTPException(404, "There is no such thing, or not any more.")
+        raise HTTPException(404, "Not found, or no longer kept.")
     return value
 
 
-async def _in_words(_request: Request, error: Exception) -> Response:
+async def _as_json(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)

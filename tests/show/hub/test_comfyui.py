@@ -15,7 +15,7 @@ from guidefold.listen.findings import Findings
 from guidefold.lora.dial import Compared
 from guidefold.pipeline.prompts import Prompt
 from guidefold.run.settings import Settings
-from guidefold.show.hub.comfyui import comparison, unsuitable
+from guidefold.show.hub.comfyui import describe_workflow, unsuitable
 
 Build = Callable[[str], DiffusionPipeline]
 Found = Callable[[str], Findings]
@@ -68,13 +68,13 @@ def test_every_no_has_its_reason(built: Build, found: Found) -> None:
 def test_the_comparison_is_the_run_s(built: Build, found: Found) -> None:
     call = {"eta": 0.5, "num_inference_steps": 9}
     asked = session(built, found, "sd15", pipeline={"call": call, "negative_prompt": "blurry"})
-    made = comparison(asked, "lora.safetensors", (64, 32))
+    made = describe_workflow(asked, "lora.safetensors", (64, 32))
     assert (made.base, made.lora, made.prompt) == ("owner/base", "lora.safetensors", "a cat")
     assert (made.cfg, made.strength, made.steps) == (7.5, 0.5, 25)
     assert (made.negative_prompt, made.size) == ("blurry", (64, 32))
     assert made.remarks == ["Not carried over: the run's teacher was called with eta=0.5."]
     zero = session(built, found, "sd15", origin=0.0)
-    assert comparison(zero, "lora.safetensors", None).cfg == 8.5
+    assert describe_workflow(zero, "lora.safetensors", None).cfg == 8.5
     sized = session(built, found, "sd15", pipeline={"call": {"width": 24, "height": 40}})
-    assert comparison(sized, "lora.safetensors", (64, 32)).size == (24, 40)
-    assert comparison(session(built, found, "sd3"), "lora.safetensors", None).encoders == 3
+    assert describe_workflow(sized, "lora.safetensors", (64, 32)).size == (24, 40)
+    assert describe_workflow(session(built, found, "sd3"), "lora.safetensors", None).encoders == 3

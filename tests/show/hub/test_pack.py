@@ -22,7 +22,7 @@ from guidefold.run.records import Results
 from guidefold.run.settings import KINDS, Settings
 from guidefold.run.tensors import read_metadata
 from guidefold.session import open_session
-from guidefold.show.hub.card import Held, card
+from guidefold.show.hub.card import PackedContent, card
 from guidefold.show.hub.pack import pack, packed_as, stamp
 from guidefold.train.distill import distill
 
@@ -204,7 +204,7 @@ def test_no_text_of_a_user_s_becomes_markup(packed: Callable[[str], Run], text: 
     results = Results.read(RunFolder(settings.run).results)
 
     def made(said: str) -> ModelCard:
-        held = Held(
+        held = PackedContent(
             {**about, "negative_prompt": said}, {"license": "mit"}, results, 1,
             [{**row, "prompt": said}], (), f"no {said}", f"no {said}",
         )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from graphs import CHOICES, SIGNATURES, check, check_api
 
 from guidefold.deliver.layer_names import LayerNames, Layout
-from guidefold.show.hub.workflow import Comparison, facts, graph, note, solver, to_api, to_ui
+from guidefold.show.hub.workflow import Workflow, facts, graph, note, solver, to_api, to_ui
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
 UNET = LayerNames(frozenset(["conv_in"]), original={"conv_in": "input_blocks.0.0"}, config=SD)
@@ -20,8 +20,8 @@ def transformer(architecture: str, **config: Any) -> LayerNames:
     return LayerNames(frozenset(["proj_out"]), layout=layout, config=config)
 
 
-def compared(names: LayerNames = UNET, **values: Any) -> Comparison:
-    asked = Comparison(
+def compared(names: LayerNames = UNET, **values: Any) -> Workflow:
+    asked = Workflow(
         names=names,
         base="base.safetensors",
         encoders=1,

@@ -1,1 +1,1 @@
-"""A run for the hub: licence, model card, ComfyUI workflow, the packed folder, its upload."""
+"""Publish a run on the hub: licence, model card, ComfyUI workflow, packed folder, upload."""

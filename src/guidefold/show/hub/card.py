@@ -1,4 +1,4 @@
-"""A model card: front matter for the hub, and what people need to know to use the adapter."""
+"""The model card: front matter for the hub, and instructions for using the adapter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from guidefold.session import Session
 from guidefold.show.report_pictures import NAMES
 
 REPOSITORY = "OWNER/NAME"
-"""Stands for the repository's name until it has one."""
+"""The placeholder for the repository's name, which push replaces."""
 WORKFLOW = "comfyui-workflow.json"
 TASKS = {
     "text-to-image": "TEXT2IMAGE",
@@ -35,111 +35,107 @@ TASKS = {
     "image-to-video": "IMAGE2VIDEO",
     "text-to-audio": "TEXT2AUDIO",
 }
-"""The hub's words for what pipelines do, and diffusers' own lists of those that do it."""
+"""The hub's pipeline tags, and the names of diffusers' lists of such pipelines."""
 TAGS = ("lora", "guidance-distillation", "classifier-free-guidance", "guidefold")
-# Not what Markdown makes of them: emphasis, links, tables, code, mathematics, addresses, mentions.
+# Characters with a meaning in Markdown: emphasis, links, tables, code, formulas, URLs, mentions.
 SPECIAL = re.compile(r"([\\`*_\[\]{}|~$:@#])|(?<=www)\.")
 NAMED = re.compile(r"[\w.-]+")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a packed folder holds, for its card.
+class PackedContent:
+    """The content of a packed folder, for its card.
 
     Attributes:
-        about: What the adapter says of itself.
-        licence: As the hub writes it; empty where it is not known.
-        results: What was measured of this very adapter; None where nothing was.
-        shown: How many prompts were drawn.
+        metadata: The content of the adapter's ``guidefold.json``.
+        licence: The licence fields of the front matter; empty where it is not known.
+        results: The evaluation of this adapter at strength 1; None without one.
+        evaluated: The number of evaluated prompts.
         pictures: For each prompt ``prompt``, ``seed``, and a file for each kind.
-        verdicts: On the files for other clients.
-        unfit: Why there are none.
-        no_workflow: Why there is no ComfyUI workflow.
+        verdicts: The verification of the files for other clients.
+        unfit: Why there are no files for other clients; empty where there are.
+        no_workflow: Why there is no ComfyUI workflow; empty where there is one.
     """
 
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     licence: Mapping[str, str]
     results: Results | None
-    shown: int
+    evaluated: int
     pictures: Sequence[Mapping[str, Any]]
     verdicts: Sequence[Verdict]
     unfit: str
     no_workflow: str
 
 
-def card(session: Session, held: Held) -> str:
-    """A run's model card.
+def card(session: Session, content: PackedContent) -> str:
+    """Write a run's model card.
 
     Args:
-        session: The run's.
-        held: What lies beside the card.
+        session: The run's session.
+        content: The content of the folder that the card describes.
     """
     settings, findings = session.settings, session.findings
     tag = pipeline_tag(findings.pipeline)
     base = hub_id(settings.pipeline.source)
-    dial = Dial.from_json(held.about)
-    front = front_matter(findings, base, held.licence, tag, held.pictures)
+    dial = Dial.from_json(content.metadata)
+    front = front_matter(findings, base, content.licence, tag, content.pictures)
     body = {
         "title": session.run.name,
         "base": _base(session),
         "passes": f"{findings.passes_on:g}",
-        "about": held.about,
-        "meant": dial.stands_for,
-        "pictures": held.pictures,
-        "results": held.results,
-        "shown": held.shown,
-        "table": table(held.results) if held.results else [],
+        "metadata": content.metadata,
+        "stands_for": dial.stands_for,
+        "pictures": content.pictures,
+        "results": content.results,
+        "evaluated": content.evaluated,
+        "table": table(content.results) if content.results else [],
         "marks": dial.table(most=8) if dial.proportional else [],
         "code": code(session, images=tag in ("text-to-image", "image-to-image")),
         "more_inputs": sorted({n for p in session.held_out[:1] for n, _ in p.columns}),
-        "clients": list(_clients(held.verdicts)),
-        "unfit": held.unfit,
-        "files": [inside(verdict).as_posix() for verdict in held.verdicts],
-        "workflow": "" if held.no_workflow else WORKFLOW,
-        "no_workflow": held.no_workflow,
+        "clients": list(_clients(content.verdicts)),
+        "unfit": content.unfit,
+        "files": [inside(verdict).as_posix() for verdict in content.verdicts],
+        "workflow": "" if content.no_workflow else WORKFLOW,
+        "no_workflow": content.no_workflow,
         "off": ", ".join(f"`{n}={v}`" for n, v in findings.scale_arguments(findings.off).items()),
         "versions": {name: version(name) for name in LIBRARIES},
         "settings": dump_toml(without_paths(settings)).strip(),
-        "licence": held.licence.get("license_name") or held.licence.get("license", ""),
+        "licence": content.licence.get("license_name") or content.licence.get("license", ""),
     }
     return render(front, body)
 
 
 def inside(verdict: Verdict) -> Path:
-    """A delivered file's place in the packed folder."""
+    """An exported file's path in the packed folder."""
     return Path(verdict.kind) / verdict.path.name
 
 
 def pipeline_tag(kind: str) -> str | None:
-    """The hub's word for what a pipeline does, where diffusers itself lists it; else None."""
-    for tag, name in TASKS.items():
-        if kind in compat.pipelines_for(name):
-            return tag
-    return None
+    """The hub's tag for a pipeline class that diffusers lists for a task; None for any other."""
+    return next((tag for tag, task in TASKS.items() if kind in compat.pipelines_for(task)), None)
 
 
 def render(front: Mapping[str, Any], body: Mapping[str, Any]) -> str:
-    """The card.
+    """Render the card.
 
     Args:
-        front: What the hub reads, by its own names; empty values are left out.
+        front: The front matter; empty values are left out.
         body: The template's variables.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
     template = (files("guidefold.show.hub") / "card.md").read_text(encoding="utf-8")
-    said = {name: value for name, value in front.items() if value}
+    fields = {name: value for name, value in front.items() if value}
     text = environment.from_string(template).render(**body)
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
-    return str(ModelCard(f"---\n{ModelCardData(**said).to_yaml()}\n---\n\n{text}\n"))
+    return str(ModelCard(f"---\n{ModelCardData(**fields).to_yaml()}\n---\n\n{text}\n"))
 
 
 def plain(text: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    line = " ".join(str(text).split())
-    whole = "".join(ENTITIES.get(sign, sign) for sign in line)
-    return SPECIAL.sub(lambda found: "\\" + found[0], whole)
+    """Escape text, so that Markdown shows it unchanged and on one line."""
+    line = "".join(ENTITIES.get(sign, sign) for sign in " ".join(str(text).split()))
+    return SPECIAL.sub(lambda match: "\\" + match[0], line)
 
 
 def front_matter(
@@ -149,16 +145,16 @@ def front_matter(
     tag: str | None,
     pictures: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What the hub reads of the card.
+    """The front matter of the card.
 
     Source: huggingface.co/docs/hub/model-cards and model-cards-components (the gallery).
 
     Args:
-        findings: What the probe found.
+        findings: The probe's findings.
         base: The base's name on the hub; None where it has none.
-        licence: ``license``, and with it what the base's own card says beside.
-        tag: The hub's word for what the pipeline does; None where it is not sure.
-        pictures: Of each prompt, ``prompt`` and ``student``.
+        licence: ``license``, with ``license_name`` and ``license_link`` of the base's own card.
+        tag: The pipeline tag; None where it is not known.
+        pictures: Rows with ``prompt`` and ``student``.
     """
     return {
         "base_model": base,
@@ -175,26 +171,26 @@ def front_matter(
 
 
 def table(results: Results) -> list[list[str]]:
-    """Headings and rows of what was measured; seconds as shares of the teacher's."""
+    """Headings and rows of the results; seconds as shares of the teacher's."""
     judged = results.teacher.alignment is not None
-    whole = results.teacher.denoiser_seconds_per_image
+    seconds = results.teacher.denoiser_seconds_per_image
     rows = [["", *(["alignment"] if judged else []), "passes a picture", "seconds, teacher = 1"]]
     for kind in KINDS:
-        its = results.of(kind)
-        aligned = [f"{its.alignment:.3f}"] if judged else []
-        share = _share(its.denoiser_seconds_per_image, whole)
-        rows.append([NAMES[kind], *aligned, f"{its.passes_per_image:g}", share])
+        measured = results.of(kind)
+        aligned = [f"{measured.alignment:.3f}"] if judged else []
+        share = _share(measured.denoiser_seconds_per_image, seconds)
+        rows.append([NAMES[kind], *aligned, f"{measured.passes_per_image:g}", share])
     student = results.student
-    fused = _share(student.denoiser_seconds_per_image_fused, whole)
+    fused = _share(student.denoiser_seconds_per_image_fused, seconds)
     passes = f"{student.passes_per_image:g}"
     return [*rows, ["student, fused", *([""] if judged else []), passes, fused]]
 
 
 def code(session: Session, *, images: bool) -> str:
-    """Python that draws the first held-out prompt's picture with diffusers, as it stands.
+    """Python code that draws the first held-out prompt with diffusers, ready to run.
 
     Args:
-        session: The run's.
+        session: The run's session.
         images: Whether the pipeline returns pictures.
     """
     settings, findings, prompt = session.settings, session.findings, session.held_out[0]
@@ -205,19 +201,19 @@ def code(session: Session, *, images: bool) -> str:
         "num_inference_steps": settings.evaluate.steps,
     }
     (seed,) = picture_seeds(settings.seed, 1)
-    given = [_literal(prompt.text)] if prompt.text else []
-    given += [f"{name}={_literal(value)}" for name, value in call.items()]
-    given += [f"generator=torch.Generator().manual_seed({seed})"]
-    lines = ["import torch", *_opened(settings, findings)]
+    arguments = [_literal(prompt.text)] if prompt.text else []
+    arguments += [f"{name}={_literal(value)}" for name, value in call.items()]
+    arguments += [f"generator=torch.Generator().manual_seed({seed})"]
+    lines = ["import torch", *_opening_lines(settings, findings)]
     lines += [
         f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
     ]
-    lines += [*_loaded(findings), f"{'picture' if images else 'result'} = pipeline("]
-    lines += [f"    {one}," for one in given]
+    lines += [*_loading_lines(findings), f"{'picture' if images else 'result'} = pipeline("]
+    lines += [f"    {argument}," for argument in arguments]
     return "\n".join([*lines, ").images[0]" if images else ")[0]"])
 
 
-def _opened(settings: Settings, findings: Findings) -> list[str]:
+def _opening_lines(settings: Settings, findings: Findings) -> list[str]:
     """The lines that open the base."""
     base = public_name(settings.pipeline.source) or ""
     dtype = str(DTYPES[settings.pipeline.dtype])
@@ -227,19 +223,19 @@ def _opened(settings: Settings, findings: Findings) -> list[str]:
             "",
             'pipeline = api.open_pipeline("bundled")  # Guidefold\'s own teacher',
         ]
-    whole = base.endswith(".safetensors")
-    kind = findings.pipeline if whole else "DiffusionPipeline"
-    load = "from_single_file" if whole else "from_pretrained"
-    last = ["from peft import PeftModel"] if findings.loader == "peft" else []
+    single_file = base.endswith(".safetensors")
+    kind = findings.pipeline if single_file else "DiffusionPipeline"
+    load = "from_single_file" if single_file else "from_pretrained"
+    peft = ["from peft import PeftModel"] if findings.loader == "peft" else []
     return [
         f"from diffusers import {kind}",
-        *last,
+        *peft,
         "",
         f"pipeline = {kind}.{load}({_literal(base)}, dtype={dtype})",
     ]
 
 
-def _loaded(findings: Findings) -> list[str]:
+def _loading_lines(findings: Findings) -> list[str]:
     """The lines that load the adapter, as :func:`~guidefold.lora.loaded.load_part` does."""
     first, *others = findings.denoisers
     if findings.loader == "peft":
@@ -264,32 +260,32 @@ def _literal(value: object) -> str:
 
 
 def _base(session: Session) -> dict[str, Any]:
-    """The base's rows."""
-    asked, findings = session.settings.pipeline, session.findings
+    """Facts about the base, for the template."""
+    settings, findings = session.settings.pipeline, session.findings
     return {
         "name": "Guidefold's bundled teacher"
-        if asked.source == "bundled"
-        else public_name(asked.source),
+        if settings.source == "bundled"
+        else public_name(settings.source),
         "pipeline": findings.pipeline,
         "scheduler": findings.scheduler,
         "prediction_type": findings.prediction_type,
         "denoisers": findings.denoisers,
         "denoiser_class": findings.denoiser_class,
         "fingerprint": findings.fingerprint,
-        "dtype": asked.dtype,
+        "dtype": settings.dtype,
     }
 
 
 def _clients(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
-    """Rows of what to set: the clients that read a file whole."""
+    """Rows of instructions for the clients that read every key of the file."""
     for verdict in verdicts[:1]:
-        whole = {reading.client for reading in verdict.readings if reading.dropped == ()}
+        fit = {reading.client for reading in verdict.readings if reading.dropped == ()}
         for use in client_facts()["use"]:
-            if use["client"] in whole and verdict.kind in use["formats"]:
+            if use["client"] in fit and verdict.kind in use["formats"]:
                 title = verdict.path.stem if NAMED.fullmatch(verdict.path.stem) else "NAME"
                 place = use["place"].replace("NAME", title)
                 yield {**use, "place": place, "file": inside(verdict).as_posix()}
 
 
-def _share(seconds: float, whole: float) -> str:
-    return f"{seconds / whole:.2f}" if whole else "-"
+def _share(seconds: float, total: float) -> str:
+    return f"{seconds / total:.2f}" if total else "-"

@@ -1,4 +1,4 @@
-"""Can ComfyUI draw a run's teacher and student side by side, and with which values?"""
+"""Whether ComfyUI can draw a run's teacher and student, and the workflow's values."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from guidefold.deliver import LayerNames, Verdict, layer_names
 from guidefold.run import public_name
 from guidefold.session import Session
-from guidefold.show.hub.workflow import Comparison, base_entry
+from guidefold.show.hub.workflow import Workflow, base_entry
 
 CLIENT = "ComfyUI"
 CARRIED = {"width", "height", "num_inference_steps"}
-SIZE = 1024  # where nothing says how large the pipeline's pictures are
+SIZE = 1024  # pixels, where the size of the pipeline's pictures is not known
 
 
 def unsuitable(session: Session, verdicts: Sequence[Verdict]) -> str:
-    """Why there is no workflow for a run; nothing where there is one.
+    """Why a run can have no workflow; empty where it can.
 
     Args:
-        session: The run's, its whole pipeline open.
-        verdicts: On the files that are written for ComfyUI.
+        session: The run's session, with all components open.
+        verdicts: The verification of the files for ComfyUI.
     """
     findings, prompts = session.findings, [*session.prompts[:1], *session.held_out[:1]]
     readings = [r for verdict in verdicts for r in verdict.readings if r.client == CLIENT]
@@ -38,24 +38,24 @@ def unsuitable(session: Session, verdicts: Sequence[Verdict]) -> str:
     return reason
 
 
-def comparison(session: Session, lora: str, size: Sequence[int] | None) -> Comparison:
-    """A run's teacher and student on the first held-out prompt, for ComfyUI.
+def describe_workflow(session: Session, lora: str, size: Sequence[int] | None) -> Workflow:
+    """The workflow of a run's teacher and student on the first held-out prompt.
 
     Args:
-        session: The run's, its whole pipeline open.
-        lora: The file that is written for ComfyUI.
-        size: Width and height of the pictures; None where none is drawn yet.
+        session: The run's session, with all components open.
+        lora: The name of the LoRA file for ComfyUI.
+        size: Width and height of the run's pictures; None without pictures.
     """
-    findings, asked = session.findings, session.settings.pipeline
+    findings, settings = session.findings, session.settings.pipeline
     names = _names(session)
-    return Comparison(
+    return Workflow(
         names=names,
-        base=public_name(asked.source) or "",
+        base=public_name(settings.source) or "",
         encoders=len(_encoders(session)),
         lora=lora,
         prompt=session.held_out[0].text,
-        negative_prompt=asked.negative_prompt or "",
-        seed=0,  # ComfyUI draws other noise from a seed than diffusers does
+        negative_prompt=settings.negative_prompt or "",
+        seed=0,  # any: ComfyUI makes other noise of a seed than diffusers does
         steps=session.settings.evaluate.steps,
         size=_size(session, names, size),
         cfg=1 + session.compared.guidance - findings.origin,
@@ -75,8 +75,8 @@ def _names(session: Session) -> LayerNames:
 def _loadable(session: Session, names: LayerNames) -> bool:
     """Whether ComfyUI has loaders for the whole base.
 
-    A UNet comes with its text encoders in one checkpoint: they must be the ones that UNets of this
-    kind have. A transformer's kind must be known.
+    A UNet comes with its text encoders in one checkpoint, so they must be CLIP text models as in
+    ComfyUI's own UNets. A transformer's architecture must be known.
     """
     encoders = _encoders(session)
     if not names.original:
@@ -87,8 +87,8 @@ def _loadable(session: Session, names: LayerNames) -> bool:
 
 
 def _encoders(session: Session) -> list[Any]:
-    found = session.pipeline.components.items()
-    return [part for name, part in found if name.startswith("text_encoder") and part is not None]
+    parts = session.pipeline.components.items()
+    return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
 
 
 def _size(session: Session, names: LayerNames, size: Sequence[int] | None) -> tuple[int, int]:
@@ -98,31 +98,31 @@ def _size(session: Session, names: LayerNames, size: Sequence[int] | None) -> tu
     if size is not None:
         return int(size[0]), int(size[1])
     side, factor = names.config.get("sample_size"), getattr(session.pipeline, "vae_scale_factor", 1)
-    whole = int(side) * int(factor) if isinstance(side, int) else SIZE
-    return whole, whole
+    pixels = int(side) * int(factor) if isinstance(side, int) else SIZE
+    return pixels, pixels
 
 
 def _embedded(session: Session, names: LayerNames) -> float | None:
-    """The guidance that the denoiser is told of, where CFG is another argument's."""
-    told = names.config.get("guidance_embeds") and session.findings.guidance_argument
-    if not told or told == "guidance_scale":
+    """The guidance that is embedded into the denoiser, where CFG has an argument of its own."""
+    cfg_argument = names.config.get("guidance_embeds") and session.findings.guidance_argument
+    if not cfg_argument or cfg_argument == "guidance_scale":
         return None
     value = session.settings.pipeline.call.get("guidance_scale", 3.5)
     return float(value)
 
 
 def _remarks(session: Session) -> list[str]:
-    """What the run's teacher does that this workflow does not."""
-    asked, grid = session.settings.pipeline, session.pipeline.scheduler.config
+    """Differences between the run's teacher and the workflow."""
+    settings, grid = session.settings.pipeline, session.pipeline.scheduler.config
     remarks = []
-    kept = {n: v for n, v in asked.call.items() if n not in CARRIED and n != "guidance_scale"}
-    if kept:
-        said = ", ".join(f"{name}={value!r}" for name, value in kept.items())
-        remarks.append(f"Not carried over: the run's teacher was called with {said}.")
-    if asked.guided_share < 1:
+    left_out = {n: v for n, v in settings.call.items() if n not in {*CARRIED, "guidance_scale"}}
+    if left_out:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in left_out.items())
+        remarks.append(f"Not carried over: the run's teacher was called with {arguments}.")
+    if settings.guided_share < 1:
         remarks.append(
-            f"Not carried over: the run's teacher was guided in the first {asked.guided_share:.0%} "
-            "of its steps only."
+            "Not carried over: the run's teacher was guided in the first "
+            f"{settings.guided_share:.0%} of its steps only."
         )
     if grid.get("use_dynamic_shifting"):
         remarks.append(

@@ -1,4 +1,4 @@
-"""Under which licence an adapter may go: the base's own, which is read and never guessed."""
+"""The licence of an adapter: the base's own, which is read and never guessed."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ FIELDS = ("license", "license_name", "license_link")
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
-def licence_for(source: str, asked: str | None) -> dict[str, str]:
-    """The licence of an adapter, as the hub writes it.
+def licence_for(source: str, named: str | None) -> dict[str, str]:
+    """The licence fields of an adapter's front matter.
 
     Args:
         source: The base: a folder, a file, a hub id, or ``bundled``.
-        asked: A licence that the user names, by the hub's identifier.
+        named: The user's ``--license``, as the hub's identifier.
 
     Returns:
         ``license``, with ``license_name`` and ``license_link`` where the base has them; empty where
-        the base's card is not here or says nothing, and nobody named one.
+        neither the base's card nor the user names a licence.
 
     Raises:
-        InputError: No identifier of the hub's kind, or another than the base's.
+        InputError: ``named`` is no identifier of the hub, or differs from the base's licence.
     """
-    found = base_licence(source)
-    if asked is None:
-        return found
-    if not IDENTIFIER.fullmatch(asked):
+    own = base_licence(source)
+    if named is None:
+        return own
+    if not IDENTIFIER.fullmatch(named):
         raise InputError(
-            f"--license {asked}: no identifier of a licence",
+            f"--license {named}: no identifier of a licence",
             "The hub's list: https://huggingface.co/docs/hub/repositories-licenses",
         )
-    if found and found["license"] != asked:
+    if own and own["license"] != named:
         raise InputError(
-            f"--license {asked}: the base's own card says {found['license']}",
-            "What is made from a base goes under its licence: leave --license out.",
+            f"--license {named}: the base's own card says {own['license']}",
+            "An adapter takes the licence of its base: leave --license out.",
         )
-    return found or {"license": asked}
+    return own or {"license": named}
 
 
 def base_licence(source: str) -> dict[str, str]:
-    """What the base's own card says of its licence; empty where that is not here."""
+    """The licence fields of the base's own card; empty without a local card."""
     path = _card_of(source)
     if path is None or not path.is_file():
         return {}
     try:
-        said = ModelCard.load(path).data.to_dict()
-    except (ValueError, OSError, YAMLError):  # no front matter, or none that can be read
+        front = ModelCard.load(path).data.to_dict()
+    except (ValueError, OSError, YAMLError):  # no readable front matter
         return {}
-    found = {name: str(said[name]) for name in FIELDS if said.get(name)}
-    return found if "license" in found else {}
+    fields = {name: str(front[name]) for name in FIELDS if front.get(name)}
+    return fields if "license" in fields else {}
 
 
 def _card_of(source: str) -> Path | None:
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.exists():
         return (path if path.is_dir() else path.parent) / REPOCARD_NAME
-    kept = try_to_load_from_cache(source, REPOCARD_NAME)
-    return Path(kept) if isinstance(kept, str) else None
+    cached = try_to_load_from_cache(source, REPOCARD_NAME)
+    return Path(cached) if isinstance(cached, str) else None

@@ -1,4 +1,4 @@
-"""A run's adapter as a hub repository: files, card, pictures and workflow, in one folder."""
+"""Pack a run's adapter as a hub repository: files, card, pictures and workflow in one folder."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from guidefold.run import (
     write_text,
 )
 from guidefold.session import Session, open_session
-from guidefold.show.hub.card import WORKFLOW, Held, card
-from guidefold.show.hub.comfyui import comparison, unsuitable
+from guidefold.show.hub.card import WORKFLOW, PackedContent, card
+from guidefold.show.hub.comfyui import describe_workflow, unsuitable
 from guidefold.show.hub.licences import licence_for
 from guidefold.show.hub.workflow import graph, to_api, to_ui
 
@@ -50,11 +50,11 @@ MEASURE_AGAIN = "Write it anew with 'guidefold evaluate RUN'."
 
 @dataclass(frozen=True)
 class Packed:
-    """A folder that a hub repository can be made of.
+    """A folder with the content of a hub repository.
 
     Attributes:
         folder: The folder.
-        remarks: What its owner should know, in words.
+        remarks: Remarks for its owner.
     """
 
     folder: Path
@@ -62,60 +62,62 @@ class Packed:
 
 
 def pack(settings: Settings, out: Path | None = None, licence: str | None = None) -> Packed:
-    """Write all that a hub repository holds: adapter, other formats, card, pictures, workflow.
+    """Write the content of a hub repository: adapter, other formats, card, pictures, workflow.
 
     Args:
-        settings: The run's.
-        out: The folder; by default ``RUN/hub``. One that was written so before is written anew.
-        licence: The base's, by the hub's identifier, where its own card is not here.
+        settings: The run's settings.
+        out: The folder; by default ``RUN/hub``. A packed folder is replaced.
+        licence: The base's licence as the hub's identifier, where its card is not available.
 
     Raises:
-        InputError: The folder holds something else, or its card was edited; the licence is not the
-            base's.
+        InputError: The folder holds something else, or its card was edited; or the licence differs
+            from the base's.
         RunError: There is no adapter, or training has gone on since it was written.
         CorruptFileError: A file of the run is damaged.
-        VerifyError: A file does not give back what was trained.
+        VerifyError: A written file differs from what was trained.
     """
     run = require_run(settings.run)
     folder = out or run.hub
     check_writable(folder)
-    about = current_adapter(run)
+    metadata = current_adapter(run)
     licence = licence or packed_as(folder).get("license")
     allowed = licence_for(settings.pipeline.source, licence)
     with open_session(settings) as session, finished_folder(folder) as temporary:
-        _copy_adapter(run, temporary, about, {"from": stamp(run), "license": licence})
+        _copy_adapter(run, temporary, metadata, {"from": stamp(run), "license": licence})
         verdicts, unfit = _for_clients(session, temporary)
-        results, index = _measured(run, about)
-        shown = index.pictures if index else []
-        pictures = list(_pictures(run, shown[:PICTURES]))
+        results, index = _evaluation(run, metadata)
+        entries = index.pictures if index else []
+        pictures = list(_pictures(run, entries[:PICTURES]))
         for row in pictures:
             for kind in KINDS:
                 write_bytes(temporary / row[kind], row[f"{kind} file"].read_bytes())
         reason = "there is no file for it" if unfit else unsuitable(session, verdicts)
         if not reason:
             _write_workflow(session, temporary, verdicts[0], pictures)
-        held = Held(about, allowed, results, len(shown), pictures, verdicts, unfit, reason)
-        write_text(temporary / CARD, card(session, held))
-    return Packed(folder, tuple(_remarks(settings, held, run)))
+        content = PackedContent(
+            metadata, allowed, results, len(entries), pictures, verdicts, unfit, reason
+        )
+        write_text(temporary / CARD, card(session, content))
+    return Packed(folder, tuple(_remarks(settings, content, run)))
 
 
 def packed_as(folder: Path) -> Mapping[str, Any]:
-    """What a packed folder was made from; empty where there is none."""
+    """The stamp and licence of a packed folder; empty where there is none."""
     restore_folder(folder)
-    about = Record.read(folder / METADATA, "Remove the folder.")
-    found: Mapping[str, Any] = about.to_json().get("packed", {}) if about else {}
-    return found
+    metadata = Record.read(folder / METADATA, "Remove the folder.")
+    packed: Mapping[str, Any] = metadata.to_json().get("packed", {}) if metadata else {}
+    return packed
 
 
 def stamp(run: RunFolder) -> str:
-    """Names all that a packed folder is made from: adapter, settings, measurements, version."""
+    """A hash of all that a packed folder is made from: adapter, settings, results, version."""
     files = (run.adapter / MANIFEST, run.config, run.results, run.index)
     parts = [__version__, *(f"{path.name} {sha256(path)}" for path in files if path.exists())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse to replace what was not packed, or what somebody has worked on.
+    """Refuse to replace a folder that was not packed, or whose card was edited.
 
     Raises:
         InputError: The folder holds something else, or its card was edited.
@@ -127,8 +129,8 @@ def check_writable(folder: Path) -> None:
         raise InputError(
             f"{folder}: holds something else, which would be lost", "Name a new folder with --out."
         )
-    kept, card = read_json(folder / MANIFEST), folder / CARD
-    if card.exists() and kept.get(CARD, {}).get("sha256") != sha256(card):
+    manifest, card = read_json(folder / MANIFEST), folder / CARD
+    if card.exists() and manifest.get(CARD, {}).get("sha256") != sha256(card):
         raise InputError(
             f"{card}: was edited since it was written, and would be lost",
             "Move it away, or name another folder with --out.",
@@ -136,22 +138,22 @@ def check_writable(folder: Path) -> None:
 
 
 def current_adapter(run: RunFolder) -> dict[str, Any]:
-    """What a run's adapter says of itself, after making sure that it is whole and the last.
+    """The metadata of a run's adapter, which must be intact and of the last checkpoint.
 
     Raises:
-        RunError: There is none, or training has gone on since.
+        RunError: There is no adapter, or training has gone on since.
         CorruptFileError: A file is not the one that was written and verified.
     """
     folder = find_adapter(run)
-    about = read_adapter(folder)
-    last = run.checkpoints()
-    if last and int(last[-1].name.rpartition("-")[2]) != about["step"]:
-        raise RunError(f"{folder}: written at step {about['step']}, and trained on since", AGAIN)
-    return about
+    metadata = read_adapter(folder)
+    last, step = run.checkpoints()[-1:], metadata["step"]
+    if last and int(last[0].name.rpartition("-")[2]) != step:
+        raise RunError(f"{folder}: written at step {step}, and trained on since", AGAIN)
+    return metadata
 
 
 def _for_clients(session: Session, folder: Path) -> tuple[tuple[Verdict, ...], str]:
-    """Write the files for other clients, one a denoiser, verified; or say why there are none."""
+    """Write and verify a file per denoiser for other clients; or return why there are none."""
     transformer = session.findings.denoisers[0] == "transformer"
     kind: Format = "transformer" if transformer else "kohya"
     made = deliver_kinds(session, read_trained(session), {kind: folder / kind})
@@ -159,30 +161,28 @@ def _for_clients(session: Session, folder: Path) -> tuple[tuple[Verdict, ...], s
 
 
 def _copy_adapter(
-    run: RunFolder, folder: Path, about: Mapping[str, Any], packed: Mapping[str, Any]
+    run: RunFolder, folder: Path, metadata: Mapping[str, Any], packed: Mapping[str, Any]
 ) -> None:
     for path in sorted(run.adapter.rglob("*")):
         name = path.relative_to(run.adapter)
         if path.is_file() and path.name not in (MANIFEST, METADATA):
             write_bytes(folder / name, path.read_bytes())
-    write_json(folder / METADATA, {**about, "packed": dict(packed)})
+    write_json(folder / METADATA, {**metadata, "packed": dict(packed)})
 
 
-def _measured(
-    run: RunFolder, about: Mapping[str, Any]
+def _evaluation(
+    run: RunFolder, metadata: Mapping[str, Any]
 ) -> tuple[Results | None, PictureIndex | None]:
-    """What was measured of this very adapter at strength 1, as the card calls it, and pictures."""
-    results, index = (
-        Results.read(run.results, MEASURE_AGAIN),
-        PictureIndex.read(run.index, MEASURE_AGAIN),
-    )
-    if results is None or index is None or _unlike(results, about):
+    """The evaluation of this adapter at strength 1, for which the card is written."""
+    results = Results.read(run.results, MEASURE_AGAIN)
+    index = PictureIndex.read(run.index, MEASURE_AGAIN)
+    if results is None or index is None or _mismatch(results, metadata):
         return None, None
     return results, index
 
 
 def _pictures(run: RunFolder, entries: Sequence[PromptPictures]) -> Iterator[dict[str, Any]]:
-    """For each prompt the pictures' places in the packed folder, and their files."""
+    """For each prompt, the pictures' paths in the packed folder, and their files."""
     for k, entry in enumerate(entries):
         row: dict[str, Any] = {"prompt": entry.prompt, "seed": entry.seed}
         for kind in KINDS:
@@ -193,9 +193,9 @@ def _pictures(run: RunFolder, entries: Sequence[PromptPictures]) -> Iterator[dic
         yield row
 
 
-def _unlike(results: Results, about: Mapping[str, Any]) -> str:
-    """Why a measurement is not of what a card shows; empty where it is."""
-    if results.trained_steps != about["step"]:
+def _mismatch(results: Results, metadata: Mapping[str, Any]) -> str:
+    """Why results do not belong to the adapter of the card; empty where they do."""
+    if results.trained_steps != metadata["step"]:
         return "was measured before it was trained further"
     if results.strength != 1:
         return f"was measured at strength {results.strength:.3g}, and the card is for strength 1"
@@ -209,17 +209,17 @@ def _write_workflow(
     if pictures:
         with Image.open(folder / pictures[0]["student"]) as picture:
             size = picture.size
-    made = graph(comparison(session, verdict.path.name, size))
+    made = graph(describe_workflow(session, verdict.path.name, size))
     write_json(folder / WORKFLOW, to_ui(made))
     write_json(folder / WORKFLOW_API, to_api(made))
 
 
-def _remarks(settings: Settings, held: Held, run: RunFolder) -> Iterator[str]:
-    """What the owner of a packed folder should know."""
-    if not held.licence:
+def _remarks(settings: Settings, content: PackedContent, run: RunFolder) -> Iterator[str]:
+    """Remarks for the owner of a packed folder."""
+    if not content.licence:
         yield (
-            "No licence: the base's own card is not here, or names none. Name the base's with "
-            "--license."
+            "No licence: the base's card is not available, or names none. Name the base's licence "
+            "with --license."
         )
     source = settings.pipeline.source
     if hub_id(source) is None and source != "bundled":
@@ -227,11 +227,11 @@ def _remarks(settings: Settings, held: Held, run: RunFolder) -> Iterator[str]:
             "No base_model in the card's front matter: the base is no repository of the hub here. "
             f"If it is one, write base_model: OWNER/NAME into {CARD}."
         )
-    if held.results is None:
+    if content.results is None:
         older = Results.read(run.results, AGAIN)
-        what = _unlike(older, held.about) if older else "is not measured yet"
+        what = _mismatch(older, content.metadata) if older else "is not measured yet"
         yield f"No table and no pictures: the adapter {what}. 'guidefold evaluate {run}' measures."
-    if held.unfit:
-        yield f"No file for other clients: {held.unfit}."
-    elif held.no_workflow:
-        yield f"No ComfyUI workflow: {held.no_workflow}."
+    if content.unfit:
+        yield f"No file for other clients: {content.unfit}."
+    elif content.no_workflow:
+        yield f"No ComfyUI workflow: {content.no_workflow}."

@@ -1,4 +1,4 @@
-"""A packed run onto the hub: shown, agreed to, and then one commit."""
+"""Upload a packed run to the hub in one commit, after the user has agreed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from guidefold.show.hub.pack import CARD, current_adapter, pack, packed_as, stam
 
 @dataclass(frozen=True)
 class Upload:
-    """What is about to be uploaded.
+    """A planned upload.
 
     Attributes:
         repository: ``OWNER/NAME``.
-        folder: Where the files lie.
-        files: Their names there, with their bytes.
-        exists: Whether the repository is there already: files of the same names are replaced.
-        private: Whether it is, or will be, seen by its owner alone.
-        remarks: What the owner should know.
+        folder: The packed folder.
+        files: The size in bytes of each file, by name.
+        exists: Whether the repository exists already: files of the same names are replaced.
+        private: Whether the repository is, or will be, private.
+        remarks: Remarks for the owner.
     """
 
     repository: str
@@ -46,21 +46,21 @@ def push(
     private: bool = False,
     licence: str | None = None,
 ) -> str | None:
-    """Upload a run's packed folder; it is packed first where it is missing or outdated.
+    """Upload a run's packed folder; a missing or outdated one is packed first.
 
     Args:
-        settings: The run's.
-        repository: ``OWNER/NAME`` on the hub; made where it is not there.
-        agree: Asked before anything leaves this machine.
-        private: Make the repository private.
-        licence: The base's, by the hub's identifier, where its own card is not here.
+        settings: The run's settings.
+        repository: ``OWNER/NAME`` on the hub; created if it does not exist.
+        agree: Called before anything is uploaded; False stops the upload.
+        private: Whether to make the repository private.
+        licence: The base's licence as the hub's identifier, where its card is not available.
 
     Returns:
-        The repository's address; None where nobody agreed.
+        The repository's address; None where ``agree`` returned False.
 
     Raises:
-        InputError: No such name, no token, a repository that holds something else, or a card that
-            the hub refuses.
+        InputError: An invalid name, no token, a repository that holds something else, or a card
+            that the hub refuses.
         RunError: There is no adapter, or training has gone on since it was written.
         FailedError: The hub cannot be reached, or fails.
     """
@@ -73,14 +73,15 @@ def push(
         )
     remarks = _packed(settings, run, licence)
     api = HfApi()
-    with _in_words(repository):
-        exists, seen = _state(api, repository)
-        if exists and private and not seen:
+    with _translated_errors(repository):
+        exists, is_private = _state(api, repository)
+        if exists and private and not is_private:
             raise InputError(
                 f"{repository}: is there already, and public",
                 "Make it private in its settings on the hub, or choose another name.",
             )
-        upload = Upload(repository, run.hub, _files(run.hub), exists, private or seen, remarks)
+        is_private = is_private or private
+        upload = Upload(repository, run.hub, _files(run.hub), exists, is_private, remarks)
         if not agree(upload):
             return None
         if not exists:
@@ -94,7 +95,7 @@ def push(
 
 
 def check_name(repository: str) -> None:
-    """Refuse what the hub would not take for a name.
+    """Refuse a name that the hub does not accept.
 
     Raises:
         InputError: It is no ``OWNER/NAME``.
@@ -104,27 +105,26 @@ def check_name(repository: str) -> None:
     except HFValidationError as error:
         raise InputError(f"{repository}: no name for a repository: {error}", "") from error
     if "/" not in repository:
-        raise InputError(f"{repository}: whose?", f"Name it OWNER/NAME: YOU/{repository}.")
+        raise InputError(f"{repository}: has no owner", f"Use OWNER/NAME: YOU/{repository}.")
 
 
 def _packed(settings: Settings, run: RunFolder, licence: str | None) -> tuple[str, ...]:
-    """Pack where it is needed; what is up to date keeps what was edited in its card."""
+    """Pack unless the folder is current; a current folder keeps edits of its card."""
     known = packed_as(run.hub)
     current = known.get("from") == stamp(run) and licence in (None, known.get("license"))
     return () if current else pack(settings, licence=licence).remarks
 
 
 def _files(folder: Path) -> dict[str, int]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in found
-        if path.name != MANIFEST and not path.name.startswith(".")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
     }
 
 
 def _operation(upload: Upload, name: str) -> CommitOperationAdd:
-    """A file of the commit; in the card the repository's name stands where it was left open."""
+    """A file of the commit; the card gets the repository's name in place of the placeholder."""
     path = upload.folder / name
     if name != CARD:
         return CommitOperationAdd(name, path)
@@ -133,26 +133,26 @@ def _operation(upload: Upload, name: str) -> CommitOperationAdd:
 
 
 def _state(api: HfApi, repository: str) -> tuple[bool, bool]:
-    """Whether a repository is there, and whether it is private.
+    """Whether a repository exists, and whether it is private.
 
     Raises:
-        InputError: It holds what was not pushed from here.
+        InputError: It holds no adapter of Guidefold's.
     """
     if not api.repo_exists(repository):
         return False, False
-    about = api.model_info(repository)
-    names = {file.rfilename for file in about.siblings or ()} - {".gitattributes"}
+    info = api.model_info(repository)
+    names = {file.rfilename for file in info.siblings or ()} - {".gitattributes"}
     if names and METADATA not in names:
         raise InputError(
             f"{repository}: is there already, and holds no adapter of Guidefold's",
             "Choose another name: files of the same names would be replaced.",
         )
-    return True, bool(about.private)
+    return True, bool(info.private)
 
 
 @contextmanager
-def _in_words(repository: str) -> Iterator[None]:
-    """What the hub and the way there answer, as errors that say what to do."""
+def _translated_errors(repository: str) -> Iterator[None]:
+    """Turn errors of the hub and of the network into errors with a remedy."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -164,7 +164,7 @@ def _in_words(repository: str) -> Iterator[None]:
             f"no connection to {constants.ENDPOINT} ({error})",
             "Nothing is half done: the same command begins again.",
         ) from error
-    except ValueError as error:  # the hub has read the card's front matter
+    except ValueError as error:  # the hub validates the card's front matter
         raise InputError(
             f"the hub refuses the card: {' '.join(str(error).split())}",
             f"Mend the front matter of {CARD} in the packed folder, or name a licence of the "
@@ -181,7 +181,7 @@ def _refusal(repository: str, error: HfHubHTTPError) -> InputError | FailedError
             f"{repository}: the token may not write there",
             "Make one that may write, or choose another owner.",
         )
-    said = " ".join(str(error.server_message or error).split())
+    message = " ".join(str(error.server_message or error).split())
     if status in range(400, 500):
-        return InputError(f"{repository}: the hub refuses it: {said}", "")
-    return FailedError(f"{repository}: the hub answers {status}: {said}", "Try again later.")
+        return InputError(f"{repository}: the hub refuses it: {message}", "")
+    return FailedError(f"{repository}: the hub answers {status}: {message}", "Try again later.")

@@ -15,31 +15,31 @@ from jinja2 import Environment, StrictUndefined
 from guidefold.deliver import LayerNames
 
 DEFAULT = ("euler", "normal")
-"""Of a solver without a sure name in ComfyUI."""
+"""The sampler and scheduler for a solver without a certain name in ComfyUI."""
 GAP, WIDTH, HEIGHT = 60, 320, 200
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What the workflow draws.
+class Workflow:
+    """All values of the workflow.
 
     Attributes:
         names: The denoiser's layers and configuration.
-        base: The base, for people.
-        encoders: How many text encoders its pipeline has.
+        base: The base's name.
+        encoders: The number of text encoders of the pipeline.
         lora: The LoRA's file name.
-        prompt: A prompt.
-        negative_prompt: The teacher's; folded into the student.
-        seed: Of both pictures.
-        steps: Of both pictures.
+        prompt: The prompt.
+        negative_prompt: The teacher's negative prompt, which is folded into the student.
+        seed: The seed of both pictures.
+        steps: The steps of both pictures.
         size: Width and height in pixels.
-        cfg: The teacher's, as ComfyUI counts it: 1 is off.
-        strength: The adapter's that stands for it.
+        cfg: The teacher's guidance scale as ComfyUI counts it: 1 is off.
+        strength: The adapter's strength that stands for ``cfg``.
         prediction_type: What the denoiser predicts.
         scheduler: The class of the pipeline's scheduler.
-        grid: That scheduler's configuration.
-        embedded_guidance: Where guidance is also embedded into the denoiser: to what.
-        remarks: What the teacher does that the workflow does not.
+        grid: The scheduler's configuration.
+        embedded_guidance: The value of guidance that is embedded into the denoiser besides CFG.
+        remarks: Differences between the run's teacher and the workflow.
     """
 
     names: LayerNames
@@ -65,11 +65,11 @@ class Node:
     """A node of the graph.
 
     Attributes:
-        kind: Its type in ComfyUI.
-        title: What stands over it; empty for ComfyUI's own word.
+        kind: The type in ComfyUI.
+        title: The title; empty for ComfyUI's default.
         at: Column and row.
-        values: What each widget holds, and for each input the number of a node and the place of
-            one of its outputs.
+        values: The value of each widget; for each input, a node's number and the index of one of
+            its outputs.
     """
 
     kind: str
@@ -79,13 +79,13 @@ class Node:
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """The types of what is joined to it, by name."""
+        """The types of its inputs, by name."""
         types: Mapping[str, str] = facts()["nodes"][self.kind].get("inputs", {})
         return types
 
     @property
     def widgets(self) -> Sequence[str]:
-        """The names of its widgets, in the order of the UI."""
+        """The names of its widgets, in the UI's order."""
         names: Sequence[str] = facts()["nodes"][self.kind].get("widgets", ())
         return names
 
@@ -94,20 +94,20 @@ Graph = Sequence[Node]
 """Nodes in the order in which they run, numbered from 1."""
 
 
-def graph(asked: Comparison) -> Graph:
+def graph(workflow: Workflow) -> Graph:
     """The nodes of a comparison: the template ``workflow.json.jinja``, its nodes numbered."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = (files("guidefold.show.hub") / "workflow.json.jinja").read_text(encoding="utf-8")
-    sampler, scheduler, _ = solver(asked.scheduler, asked.grid)
-    entry = base_entry(asked.names)
+    sampler, scheduler, _ = solver(workflow.scheduler, workflow.grid)
+    entry = base_entry(workflow.names)
     filled = environment.from_string(template).render(
-        asked=asked,
-        original=bool(asked.names.original),
+        workflow=workflow,
+        original=bool(workflow.names.original),
         encoder_type=entry.get("type"),
         embedded_guidance_node=entry.get("embedded_guidance"),
         sampler=sampler,
         scheduler=scheduler,
-        note=note(asked),
+        note=note(workflow),
     )
     described = json.loads(filled)
     numbers = {name: number for number, name in enumerate(described, 1)}
@@ -145,7 +145,7 @@ def to_ui(made: Graph) -> dict[str, Any]:
 
 
 def to_api(made: Graph) -> dict[str, Any]:
-    """The same for ComfyUI's server: what is queued, without places or the UI's own nodes."""
+    """The graph as ComfyUI's server takes it: without positions and without the UI's own nodes."""
     return {
         str(number): {
             "class_type": node.kind,
@@ -161,34 +161,34 @@ def to_api(made: Graph) -> dict[str, Any]:
     }
 
 
-def note(asked: Comparison) -> str:
-    """What the workflow's note says."""
-    sampler, grid, sure = solver(asked.scheduler, asked.grid)
-    where = "models/checkpoints" if asked.names.original else "models/diffusion_models"
+def note(workflow: Workflow) -> str:
+    """The text of the workflow's note."""
+    sampler, grid, sure = solver(workflow.scheduler, workflow.grid)
+    where = "models/checkpoints" if workflow.names.original else "models/diffusion_models"
     lines = [
-        f"Above: the teacher at CFG {asked.cfg:g}, two passes a step. Below: the student at CFG 1, "
-        "where ComfyUI leaves the second pass out.",
-        f"Choose in the loaders: {asked.base} ({where}, and what belongs to it). "
-        f"Put {asked.lora} into models/loras.",
+        f"Above: the teacher at CFG {workflow.cfg:g}, two passes a step. Below: the student at "
+        "CFG 1, where ComfyUI leaves the second pass out.",
+        f"Choose in the loaders: {workflow.base} ({where}, and what belongs to it). "
+        f"Put {workflow.lora} into models/loras.",
         "Seed, steps, sampler and scheduler must be the same in both samplers.",
-        f"The LoRA's strength is the dial: {asked.strength:g} stands for CFG {asked.cfg:g}, "
+        f"The LoRA's strength is the dial: {workflow.strength:g} stands for CFG {workflow.cfg:g}, "
         "0 for CFG 1. The student's CFG stays 1.",
     ]
-    if asked.negative_prompt:
-        lines.append("The negative prompt is folded into the LoRA; at CFG 1 nobody reads it.")
-    said = f"sampler {sampler}, scheduler {grid}"
+    if workflow.negative_prompt:
+        lines.append("The negative prompt is folded into the LoRA; at CFG 1 it has no effect.")
+    names = f"sampler {sampler}, scheduler {grid}"
     lines.append(
-        f"{asked.scheduler} is {said} here; where it steps may differ a little."
+        f"{workflow.scheduler} is {names} here; where it steps may differ a little."
         if sure
-        else f"{asked.scheduler} has no sure name in ComfyUI: {said} stands in for it, and the "
+        else f"{workflow.scheduler} has no sure name in ComfyUI: {names} stands in for it, and the "
         "pictures are others than in diffusers."
     )
-    if asked.names.original and not _known_sizes(asked.names):
+    if workflow.names.original and not _known_sizes(workflow.names):
         lines.append(
             "ComfyUI knows a UNet by its sizes, and this one has those of no released model: it "
             "may refuse the checkpoint."
         )
-    return "\n\n".join([*lines, *asked.remarks])
+    return "\n\n".join([*lines, *workflow.remarks])
 
 
 def solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str, bool]:
@@ -205,10 +205,9 @@ def solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str, bool]:
 
 
 def base_entry(names: LayerNames) -> Mapping[str, Any]:
-    """What is known of a transformer's kind; empty of UNets, and where nothing is."""
+    """The entry of ``workflow.toml`` for a transformer; empty for UNets and unknown ones."""
     kind = names.layout.architecture if names.layout else None
-    found = [entry for entry in facts()["transformer"] if entry["architecture"] == kind]
-    return found[0] if found else {}
+    return next((e for e in facts()["transformer"] if e["architecture"] == kind), {})
 
 
 @cache
