@@ -236,7 +236,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("ink", ["ink", "faint", "accent", "right", "wrong"])
 def test_text_stands_out_from_what_it_is_written_on(theme: int, ground: str, ink: str) -> None:
     """WCAG 2.2, 1.4.3 at level AA: a contrast of at least 4.5."""
-    css = files("guidefold").joinpath("page", "page.css").read_text(encoding="utf-8")
+    css = files("guidefold.show").joinpath("page", "page.css").read_text(encoding="utf-8")
     palettes = [
         dict(re.findall(r"--(\w+): (#\w{6});", block))
         for block in re.findall(r":root \{([^}]*)\}", css)

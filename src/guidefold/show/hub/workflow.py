@@ -111,31 +111,32 @@ def graph(workflow: Workflow) -> Graph:
     )
     described = json.loads(filled)
     numbers = {name: number for number, name in enumerate(described, 1)}
-    made = []
+    nodes = []
     for node in described.values():
-        joined = {n: v for n, v in node["values"].items() if isinstance(v, list)}
-        values = node["values"] | {n: [numbers[name], slot] for n, (name, slot) in joined.items()}
-        made.append(Node(node["kind"], node["title"], tuple(node["at"]), values))
-        assert values.keys() == {*made[-1].inputs, *made[-1].widgets}, node["kind"]
-    return made
+        # In the template a list is a link, [name of a node, index of its output].
+        links = {n: v for n, v in node["values"].items() if isinstance(v, list)}
+        values = node["values"] | {n: [numbers[name], slot] for n, (name, slot) in links.items()}
+        nodes.append(Node(node["kind"], node["title"], tuple(node["at"]), values))
+        assert values.keys() == {*nodes[-1].inputs, *nodes[-1].widgets}, node["kind"]
+    return nodes
 
 
-def to_ui(made: Graph) -> dict[str, Any]:
-    """The file that one drags into ComfyUI.
+def to_ui(nodes: Graph) -> dict[str, Any]:
+    """The file for ComfyUI's own window.
 
     Source: docs.comfy.org, Workflow JSON 0.4; a link is ``[number, from node, from output, to node,
     to input, type]``.
     """
     links = [
         [*node.values[name], number, place, kind]
-        for number, node in enumerate(made, 1)
+        for number, node in enumerate(nodes, 1)
         for place, (name, kind) in enumerate(node.inputs.items())
     ]
     numbered = [[k, *link] for k, link in enumerate(links, 1)]
     return {
-        "last_node_id": len(made),
+        "last_node_id": len(nodes),
         "last_link_id": len(numbered),
-        "nodes": [_ui_node(k, node, numbered) for k, node in enumerate(made, 1)],
+        "nodes": [_ui_node(k, node, numbered) for k, node in enumerate(nodes, 1)],
         "links": numbered,
         "groups": [],
         "config": {},
@@ -144,7 +145,7 @@ def to_ui(made: Graph) -> dict[str, Any]:
     }
 
 
-def to_api(made: Graph) -> dict[str, Any]:
+def to_api(nodes: Graph) -> dict[str, Any]:
     """The graph as ComfyUI's server takes it: without positions and without the UI's own nodes."""
     return {
         str(number): {
@@ -156,7 +157,7 @@ def to_api(made: Graph) -> dict[str, Any]:
             },
             "_meta": {"title": node.title or node.kind},
         }
-        for number, node in enumerate(made, 1)
+        for number, node in enumerate(nodes, 1)
         if node.kind != "Note"
     }
 
@@ -219,9 +220,10 @@ def facts() -> dict[str, Any]:
 
 def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[str, Any]:
     column, row = node.at
-    into = {link[4]: link[0] for link in links if link[3] == number}
     outputs = facts()["nodes"][node.kind].get("outputs", ())
-    outof = [[k[0] for k in links if k[1:3] == [number, slot]] for slot in range(len(outputs))]
+    # Both ends of a link name it: see to_ui for its fields.
+    incoming = {link[4]: link[0] for link in links if link[3] == number}
+    outgoing = [[k[0] for k in links if k[1:3] == [number, slot]] for slot in range(len(outputs))]
     return {
         "id": number,
         "type": node.kind,
@@ -231,11 +233,11 @@ def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[st
         "order": number - 1,
         "mode": 0,
         "inputs": [
-            {"name": name, "type": kind, "link": into[place]}
+            {"name": name, "type": kind, "link": incoming[place]}
             for place, (name, kind) in enumerate(node.inputs.items())
         ],
         "outputs": [
-            {"name": kind, "type": kind, "links": outof[slot], "slot_index": slot}
+            {"name": kind, "type": kind, "links": outgoing[slot], "slot_index": slot}
             for slot, kind in enumerate(outputs)
         ],
         "properties": {"Node name for S&R": node.kind},
