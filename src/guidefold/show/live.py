@@ -151,6 +151,7 @@ class LivePictures(PictureCache[Finished]):
     @property
     def dial(self) -> list[tuple[float, float]]:
         """Every strength of the slider, with the teacher's guidance scale."""
+        # 1e-9: rounding errors of a strength such as 35 / 20 must not add a position.
         count = math.ceil(NOTCHES * max(STRENGTHS[-1], self._measured.strongest) - 1e-9)
         strengths = {k / NOTCHES for k in range(count + 1)} | {self.session.compared.strength}
         return [(strength, self.guidance_at(strength)) for strength in sorted(strengths)]

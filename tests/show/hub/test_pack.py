@@ -156,7 +156,7 @@ def test_an_unmeasured_run_says_how_to_measure_it(packed: Callable[[str], Run]) 
     run = packed("sdxl")
     text = read_card(hub(run)).text
     assert "Gallery" not in text
-    assert "`guidefold evaluate RUN` does" in text
+    assert "`guidefold evaluate RUN` measures it" in text
     assert any("is not measured yet" in remark for remark in run[1])
 
 

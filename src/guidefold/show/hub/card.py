@@ -247,6 +247,7 @@ def _loading_lines(findings: Findings) -> list[str]:
         ]
     file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="guidance"'
     lines = ["pipeline.load_lora_weights(", f'    "{REPOSITORY}", {file}', ")"]
+    # Keys of every file begin with the first denoiser's name, which diffusers takes off as prefix.
     for name in others:
         part = f'    subfolder="{name}", prefix="{first}",'
         lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{REPOSITORY}", {file},', part, ")"]

@@ -58,6 +58,7 @@ def describe_workflow(session: Session, lora: str, size: Sequence[int] | None) -
         seed=0,  # any: ComfyUI makes other noise of a seed than diffusers does
         steps=session.settings.evaluate.steps,
         size=_size(session, names, size),
+        # ComfyUI's CFG is off at 1; a pipeline's guidance is off at its origin, 1 or 0.
         cfg=1 + session.compared.guidance - findings.origin,
         strength=session.compared.strength,
         prediction_type=findings.prediction_type,
