@@ -198,9 +198,9 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every probe of a pipeline."""
     real, counted = sessions.probe, list[int]()
 
-    def probe(*args: Any) -> Any:
+    def probe(*args: Any, **options: Any) -> Any:
         counted.append(1)
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(sessions, "probe", probe)
     return counted

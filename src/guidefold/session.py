@@ -1,4 +1,4 @@
-"""A run folder and the pipeline it is about, opened together and checked against each other."""
+"""A run folder and its pipeline, opened together and checked against each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -57,15 +57,15 @@ NeedsAll = Callable[[Settings, list[Prompt], list[Prompt]], bool]
 
 @dataclass
 class Session:
-    """What every verb works with.
+    """A run and its open pipeline, as every verb uses them.
 
     Attributes:
         run: The run's folder.
         settings: Its settings.
-        prompts: For training.
-        held_out: For measuring.
-        pipeline: The teacher's pipeline, nothing attached.
-        findings: What the probe found.
+        prompts: The prompts for training.
+        held_out: The prompts for measuring.
+        pipeline: The teacher's pipeline, without adapter.
+        findings: The probe's findings.
         device: Where the pipeline runs.
         complete: Whether the pipeline has all of its components.
         pristine: Whether the denoiser's weights are the teacher's.
@@ -91,7 +91,7 @@ class Session:
         """
         if not self.pristine or (all_components and not self.complete):
             self.pipeline = _open_pipeline(self.settings, self.device)
-            self.__dict__.pop("denoiser", None)  # cached, of the pipeline that was
+            self.__dict__.pop("denoiser", None)  # cached, of the earlier pipeline
             self.complete, self.pristine, self.others_on_cpu = True, True, False
         elif all_components and self.others_on_cpu:
             self._move_others(next(self.denoiser.parameters()).device)
@@ -104,25 +104,25 @@ class Session:
 
     @cached_property
     def denoiser(self) -> nn.Module:
-        """The module that is called at each step; several of them behind one door."""
+        """The module that is called at each step; several denoisers as one module."""
         return as_one_module(self.denoisers)
 
     def keep_denoiser_only(self) -> None:
-        """Let go of encoders and autoencoder: training on recorded states needs none of them."""
-        self._stay()
+        """Drop encoders and autoencoder: training on recorded states needs neither."""
+        self._remove_offload_hooks()
         self.complete = False
         for name in self._others():
             setattr(self.pipeline, name, None)
 
     def move_others_to_cpu(self) -> None:
-        """Let encoders and autoencoder wait on the CPU: training needs the denoiser alone."""
-        self._stay()
+        """Move encoders and autoencoder to the CPU: training needs only the denoiser."""
+        self._remove_offload_hooks()
         self._move_others("cpu")
         self.others_on_cpu = True
 
     @contextmanager
     def all_on_device(self) -> Iterator[None]:
-        """The whole pipeline where its denoiser is, for a while: to record, or to draw."""
+        """Within the context, all components are on the denoiser's device: to record or draw."""
         if not self.others_on_cpu:
             yield
             return
@@ -132,15 +132,15 @@ class Session:
         finally:
             self._move_others("cpu")
 
-    def _stay(self) -> None:
-        """No component comes and goes any more as it is called."""
+    def _remove_offload_hooks(self) -> None:
+        """Stop moving components to and from the accelerator when they are called."""
         if self.settings.pipeline.offload:
             self.pipeline.remove_all_hooks()
             self.complete = False
 
     def _others(self) -> dict[str, nn.Module]:
-        found = modules(self.pipeline)
-        return {n: module for n, module in found.items() if n not in self.findings.denoisers}
+        named = modules(self.pipeline).items()
+        return {n: module for n, module in named if n not in self.findings.denoisers}
 
     def _move_others(self, device: torch.device | str) -> None:
         for module in self._others().values():
@@ -148,18 +148,18 @@ class Session:
 
     @property
     def dial(self) -> Dial:
-        """The dial that the adapter is trained to; a written adapter has its marks."""
-        asked, trained = self.settings.adapter, self.settings.record.guidance
-        return Dial(self.findings.origin, asked.g_ref, trained, proportional=asked.dial)
+        """The dial that the adapter is trained to; a written adapter has measured marks."""
+        adapter, guidance = self.settings.adapter, self.settings.record.guidance
+        return Dial(self.findings.origin, adapter.g_ref, guidance, proportional=adapter.dial)
 
     @property
     def compared(self) -> Compared:
         """The teacher's guidance scale and the student's strength that pictures are measured at."""
-        asked = self.settings.evaluate
-        return self.dial.compare_at(asked.guidance, asked.strength)
+        evaluate = self.settings.evaluate
+        return self.dial.compare_at(evaluate.guidance, evaluate.strength)
 
     def guidance_of(self, kind: Kind) -> float:
-        """The guidance scale that a kind of picture is drawn at."""
+        """The guidance scale that a kind of picture is drawn with."""
         return self.compared.guidance if kind == "teacher" else self.findings.off
 
 
@@ -172,17 +172,17 @@ def open_session(
     keep_settings: bool = False,
     needs_all: NeedsAll | None = None,
 ) -> Iterator[Session]:
-    """Hold a run folder, open its pipeline, and make sure that they belong together.
+    """Lock a run folder, open its pipeline, and check that they belong together.
 
-    Everything that can be checked without a model is checked first. A run that cannot be written to
-    is opened all the same where it is only read.
+    Everything that can be checked without a model is checked first. A run folder without write
+    permission is opened as well, if it is only read.
 
     Args:
-        settings: The run's.
-        device: Where to; None takes ``pipeline.device``.
+        settings: The run's settings.
+        device: The pipeline's device; None takes ``pipeline.device``.
         main: Whether this process writes; other processes of one launch only read.
-        keep_settings: Whether the run goes on with these settings from now on. Measuring and
-            drawing do not decide that.
+        keep_settings: Whether to write these settings into the run. Measuring and drawing leave
+            the settings of an existing run as they are.
         needs_all: Decides, before anything is opened, whether the verb needs all components; if
             not, and the run has been probed, only the denoiser is loaded. None: all are needed.
 
@@ -192,9 +192,9 @@ def open_session(
     prompts, held_out = split_prompts(
         load_prompts(settings.prompts.path), settings.prompts.held_out_share
     )
-    kind = pipeline_class(settings.pipeline.source)
-    if kind is not None:
-        check_rows(kind, [*prompts, *held_out])
+    known_class = pipeline_class(settings.pipeline.source)
+    if known_class is not None:
+        check_rows(known_class, [*prompts, *held_out])
     place = str(device) if device is not None else resolve_device(settings.pipeline.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -221,84 +221,67 @@ def _open(
     *,
     write: bool = False,
 ) -> Session:
-    stored, call = read_findings(run), _probed_call(settings, prompts)
-    complete = stored is None or needs_all is None or needs_all(settings, prompts, held_out)
-    pipeline = None
-    if stored is not None and not complete:
-        pipeline = _open_denoiser(settings.pipeline, stored, device)
-        if pipeline is not None and not still_valid(run, stored, pipeline, call.kept):
-            pipeline = None  # for the whole pipeline to show, probed anew
-    if stored is not None and pipeline is not None:
-        _check_guidance(settings, stored)
-        return Session(run, settings, prompts, held_out, pipeline, stored, device, complete=False)
+    stored, arguments = read_findings(run), _probe_arguments(settings, prompts)
+    if stored is not None and needs_all is not None and not needs_all(settings, prompts, held_out):
+        denoiser = _open_denoiser(settings.pipeline, stored, device)
+        # Findings that no longer hold need a new probe, and a probe needs the whole pipeline.
+        if denoiser is not None and still_valid(run, stored, denoiser, arguments):
+            _check_guidance(settings, stored)
+            return Session(
+                run, settings, prompts, held_out, denoiser, stored, device, complete=False
+            )
     pipeline = _open_pipeline(settings, device)
     refuse_folded(pipeline, settings.pipeline.source)
     check_tokenizers(pipeline)
-    known = stored is not None and still_valid(run, stored, pipeline, call.kept)
-    findings = stored if stored is not None and known else probe(pipeline, *call.given)
+    known = stored is not None and still_valid(run, stored, pipeline, arguments)
+    findings = stored if stored is not None and known else probe(pipeline, **arguments)
     _check_guidance(settings, findings)
     if stored is not None:
         stored.check_same_base(findings)
     if write and not known:
-        write_findings(run, findings, pipeline, call.kept)
+        write_findings(run, findings, pipeline, arguments)
     return Session(run, settings, prompts, held_out, pipeline, findings, device)
 
 
 def _open_pipeline(settings: Settings, device: str) -> DiffusionPipeline:
-    """The whole pipeline, where it will run."""
-    asked = settings.pipeline
-    place = "cpu" if asked.offload else device
+    """Open the whole pipeline on its device, or on the CPU where it is offloaded."""
+    wanted = settings.pipeline
+    place = "cpu" if wanted.offload else device
     pipeline = open_pipeline(
-        asked.source, config=asked.config, dtype=DTYPES[asked.dtype], device=place
+        wanted.source, config=wanted.config, dtype=DTYPES[wanted.dtype], device=place
     )
-    if asked.offload:
+    if wanted.offload:
         offload(pipeline, device)
     return pipeline
 
 
-class _ProbedCall(NamedTuple):
-    """What a probe is given beside the pipeline.
-
-    Attributes:
-        given: The arguments of :func:`~guidefold.listen.probe.probe`.
-        kept: The same as JSON can hold it.
-    """
-
-    given: tuple[Any, ...]
-    kept: dict[str, Any]
-
-
-def _probed_call(settings: Settings, prompts: list[Prompt]) -> _ProbedCall:
-    asked = settings.pipeline
-    guidance = max(settings.adapter.g_ref, *settings.record.guidance)  # surely on, if any is
-    rows = [prompt for prompt in prompts[:2] if prompt.columns]
-    kept = {
-        "call": asked.call,
-        "guidance": guidance,
-        "negative_prompt": asked.negative_prompt,
-        "guided_share": asked.guided_share,
-        "rows": [row.digest for row in rows],
+def _probe_arguments(settings: Settings, prompts: list[Prompt]) -> dict[str, Any]:
+    """All arguments of :func:`~guidefold.listen.probe.probe` but the pipeline."""
+    return {
+        "call": settings.pipeline.call,
+        # The largest scale: if the run has one at which guidance is on, it is this one.
+        "guidance": max(settings.adapter.g_ref, *settings.record.guidance),
+        "negative_prompt": settings.pipeline.negative_prompt,
+        "guided_share": settings.pipeline.guided_share,
+        "rows": [prompt for prompt in prompts[:2] if prompt.columns],
     }
-    return _ProbedCall(
-        (asked.call, guidance, asked.negative_prompt, asked.guided_share, rows), kept
-    )
 
 
 def _open_denoiser(
-    asked: PipelineSettings, stored: Findings, device: str
+    settings: PipelineSettings, stored: Findings, device: str
 ) -> DiffusionPipeline | None:
-    """The pipeline without encoders and autoencoder, which are not even loaded.
+    """Open a pipeline without loading its encoders and autoencoder.
 
     Returns:
-        The pipeline; None where it cannot be opened so.
+        The pipeline; None if it cannot be opened without them.
     """
-    if Path(asked.source).is_file():
+    if Path(settings.source).is_file():
         return None
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that a safety checker is missing is no news
+    logging.set_verbosity_error()  # no warning about the safety checker, which is left out too
     try:
         pipeline = open_pipeline(
-            asked.source, dtype=DTYPES[asked.dtype], device=device, only=stored.denoisers
+            settings.source, dtype=DTYPES[settings.dtype], device=device, only=stored.denoisers
         )
     except PipelineError:
         return None
@@ -308,7 +291,7 @@ def _open_denoiser(
 
 
 def _check_guidance(settings: Settings, findings: Findings) -> None:
-    """Strength measures from ``origin`` to ``g_ref``: guidance must be on beyond it.
+    """Check that guidance is on at every scale of the settings: strength counts from ``origin``.
 
     Raises:
         ConfigError: Names the setting and the value that switches guidance off.

@@ -9,7 +9,7 @@ from toys import some_findings
 from zoo import ZOO
 
 from guidefold.ground.errors import CorruptFileError, MismatchError, UnfoldableError
-from guidefold.listen.findings import Findings, describe
+from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.output_map import OutputMap
 
 
@@ -19,8 +19,8 @@ def findings() -> Findings:
 
 
 def said(findings: Findings) -> dict[str, str]:
-    """The table of :func:`describe`."""
-    lines = describe(findings)
+    """The table of :func:`describe_findings`."""
+    lines = describe_findings(findings)
     return {line[:20].rstrip(): line[20:] for line in lines[: lines.index("")]}
 
 
@@ -117,7 +117,10 @@ def test_a_call_at_a_scale_is_the_student_s_where_guidance_is_off(findings: Find
 
 
 def test_what_was_found_is_said_with_what_follows_from_it(findings: Findings) -> None:
-    assert describe(findings)[-2:] == ["", "Its guidance can be folded: 50% of the passes saved."]
+    assert describe_findings(findings)[-2:] == [
+        "",
+        "Its guidance can be folded: 50% of the passes saved.",
+    ]
     assert said(findings) == {
         "pipeline": "SomePipeline, SomeScheduler, epsilon",
         "denoiser": "unet (SomeModel), weights 0123456789abcdef",
@@ -165,4 +168,4 @@ def test_what_is_otherwise_is_said_in_its_row_alone(
 
 
 def test_the_passes_saved_are_those_of_the_passes_there_were(findings: Findings) -> None:
-    assert "67% of the passes saved" in describe(replace(findings, passes_on=3.0))[-1]
+    assert "67% of the passes saved" in describe_findings(replace(findings, passes_on=3.0))[-1]

@@ -33,7 +33,7 @@ def probe(
     """
     settings = _settings(pipeline, overrides, config, inputs)
     from guidefold import api
-    from guidefold.listen import check_rows, describe
+    from guidefold.listen import check_rows, describe_findings
     from guidefold.pipeline import (
         DTYPES,
         pipeline_class,
@@ -71,7 +71,7 @@ def probe(
         typer.echo(json.dumps(found, indent=2))
     else:
         beware = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
-        console.print("\n".join([*describe(findings), *beware]), markup=False)
+        console.print("\n".join([*describe_findings(findings), *beware]), markup=False)
 
 
 def _settings(

@@ -17,8 +17,8 @@ from guidefold.listen.arguments import (
 )
 from guidefold.listen.call import call_inputs, check_rows, guidance_argument, run_inputs
 from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
-from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed, map_output_tensors
-from guidefold.listen.findings import Findings, describe
+from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed
+from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
 from guidefold.listen.listener import Call, Listener, Step
 from guidefold.listen.output_map import fit_rows, output_tensor, rows_of
@@ -45,7 +45,7 @@ __all__ = [
     "check_rows",
     "check_tokenizers",
     "denoisers_of",
-    "describe",
+    "describe_findings",
     "drive",
     "fit_rows",
     "flatten",
@@ -55,7 +55,6 @@ __all__ = [
     "guiders",
     "join",
     "lora_loader",
-    "map_output_tensors",
     "output_tensor",
     "prediction_type",
     "probe",

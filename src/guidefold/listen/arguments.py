@@ -1,13 +1,14 @@
-"""Denoiser arguments as data: find what is batched, split a batch, join one, lay it flat.
+"""Denoiser arguments as data: find what is batched, split a batch, join samples, flatten for files.
 
-A tree is nested lists, tuples and dictionaries with tensors and plain values as leaves. How a tree
-is batched is learnt by comparison: of the arguments for one prompt and the arguments for two, what
-doubled is batched. No pipeline's argument names appear here.
+A tree is nested lists, tuples and dictionaries with tensors and plain values as leaves. The layout
+of a batch is found by comparison: between the arguments for one prompt and those for two, whatever
+doubles is batched. No pipeline's argument names appear here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ import torch
 from guidefold.ground import UnfoldableError
 
 Tree = Any
-# How a tree is batched, as JSON: {"axis": 0} a tensor, {"each": null} a list, an entry a sample,
-# {"items": [...]} or {"fields": {...}} a container, null a leaf that all samples share.
+# How a tree is batched, as JSON: {"axis": 0} a tensor, {"each": null} a list with one entry per
+# sample, {"items": [...]} or {"fields": {...}} a container, null a leaf that all samples share.
 Layout = dict[str, Any] | None
 
 KEYS: dict[str, type] = {"fields": str, "numbered": int}
-"""How a dictionary lies in a file, by the type of its keys."""
+"""The name of a dictionary in a file, by the type of its keys."""
 
 
 class NotBatchableError(Exception):
@@ -33,10 +34,10 @@ def find_layout(one: Tree, two: Tree, path: str = "arguments") -> Layout:
     Args:
         one: Arguments of a call for one sample.
         two: Arguments of the same call for two samples of the same shape.
-        path: Where in the arguments, for messages.
+        path: The place within the arguments, for messages.
 
     Returns:
-        The layout: which leaves are batched, and along which axis.
+        The layout: the batched leaves and their axes.
 
     Raises:
         UnfoldableError: The two do not have the same form.
@@ -57,7 +58,7 @@ def find_layout(one: Tree, two: Tree, path: str = "arguments") -> Layout:
 
 
 def split(tree: Tree, layout: Layout, count: int) -> list[Tree]:
-    """Cut the arguments for ``count`` samples into arguments for one each; tensors are views."""
+    """Split the arguments for ``count`` samples into one tree per sample; tensors are views."""
     if layout is None:
         return [tree] * count
     if "axis" in layout:
@@ -72,10 +73,10 @@ def split(tree: Tree, layout: Layout, count: int) -> list[Tree]:
 
 
 def join(trees: Sequence[Tree], layout: Layout) -> Tree:
-    """Make one call's arguments of several samples' arguments.
+    """Join the arguments for several samples into those of one call.
 
-    A scalar tensor that all share within a call but that differs between the samples (the timestep)
-    becomes a vector with an entry a sample.
+    A scalar tensor that is shared within each call but differs between the samples (the timestep)
+    becomes a vector with one entry per sample.
 
     Raises:
         NotBatchableError: Shapes or plain values differ.
@@ -100,13 +101,13 @@ def join(trees: Sequence[Tree], layout: Layout) -> Tree:
 
 
 def flatten(tree: Tree, path: str = "arguments") -> tuple[Any, dict[str, torch.Tensor]]:
-    """Lay a tree flat for a file.
+    """Separate a tree into JSON and tensors, as files hold them.
 
     Returns:
         ``(skeleton, tensors)``: JSON in which tensors are named by their path, and the tensors.
 
     Raises:
-        UnfoldableError: A leaf that no file can hold.
+        UnfoldableError: The tree has a leaf that cannot be stored.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -118,14 +119,15 @@ def flatten(tree: Tree, path: str = "arguments") -> tuple[Any, dict[str, torch.T
             return {"value": node}
         if isinstance(node, torch.dtype):
             return {"dtype": str(node).removeprefix("torch.")}
-        for kind, of in KEYS.items():
-            if isinstance(node, Mapping) and all(type(k) is of for k in node):
+        for kind, key_type in KEYS.items():
+            if isinstance(node, Mapping) and all(type(k) is key_type for k in node):
                 return {kind: {str(k): visit(v, f"{where}.{k}") for k, v in node.items()}}
         if isinstance(node, list | tuple):
             kind = "tuple" if isinstance(node, tuple) else "list"
             return {kind: [visit(v, f"{where}.{i}") for i, v in enumerate(node)]}
         raise UnfoldableError(
-            f"{where}: the denoiser is called with {describe(node)}, which cannot be recorded",
+            f"{where}: the denoiser is called with {describe_value(node)}, "
+            "which cannot be recorded",
             "Guidefold records tensors, numbers, text, lists and dictionaries.",
         )
 
@@ -148,11 +150,13 @@ def unflatten(skeleton: Any, tensor: Callable[[str], torch.Tensor]) -> Tree:
 
 
 def tree_map(function: Callable[[torch.Tensor], torch.Tensor], tree: Tree) -> Tree:
-    """Apply a function to every tensor of a tree; other leaves stay."""
+    """Apply a function to every tensor of a tree; other leaves stay, and so do output classes."""
     if isinstance(tree, torch.Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {k: tree_map(function, v) for k, v in tree.items()}
+        mapped = {k: tree_map(function, v) for k, v in tree.items()}
+        # The output classes of diffusers and transformers are mappings and data classes at once.
+        return type(tree)(**mapped) if is_dataclass(tree) else mapped
     if isinstance(tree, list | tuple):
         return type(tree)(tree_map(function, v) for v in tree)
     return tree
@@ -171,7 +175,7 @@ def tensors_of(tree: Tree) -> Iterator[torch.Tensor]:
 
 
 def trees_close(one: Tree, two: Tree) -> bool:
-    """Whether two trees have one form and the same leaves, but for the noise of their precision."""
+    """Whether two trees have the same form and leaves, up to rounding in their precision."""
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         if one.shape != two.shape or not one.is_floating_point():
             return torch.equal(one, two)
@@ -183,8 +187,8 @@ def trees_close(one: Tree, two: Tree) -> bool:
     return type(one) is type(two) and bool(one == two)
 
 
-def describe(value: object) -> str:
-    """A value's type, and its shape where it has one."""
+def describe_value(value: object) -> str:
+    """A value's type, and its shape if it has one."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, list | tuple):
@@ -204,7 +208,7 @@ def _tensor_layout(one: torch.Tensor, two: torch.Tensor, path: str) -> Layout:
 
 def _unlike(path: str, one: Tree, two: Tree) -> UnfoldableError:
     return UnfoldableError(
-        f"{path}: {describe(one)} for one prompt, {describe(two)} for two",
+        f"{path}: {describe_value(one)} for one prompt, {describe_value(two)} for two",
         "Guidefold cannot tell how this pipeline batches its denoiser's arguments.",
     )
 

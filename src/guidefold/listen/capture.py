@@ -1,9 +1,9 @@
-"""Drive a pipeline and listen; follow what was driven: the only file that knows diffusers' seam.
+"""Drive a pipeline and record its steps; follow a driven run with other settings.
 
-Every diffusers pipeline has two places where all that matters passes: ``scheduler.step``, where the
-guided prediction arrives whatever arithmetic made it, and the denoiser's ``forward``, where the
-exact arguments arrive that a stock pipeline will use. A :class:`Listener` stands at both and
-disturbs neither: a driven run equals an undriven one bit for bit.
+Two calls carry all that matters in every diffusers pipeline: ``scheduler.step`` gets the guided
+prediction, whatever arithmetic made it, and the denoiser's ``forward`` gets the exact arguments
+that a stock pipeline will use. A :class:`Listener` intercepts both and changes neither: a driven
+run equals an undriven one bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from guidefold.listen.listener import Listener, Step
 from guidefold.listen.output_map import fit_rows
 
 GUIDER = "guider"
-"""Some pipelines are guided by a component; ``guider.NAME`` in a run's arguments sets it."""
+"""Some pipelines have a component that guides; a run's argument ``guider.NAME`` sets its NAME."""
 
 
 def drive(
@@ -39,12 +39,12 @@ def drive(
     listened: Mapping[str, nn.Module],
     **listening: Any,
 ) -> list[Step]:
-    """Run a pipeline to its last latents and record what passes.
+    """Run a pipeline to its last latents and record its steps.
 
     Args:
         pipeline: The pipeline.
         inputs: Arguments of its call, without generator and output type.
-        seeds: One per prompt; fresh generators are built from them.
+        seeds: One seed per prompt, for a fresh generator.
         listened: Modules to listen at.
         **listening: Further arguments of :class:`Listener`.
 
@@ -55,7 +55,7 @@ def drive(
         UnfoldableError: The pipeline does not step its own scheduler, or takes no generator.
     """
     with Listener(pipeline, listened, **listening) as listener:
-        run(pipeline, inputs, seeds, output_type=_undecoded(pipeline))
+        run(pipeline, inputs, seeds, output_type=_cheapest_output_type(pipeline))
     if not listener.steps:
         raise UnfoldableError(
             f"{type(pipeline).__name__}: never steps its scheduler "
@@ -73,21 +73,21 @@ def follow(
     driven: Sequence[Step],
     **listening: Any,
 ) -> list[Step]:
-    """Run a pipeline with other settings along the states of a driven run.
+    """Run a pipeline with other settings through the states of a driven run.
 
     Args:
         pipeline: The same pipeline.
         inputs: Arguments of its call, which may differ in guidance.
-        seeds: The driven run's.
+        seeds: The driven run's seeds.
         listened: Modules to listen at.
         driven: The states to visit.
         **listening: Further arguments of :class:`Listener`.
 
     Returns:
-        What the pipeline would have said at each of the driven states.
+        One entry per step, with the pipeline's model output at the driven state.
 
     Raises:
-        CaptureError: It stands at another state, or takes another number of steps.
+        CaptureError: The pipeline reaches another state, or takes another number of steps.
     """
 
     def redirect(index: int, state: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
@@ -122,39 +122,39 @@ def run(
     """Call a pipeline with fresh generators.
 
     Raises:
-        UnfoldableError: Its call takes no generator, so that no run can be repeated.
+        UnfoldableError: The call takes no generator, so that no run can be repeated.
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     if "generator" not in parameters:
         raise UnfoldableError(f"{type(pipeline).__name__}: its call takes no generator")
-    # With one prompt a plain generator, as users do: some solvers take no list.
+    # One prompt gets a plain generator, as from users: some solvers take no list.
     generators = [generator(seed) for seed in seeds]
     optional = {"output_type": output_type} if "output_type" in parameters else {}
     call = {name: value for name, value in inputs.items() if "." not in name}
-    guided = _guided(pipeline, {n: v for n, v in inputs.items() if "." in n})
-    with guided, _own_randomness(seeds):
+    guider_settings = {n: v for n, v in inputs.items() if "." in n}
+    with _guiders_set(pipeline, guider_settings), _torch_seeded(seeds):
         return pipeline(
             **call, generator=generators[0] if len(generators) == 1 else generators, **optional
         )
 
 
 @contextmanager
-def _own_randomness(seeds: Sequence[int]) -> Iterator[None]:
-    """Seed torch's own states for a while: some pipelines draw from them, generator or not."""
+def _torch_seeded(seeds: Sequence[int]) -> Iterator[None]:
+    """Seed torch's global generators within the context: some pipelines ignore their generator."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(derive_seed(seeds[0], "torch"))
         yield
 
 
-def _undecoded(pipeline: DiffusionPipeline) -> str:
-    """The output type that costs least; that they know no latents is said only after the run."""
+def _cheapest_output_type(pipeline: DiffusionPipeline) -> str:
+    """``latent`` skips the autoencoder; pipelines without it would complain only after the run."""
     return "latent" if compat.names_latents(pipeline) else "pt"
 
 
 @contextmanager
-def _guided(pipeline: DiffusionPipeline, asked: Mapping[str, Any]) -> Iterator[None]:
-    """The pipeline's guiders set for a while; each is made afresh, so that none remembers."""
-    values = {name.removeprefix(f"{GUIDER}."): value for name, value in asked.items()}
+def _guiders_set(pipeline: DiffusionPipeline, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Replace the guiders within the context by new ones: a used guider keeps state."""
+    values = {name.removeprefix(f"{GUIDER}."): value for name, value in settings.items()}
     before = guiders(pipeline) if values else {}
     try:
         for name, guider in before.items():
@@ -172,15 +172,15 @@ def guiders(pipeline: DiffusionPipeline) -> dict[str, Any]:
 
 
 def denoisers_of(steps: Iterable[Step]) -> tuple[str, ...]:
-    """The components called last before a step, in order of appearance.
+    """The names of the components that are called last before a step, in order of appearance.
 
-    Encoders are called before the first step only, control networks before the denoiser.
+    Encoders are called only before the first step, control networks before the denoiser.
     """
     return tuple(dict.fromkeys(step.calls[-1].denoiser for step in steps if step.calls))
 
 
 def passes_of(steps: Sequence[Step]) -> float:
-    """Samples through the listened denoisers per step."""
+    """The number of samples through the listened denoisers per step."""
     return sum(step.rows for step in steps) / len(steps)
 
 

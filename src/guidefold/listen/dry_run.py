@@ -1,4 +1,4 @@
-"""Ask, at no cost, what a pipeline asks its denoiser at given states, and does with the answer."""
+"""Follow a driven run with a stub as denoiser: the denoiser's arguments and the output map."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from guidefold.pipeline import COMPONENT
 
 @dataclass(frozen=True)
 class DryRun:
-    """What was heard at each state.
+    """What a run with a stubbed denoiser shows of each step.
 
     Attributes:
-        arguments: ``(args, kwargs)`` of the denoiser's call at each step.
-        timesteps: Of each step.
-        output_map: What happens to the denoiser's raw output, the same at every step.
-        scalings: Of each step, where the map is scaled; else None.
-        rows: Of the model output at each step.
+        arguments: ``(args, kwargs)`` of the denoiser's call.
+        timesteps: The scheduler's timesteps.
+        output_map: The map from the denoiser's raw output to the model output; one for all steps.
+        scalings: The affine part of the map, if it is scaled; else None.
+        rows: The number of the model output's rows.
     """
 
     arguments: list[Tree]
@@ -44,13 +44,13 @@ class DryRun:
     rows: list[int]
 
     def training_target(self, index: int, model_output: torch.Tensor) -> torch.Tensor:
-        """What the student has to say at a step for a model output."""
+        """The output of :attr:`output_map` that the student must give for a model output."""
         scaling = self.scalings[index]
         model_output = fit_rows(model_output, self.rows[index])
         return model_output if scaling is None else scaling.invert(model_output)
 
     def model_output(self, index: int, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """What becomes of a raw output at a step."""
+        """The model output that a raw output of the denoiser becomes at a step."""
         selected, scaling = self.output_map(raw, shape), self.scalings[index]
         return selected if scaling is None else scaling.apply(selected)
 
@@ -68,33 +68,35 @@ def follow_stubbed(
     Args:
         pipeline: The pipeline.
         inputs: The student's call arguments.
-        seeds: The driven run's.
+        seeds: The driven run's seeds.
         listened: The denoisers.
         driven: The states to visit.
-        stub: Answers in the denoisers' place.
+        stub: The stub that replaces the denoisers.
 
     Returns:
-        What was heard.
+        Arguments and output map.
 
     Raises:
         UnfoldableError: Calls and steps do not pair, or the output map is unknown.
         CaptureError: The map changes between steps.
     """
 
-    def heard(draw: int) -> tuple[list[Step], list[torch.Tensor]]:
+    def follow_with(draw: int) -> tuple[list[Step], list[torch.Tensor]]:
         stub.clear(draw)
         steps = follow(pipeline, inputs, seeds, listened, driven, stub=stub, keep_arguments=True)
         check_pairs(pipeline, steps)
         return steps, list(stub.answers)
 
-    steps, raws = heard(0)
+    steps, raws = follow_with(0)
     arguments = [arguments_of(step, several=len(listened) > 1) for step in steps]
     timesteps = [step.timestep for step in steps]
     try:
         maps = [find_output_map(r, s.model_output) for r, s in zip(raws, steps, strict=True)]
         scalings: list[Scaling | None] = [None] * len(steps)
     except UnfoldableError:
-        others, other_raws = heard(1)
+        # The map is not exact as it stands, so the pipeline may mix the state in: compare two
+        # draws of noise at the same states, in whose difference the state cancels.
+        others, other_raws = follow_with(1)
         pairs = zip(
             zip(raws, other_raws, strict=True), zip(steps, others, strict=True), strict=True
         )
@@ -111,7 +113,7 @@ def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:
     """Each step of the scheduler must belong to one call of a denoiser.
 
     Raises:
-        UnfoldableError: It does not; says which does not.
+        UnfoldableError: A step has none, or several; the error names it.
     """
     for index, step in enumerate(steps):
         if len(step.calls) != 1:
@@ -123,23 +125,23 @@ def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:
 
 
 def arguments_of(step: Step, *, several: bool) -> Tree:
-    """The arguments of a step's only call; of several denoisers they say which is called."""
+    """The arguments of a step's only call; with several denoisers, also the called one's name."""
     (call,) = step.calls
     args, kwargs = call.arguments
     return args, {**kwargs, COMPONENT: call.denoiser} if several else kwargs
 
 
 class RandomStub:
-    """Answers in a denoiser's place with noise of the right form, at no cost.
+    """Replaces a denoiser: returns noise of the same form, at no cost.
 
-    The real denoiser is asked once per shape of arguments; its answer is the template.
+    The real denoiser is called once per shape of arguments; its output is the template.
 
     Args:
-        seed: Of the noise.
+        seed: The seed of the noise.
 
     Attributes:
-        answers: The first tensor of every answer since the last :meth:`clear`.
-        real_calls: How often the real denoiser was asked.
+        answers: The first tensor of every returned output since the last :meth:`clear`.
+        real_calls: The number of calls of the real denoiser.
     """
 
     def __init__(self, seed: int) -> None:
@@ -153,7 +155,7 @@ class RandomStub:
         """Forget the answers, keep the templates.
 
         Args:
-            draw: Another number gives other answers from now on.
+            draw: The number of the draw; another number gives other noise.
         """
         self.answers.clear()
         self._draw_number = draw
@@ -166,7 +168,7 @@ class RandomStub:
         if key not in self._templates:
             self._templates[key] = denoiser(*args, **kwargs)
             self.real_calls += 1
-        output = map_output_tensors(self._draw, self._templates[key])
+        output = tree_map(self._draw, self._templates[key])
         self.answers.append(output_tensor(output))
         return output
 
@@ -174,10 +176,3 @@ class RandomStub:
         place = (self._seed, self._draw_number, len(self.answers))
         noise = torch.randn(like.shape, generator=generator(*place))
         return noise.to(like) if like.is_floating_point() else like
-
-
-def map_output_tensors(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
-    """Apply a function to every tensor of a denoiser's output, keeping its class."""
-    if isinstance(output, Mapping):  # a diffusers BaseOutput is a mapping with attributes
-        return type(output)(**{k: tree_map(function, v) for k, v in output.items()})
-    return tree_map(function, output)

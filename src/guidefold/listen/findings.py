@@ -1,4 +1,4 @@
-"""What a probe finds out about a pipeline; stored with a run, compared when it is opened again."""
+"""The findings of a probe; stored with a run, compared when its pipeline is opened again."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BASE = (
     "fingerprint",
 )
 
-# Fields that a file names otherwise: 0.1.0 wrote this one so.
-KEYS = {"mixed_lengths": "company"}
+# Fields whose key in files is another: version 0.1.0 named them.
+FILE_KEYS = {"mixed_lengths": "company"}
 
 LOADERS = {
     "diffusers": "diffusers (load_lora_weights), or fused",
@@ -35,7 +35,7 @@ LOADERS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What a probe found.
+    """The facts about a pipeline that folding depends on.
 
     Attributes:
         pipeline: The pipeline's class.
@@ -43,22 +43,22 @@ class Findings:
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
         denoisers: The components that are called at each step; several split the timesteps.
         denoiser_class: Their class.
-        fingerprint: Of their weights.
-        guidance_argument: The call argument that scales guidance; ``guider.guidance_scale`` where a
-            component of that kind does.
+        fingerprint: The fingerprint of their weights.
+        guidance_argument: The call argument that scales guidance; ``guider.guidance_scale`` if a
+            component does.
         off: The value that switches guidance off.
-        also_off: What else the student is called with, so that one pass is left.
-        origin: Where guidance, as it is scaled, comes to nothing: the scale of strength 0. It is
-            ``off`` but in pipelines that write ``cond + s * (cond - uncond)`` and switch at 1.
+        also_off: Further call arguments of the student, needed to leave a single pass.
+        origin: The guidance scale at which guidance is zero: the scale of strength 0. It equals
+            ``off`` except in pipelines that write ``cond + s * (cond - uncond)`` and switch at 1.
         linear: Whether the target is linear in the guidance scale; else the dial is approximate.
         passes_on: Passes per step and picture with guidance on.
         passes_off: Passes per step and picture with guidance off.
-        output_map: What happens to the denoiser's raw output.
-        layout: How the denoiser's arguments are batched; None where only one prompt at a time goes.
+        output_map: The map from the denoiser's raw output to the model output.
+        layout: The layout of batched denoiser arguments; None if they cannot be batched.
         mixed_lengths: Whether prompts of different lengths can be batched in one call.
-        loader: Who loads the adapter: ``diffusers``, or plain ``peft``.
-        targets: How many layers of each preset a LoRA can be put on.
-        left_out: How many linear layers and convolutions it cannot be put on.
+        loader: The library that loads the adapter: ``diffusers``, or plain ``peft``.
+        targets: The number of layers of each preset that a LoRA can adapt.
+        left_out: The number of linear layers and convolutions that it cannot adapt.
     """
 
     pipeline: str
@@ -83,10 +83,10 @@ class Findings:
 
     @property
     def denoiser(self) -> str:
-        """The only denoiser.
+        """The only denoiser's name.
 
         Raises:
-            UnfoldableError: There are several.
+            UnfoldableError: There are several denoisers.
         """
         if len(self.denoisers) > 1:
             raise UnfoldableError(
@@ -97,18 +97,18 @@ class Findings:
         return self.denoisers[0]
 
     def scale_arguments(self, guidance: float) -> dict[str, Any]:
-        """Call arguments that set a guidance scale; with ``off``, the student's."""
+        """Call arguments that set a guidance scale; for ``off``, all that the student needs."""
         also = self.also_off if guidance == self.off else {}
         return scale_arguments(self.guidance_argument, guidance, self.off) | also
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """As JSON."""
         values = {**asdict(self), "denoisers": list(self.denoisers)}
-        return {KEYS.get(name, name): value for name, value in values.items()}
+        return {FILE_KEYS.get(name, name): value for name, value in values.items()}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Findings:
-        """Back from plain values.
+        """From JSON.
 
         Raises:
             CorruptFileError: A field is missing or unknown.
@@ -120,7 +120,7 @@ class Findings:
                 ),
                 "denoisers": tuple(values["denoisers"]),
             }
-            names = {key: name for name, key in KEYS.items()}
+            names = {key: name for name, key in FILE_KEYS.items()}
             return Findings(**{names.get(n, n): v for n, v in values.items()} | parts)
         except (TypeError, KeyError) as error:
             raise CorruptFileError(
@@ -129,10 +129,10 @@ class Findings:
             ) from error
 
     def check_same_base(self, other: Findings) -> None:
-        """Refuse another base.
+        """Refuse findings of another base model.
 
         Raises:
-            MismatchError: Names the first field that differs, with both values.
+            MismatchError: A field differs; the error names the first one with both values.
         """
         for name in BASE:
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -143,8 +143,8 @@ class Findings:
                 )
 
 
-def describe(found: Findings) -> list[str]:
-    """What was found and what follows from it, in words, a line each."""
+def describe_findings(found: Findings) -> list[str]:
+    """Findings for people: one line per fact, and the share of passes that folding saves."""
     also = "".join(f", {name}={value:g}" for name, value in found.also_off.items())
     exact = "exact" if found.linear else "approximate: the target is not linear in the scale"
     layers = ", ".join(f"{preset} {count}" for preset, count in found.targets.items())

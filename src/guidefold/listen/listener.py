@@ -1,4 +1,4 @@
-"""listen.listener."""
+"""Intercept a pipeline's calls of ``scheduler.step`` and of its denoisers, changing neither."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from guidefold.listen.arguments import Tree, tree_map
 from guidefold.listen.output_map import rows_of
 
 MISSING = object()
-
-
 NO_ACCELERATOR = ("cpu", "meta")
 
 
@@ -31,7 +29,7 @@ class Call:
     Attributes:
         denoiser: The component's name.
         arguments: ``(args, kwargs)``; empty unless the listener keeps arguments.
-        output: What it returned; None unless the listener keeps arguments.
+        output: The denoiser's output; None unless the listener keeps arguments.
         rows: Samples through the denoiser: the leading size of the output.
         seconds: Time inside the denoiser, the device's queue included.
     """
@@ -48,10 +46,10 @@ class Step:
     """One call of ``scheduler.step``. Keyed by index: some solvers repeat timesteps.
 
     Attributes:
-        timestep: As the pipeline gave it, as a float.
+        timestep: The pipeline's timestep, as a float.
         state: The pipeline's latents before the step.
         model_output: The prediction after all guidance arithmetic, of the same shape as the state.
-        next_state: The latents that the pipeline was given back.
+        next_state: The latents that the pipeline got back.
         calls: The denoiser calls since the step before.
     """
 
@@ -63,27 +61,25 @@ class Step:
 
     @property
     def rows(self) -> int:
-        """Samples through the denoiser at this step."""
+        """The number of samples through the denoiser at this step."""
         return sum(call.rows for call in self.calls)
 
 
 Stub = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-
 Redirect = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class Listener:
-    """Stands at ``scheduler.step`` and at the denoisers while a pipeline runs.
+    """Intercepts ``scheduler.step`` and the denoisers while a pipeline runs.
 
     Args:
-        pipeline: Whose scheduler.
+        pipeline: The pipeline.
         listened: Modules to listen at, by component name.
-        keep_arguments: Keep each call's arguments and output.
-        stub: Answers in the denoisers' place.
-        redirect: Given ``(index, state, next_state)``, decides the next state.
-        on_step: Told of every step as it ends.
+        keep_arguments: Whether to keep each call's arguments and output.
+        stub: Called in the denoisers' place.
+        redirect: Maps ``(index, state, next_state)`` to the next state.
+        on_step: Called at the end of every step.
     """
 
     pipeline: DiffusionPipeline
@@ -108,7 +104,7 @@ class Listener:
             if before is MISSING:
                 delattr(owner, name)
             else:
-                # What stood on the instance (an offload hook, a compiled forward) stands again.
+                # The instance had its own (an offload hook, a compiled forward): put it back.
                 setattr(owner, name, before)
 
     def _replace(self, owner: Any, name: str, value: object) -> None:
@@ -116,7 +112,7 @@ class Listener:
         setattr(owner, name, value)
 
     def _listening_step(self) -> types.MethodType:
-        """A method, not a function: a deep copy of the scheduler then shows itself as ``self``."""
+        """The replacement of ``scheduler.step``; pipelines must not see a difference."""
         scheduler = self.pipeline.scheduler
         original = scheduler.step
         signature = inspect.signature(original)
@@ -128,27 +124,32 @@ class Listener:
                     "Guidefold listens at the pipeline's own scheduler component.",
                 )
             given = signature.bind(*args, **kwargs).arguments
-            heard = {n: _clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
-            return self._hear_step(heard, original(*args, **kwargs))
+            # Cloned before the call: some solvers write into the tensors that they are given.
+            received = {n: _clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
+            return self._record_step(received, original(*args, **kwargs))
 
         functools.update_wrapper(step, original)
-        # Pipelines ask this signature whether the solver takes ``eta`` and ``generator``.
+        # Pipelines read this signature to see whether the solver takes ``eta`` and ``generator``:
+        # without them, a stochastic solver would draw from the global random state. The signature
+        # of a bound method leaves out its first parameter, so one is put before the original's.
+        # It is positional-only unless the next is not, as the order of kinds demands.
         this = inspect.Parameter("this", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [this, *signature.parameters.values()]
         if parameters[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             parameters[0] = this.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
         step.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        # A method, not a function: in a deep copy of the scheduler ``this`` is then the copy.
         return types.MethodType(step, scheduler)
 
-    def _hear_step(self, heard: dict[str, Any], result: Any) -> Any:
-        state, next_state = heard["sample"], _next_state(result)
+    def _record_step(self, received: dict[str, Any], result: Any) -> Any:
+        state, next_state = received["sample"], _next_state(result)
         if self.redirect is not None:
             next_state = self.redirect(len(self.steps), state, next_state)
             result = _with_next_state(result, next_state)
         step = Step(
-            timestep=float(torch.as_tensor(heard["timestep"]).flatten()[0]),
+            timestep=float(torch.as_tensor(received["timestep"]).flatten()[0]),
             state=state,
-            model_output=heard["model_output"],
+            model_output=received["model_output"],
             next_state=next_state.detach().clone(),
             calls=tuple(self._calls),
         )
@@ -159,7 +160,10 @@ class Listener:
         return result
 
     def _listening_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        """Where the module is compiled in place, its call reaches here: what listens is not."""
+        """The replacement of a denoiser's ``forward``.
+
+        A module that is compiled in place traces it, so the listening parts stay uncompiled.
+        """
         original = module.forward
         uncompiled: Any = torch.compiler.disable
 
@@ -170,8 +174,8 @@ class Listener:
         @uncompiled  # type: ignore[untyped-decorator]
         def after(kept: Any, start: float, output: Any) -> None:
             seconds = _now(module) - start
-            answer = output if self.keep_arguments else None
-            self._calls.append(Call(name, kept, answer, rows_of(output), seconds))
+            kept_output = output if self.keep_arguments else None
+            self._calls.append(Call(name, kept, kept_output, rows_of(output), seconds))
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -203,7 +207,7 @@ def _with_next_state(result: Any, state: torch.Tensor) -> Any:
 
 
 def _now(module: nn.Module) -> float:
-    """A clock that waits for the module's device."""
+    """The time in seconds, after the module's device has finished its queue."""
     parameter = next(module.parameters(), None)
     if parameter is not None and parameter.device.type not in NO_ACCELERATOR:
         torch.accelerator.synchronize(parameter.device)

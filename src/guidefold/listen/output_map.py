@@ -1,26 +1,25 @@
-"""What a denoiser returns, and what a pipeline does to it before the scheduler sees it."""
+"""The output map: from a denoiser's raw output to the model output that the scheduler gets."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import islice, permutations
 from typing import Any
 
 import torch
 
 from guidefold.ground import CaptureError, UnfoldableError
-from guidefold.listen.arguments import describe, tensors_of
+from guidefold.listen.arguments import describe_value, tensors_of
 
 
 def output_tensor(output: Any) -> torch.Tensor:
-    """The prediction within what a denoiser returns: its first entry.
+    """The prediction within a denoiser's output: its first entry.
 
-    A list of tensors, one a sample, is stacked.
+    A list of tensors, one per sample, is stacked.
 
     Raises:
-        UnfoldableError: There is neither a tensor nor a list of tensors of one shape.
+        UnfoldableError: The entry is neither a tensor nor a list of tensors of one shape.
     """
     first = output[0] if isinstance(output, list | tuple | Mapping) else output
     if isinstance(first, torch.Tensor):
@@ -29,13 +28,13 @@ def output_tensor(output: Any) -> torch.Tensor:
     if len(shapes) == 1 and shapes != {None}:
         return torch.stack(list(first))
     raise UnfoldableError(
-        f"the denoiser returns {describe(first)} where a tensor was expected",
+        f"the denoiser returns {describe_value(first)} where a tensor was expected",
         "Guidefold knows denoisers that return a tensor, or a list with a tensor for each sample.",
     )
 
 
 def rows_of(output: Any) -> int:
-    """Samples in a denoiser's output."""
+    """The number of samples in a denoiser's output."""
     first = output[0] if isinstance(output, list | tuple | Mapping) and len(output) else None
     if isinstance(first, list | tuple):
         return len(first)
@@ -45,17 +44,17 @@ def rows_of(output: Any) -> int:
 
 @dataclass(frozen=True)
 class OutputMap:
-    """What a pipeline does to a denoiser's raw output before it hands it to its scheduler.
+    """The map from a denoiser's raw output to the model output that the scheduler gets.
 
     Attributes:
-        select: ``"whole"``; or, along one dimension, the ``"first"`` part (learned variance, a
-            picture's tokens before those of what it is edited from) or the ``"last"`` one (frames
-            after the given ones). Dimensions are merged and parted as the model output's are.
-        dim: The dimension of a part, in the model output.
-        negated: The sign changes.
-        scaled: At each step the pipeline goes on to ``a * selected + b``.
-        order: Where dimensions change places (tokens become a picture, frames become rows), the
-            order that they come in; else empty.
+        select: ``"whole"``; or, along one dimension, the ``"first"`` part (before learned variance
+            or the tokens of an edited picture) or the ``"last"`` part (after given frames).
+            Dimensions are merged and split as in the model output.
+        dim: The model output's dimension along which a part is selected.
+        negated: Whether the sign changes.
+        scaled: Whether each step continues with ``a * selected + b``, see :class:`Scaling`.
+        order: The permutation of the raw output's dimensions (tokens become a picture, frames
+            become rows); empty if they keep their order.
     """
 
     select: str
@@ -65,19 +64,18 @@ class OutputMap:
     order: tuple[int, ...] = ()
 
     def __call__(self, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """Turn a raw output into what is learnt: the model output, but for ``a`` and ``b``.
+        """Select the model output from a raw output; ``a`` and ``b`` are not applied.
 
         Args:
-            raw: What the denoiser returned.
-            shape: The model output's.
+            raw: The denoiser's output tensor.
+            shape: The shape of the model output.
         """
         chosen = raw.permute(self.order) if self.order else raw
         if self.select != "whole":
             size = shape[self.dim]
-            others = math.prod(shape) // size
             chosen = chosen.reshape(*shape[: self.dim], -1, *shape[self.dim + 1 :])
-            length = raw.numel() // others
-            chosen = chosen.narrow(self.dim, 0 if self.select == "first" else length - size, size)
+            start = 0 if self.select == "first" else chosen.shape[self.dim] - size
+            chosen = chosen.narrow(self.dim, start, size)
         chosen = chosen.reshape(tuple(shape))
         return -chosen if self.negated else chosen
 
@@ -92,8 +90,8 @@ class Scaling:
     """The affine rest of a scaled map at one step: ``model output = a * selected + b``.
 
     Attributes:
-        a: One number.
-        b: Of the model output's shape.
+        a: The factor.
+        b: The offset, of the model output's shape.
     """
 
     a: float
@@ -109,16 +107,16 @@ class Scaling:
 
 
 def fit_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """The same with another number of rows.
+    """Repeat or drop duplicate rows so that a tensor has ``rows`` of them.
 
-    Some pipelines step the scheduler with a copy of the latents for each pass: equal rows twice.
+    Some pipelines step the scheduler with one copy of the latents per pass: each row twice.
 
     Args:
-        tensor: Of one step, shape (rows, ...).
-        rows: As many as another run of the pipeline has there.
+        tensor: A tensor of one step, shape (rows, ...).
+        rows: The number of rows that another run of the pipeline has at this step.
 
     Raises:
-        CaptureError: The rows are no copies, or do not divide.
+        CaptureError: The surplus rows are no copies, or one number does not divide the other.
     """
     if tensor.ndim == 0 or tensor.shape[0] == rows:
         return tensor
@@ -134,14 +132,14 @@ def fit_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
-    """Compare noise that a stubbed denoiser gave with what arrived at the scheduler.
+    """Find the map from a stubbed denoiser's noise to the model output, bit for bit.
 
     Args:
-        raw: The stub's answer.
-        model_output: What reached ``scheduler.step``.
+        raw: The stub's output.
+        model_output: The argument of ``scheduler.step``.
 
     Raises:
-        UnfoldableError: No known map turns the one into the other, bit for bit.
+        UnfoldableError: No known map turns one into the other.
     """
     for found in _candidates(raw, model_output):
         for negated in (False, True):
@@ -154,14 +152,17 @@ def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
 def find_scaling(
     raws: tuple[torch.Tensor, torch.Tensor], model_outputs: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[OutputMap, Scaling]:
-    """Two noises at one state, and what arrived for each: their differences are free of ``b``.
+    """Find the scaled map ``a * selected + b`` from two draws of noise at one state.
+
+    ``b`` depends on the state alone and cancels in the difference, which leaves ``a`` by least
+    squares: ``a = <selected difference, arrived difference> / |selected difference|^2``.
 
     Args:
-        raws: The stub's answers.
-        model_outputs: What reached ``scheduler.step``.
+        raws: The stub's outputs.
+        model_outputs: The arguments of ``scheduler.step``.
 
     Raises:
-        UnfoldableError: No known map turns the one into the other.
+        UnfoldableError: No known map turns one into the other.
     """
     (raw, other), (arrived, arrived_other) = raws, model_outputs
     change = arrived.double() - arrived_other.double()
@@ -176,9 +177,11 @@ def find_scaling(
 
 
 def _candidates(raw: torch.Tensor, model_output: torch.Tensor) -> Iterator[OutputMap]:
-    """The maps whose shapes fit; the plainest first."""
+    """The maps whose shapes fit, the simplest first: the first that fits is taken as the truth."""
+    # Dimensions of size 1 come and go (one frame of a film), which a reshape undoes.
     if _squeezed(raw) == _squeezed(model_output):
         yield OutputMap("whole")
+    # A part is selected only within rows: another number of rows would be another batch.
     longer = raw.numel() > model_output.numel() and raw.shape[0] == model_output.shape[0]
     for order in ((), *_orders(raw.ndim)):
         if order and raw.numel() == model_output.numel():
@@ -186,6 +189,8 @@ def _candidates(raw: torch.Tensor, model_output: torch.Tensor) -> Iterator[Outpu
         if not longer or not (order or raw.ndim == model_output.ndim):
             continue
         for dim in range(1, model_output.ndim):
+            # All sizes but this dimension's must divide the raw output, whose own shape may still
+            # be another: tokens of (height * width) become two dimensions.
             others = model_output.numel() // model_output.shape[dim]
             if raw.numel() % others == 0:
                 yield OutputMap("first", dim, order=order)
@@ -193,9 +198,8 @@ def _candidates(raw: torch.Tensor, model_output: torch.Tensor) -> Iterator[Outpu
 
 
 def _orders(count: int) -> Iterator[tuple[int, ...]]:
-    """Every order of dimensions but the plain one; rows stay first."""
-    plain = tuple(range(count))
-    yield from ((0, *rest) for rest in permutations(plain[1:]) if rest != plain[1:])
+    """Every permutation of dimensions but the identity; rows stay first."""
+    yield from islice(((0, *rest) for rest in permutations(range(1, count))), 1, None)
 
 
 def _squeezed(tensor: torch.Tensor) -> list[int]:
@@ -209,6 +213,6 @@ def _shape(item: object) -> object:
 def _unknown(raw: torch.Tensor, model_output: torch.Tensor) -> UnfoldableError:
     return UnfoldableError(
         "this pipeline turns the denoiser's output into the model output in a way Guidefold does "
-        f"not know ({describe(raw)} becomes {describe(model_output)})",
+        f"not know ({describe_value(raw)} becomes {describe_value(model_output)})",
         "Please report the pipeline's class.",
     )

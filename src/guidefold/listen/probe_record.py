@@ -1,8 +1,8 @@
-"""What a probe found, kept in a run's folder, and trusted only under the conditions of that probe.
+"""A run folder's record of a probe; it holds only under the conditions of that probe.
 
-A probe runs the pipeline eight times. Its findings stand as long as the pipeline, the call and the
-libraries are the same; the conditions are kept beside them, with a digest of the findings, so that
-an edited or damaged ``probe.json`` is not trusted either.
+A probe runs the pipeline eight times. Its findings hold as long as the pipeline, the call and the
+libraries are the same. The conditions are stored beside the findings with a digest of them, so that
+an edited or damaged ``probe.json`` counts as invalid too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AGAIN = "Remove it to probe again."
 
 
 def read_findings(run: RunFolder) -> Findings | None:
-    """The findings that a run's folder holds, trusted or not; None before the first probe.
+    """Read a run folder's findings, valid or not; None before the first probe.
 
     Raises:
         CorruptFileError: They are not JSON, or of another version of Guidefold.
@@ -33,36 +33,35 @@ def read_findings(run: RunFolder) -> Findings | None:
 
 
 def write_findings(
-    run: RunFolder, findings: Findings, pipeline: DiffusionPipeline, call: Mapping[str, Any]
+    run: RunFolder, findings: Findings, pipeline: DiffusionPipeline, arguments: Mapping[str, Any]
 ) -> None:
-    """Keep findings with the conditions that they were found under.
+    """Write findings and the conditions of their probe.
 
     Args:
         run: The run's folder.
-        findings: The probe's.
-        pipeline: The probed pipeline, whole.
-        call: All that the probe was given beside the pipeline, as JSON can hold it.
+        findings: The probe's findings.
+        pipeline: The probed pipeline, with all components.
+        arguments: The probe's other arguments by name.
     """
     write_json(run.probe, findings.to_json())
-    write_json(run.probe_conditions, _conditions(findings, pipeline, call))
+    write_json(run.probe_conditions, _conditions(findings, pipeline, arguments))
 
 
 def still_valid(
-    run: RunFolder, findings: Findings, pipeline: DiffusionPipeline, call: Mapping[str, Any]
+    run: RunFolder, findings: Findings, pipeline: DiffusionPipeline, arguments: Mapping[str, Any]
 ) -> bool:
-    """Whether kept findings still hold.
+    """Whether stored findings still hold.
 
     Args:
         run: The run's folder.
-        findings: What it holds.
-        pipeline: The pipeline as it is opened now, whole or with its denoiser alone: components
-            that are not loaded are not compared.
-        call: All that a probe would be given beside the pipeline.
+        findings: The findings in it.
+        pipeline: The pipeline as it is opened now; components that are not loaded are not compared.
+        arguments: The arguments that a probe would get now, by name.
     """
     if not run.probe_conditions.exists():
-        return False  # the run was begun by a version that kept none
+        return False  # the run was begun by a version that stored none
     kept = read_json(run.probe_conditions, AGAIN)
-    now = json.loads(json.dumps(_conditions(findings, pipeline, call)))  # tuples become lists
+    now = json.loads(json.dumps(_conditions(findings, pipeline, arguments)))  # tuples become lists
     if not isinstance(kept, dict) or kept.keys() != now.keys():
         return False
     parts, loaded = kept.pop("pipeline"), now.pop("pipeline")
@@ -70,12 +69,12 @@ def still_valid(
 
 
 def _conditions(
-    findings: Findings, pipeline: DiffusionPipeline, call: Mapping[str, Any]
+    findings: Findings, pipeline: DiffusionPipeline, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     text = json.dumps(findings.to_json(), sort_keys=True)
     return {
         "findings": hashlib.sha256(text.encode()).hexdigest(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "pipeline": {"class": type(pipeline).__name__, **pipeline_identity(pipeline)},
-        "call": dict(call),
+        "call": {**arguments, "rows": [row.digest for row in arguments["rows"]]},
     }

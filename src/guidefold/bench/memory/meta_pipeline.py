@@ -33,7 +33,6 @@ from guidefold.listen import (
     denoisers_of,
     drive,
     guidance_argument,
-    map_output_tensors,
     scale_arguments,
     tree_map,
 )
@@ -114,7 +113,7 @@ def first_call(pipeline: DiffusionPipeline, settings: PipelineSettings, batch: i
             with torch.no_grad(), mode, MemoryWatch():
                 fake = tree_map(mode.from_tensor, (args, kwargs))
                 out = forward(*fake[0], **fake[1])
-            return map_output_tensors(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
+            return tree_map(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
 
         return noise(name, fake_forward, args, kwargs)
 
