@@ -1,4 +1,4 @@
-"""What a pipeline's call is given: prompts, what stands beside them, and what scales guidance."""
+"""The arguments of a pipeline's call: prompts, further columns, and the guidance scale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guidefold.pipeline import Media, Prompt, open_media
 from guidefold.run import PipelineSettings
 
 # Call arguments that Guidefold sets itself.
-OURS = {
+RESERVED = {
     "prompt",
     "generator",
     "num_inference_steps",
@@ -28,25 +28,25 @@ OURS = {
     "return_dict",
 }
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-# A blank negative prompt is what pipelines with true CFG expect where the user has none.
+# The negative prompt where the user has none: without one, true CFG stays off.
 BLANK = " "
 
 
 def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) -> str:
     """The call argument that scales guidance.
 
-    True CFG that a pipeline leaves off by default (Flux) counts only with a negative prompt: else
-    its guidance is the embedded one, and there is no second pass.
+    True CFG that is off by default (Flux) counts only with a negative prompt: without one, guidance
+    is embedded in the denoiser, and there is no second pass.
 
     Args:
-        pipeline: Whose call.
+        pipeline: The pipeline.
         negative: Whether the user gives a negative prompt.
 
     Returns:
-        An argument of the call, or ``guider.guidance_scale`` where a component guides.
+        An argument of the call, or ``guider.guidance_scale`` if a component guides.
 
     Raises:
-        UnfoldableError: There is none.
+        UnfoldableError: The pipeline has no such argument.
     """
     parameters = parameters_of(pipeline)
     true_cfg = parameters.get("true_cfg_scale")
@@ -67,9 +67,9 @@ def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) ->
 def parameters_of(
     pipeline: DiffusionPipeline | type[DiffusionPipeline],
 ) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a pipeline's call, by name; of its class likewise."""
-    kind = pipeline if isinstance(pipeline, type) else type(pipeline)
-    return inspect.signature(kind.__call__).parameters
+    """The parameters of a pipeline's or a pipeline class's call, by name."""
+    its_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return inspect.signature(its_class.__call__).parameters
 
 
 def call_inputs(
@@ -78,25 +78,25 @@ def call_inputs(
     call: Mapping[str, Any],
     negative_prompt: str | None = None,
 ) -> dict[str, Any]:
-    """Arguments of the pipeline's call that do not change between teacher and student.
+    """The arguments of a pipeline's call that teacher and student share.
 
     Args:
-        pipeline: Whose call.
+        pipeline: The pipeline.
         prompts: One per picture.
         call: The user's further arguments.
-        negative_prompt: The house negative prompt, if any.
+        negative_prompt: The negative prompt of all pictures, if any.
 
     Raises:
-        ConfigError: An argument that the call does not take.
-        PromptError: Likewise, from a row of the inputs file.
+        ConfigError: The call does not take an argument, or Guidefold sets it.
+        PromptError: The same for a field of an inputs file.
     """
     rows = [Prompt.of(prompt) for prompt in prompts]
     parameters = parameters_of(pipeline)
     scale = guidance_argument(pipeline)
-    taken = sorted({*OURS, scale} & call.keys())
-    if taken:
+    reserved = sorted({*RESERVED, scale} & call.keys())
+    if reserved:
         raise ConfigError(
-            f"pipeline.call: {', '.join(taken)} cannot be set there",
+            f"pipeline.call: {', '.join(reserved)} cannot be set there",
             "Guidefold sets it: see record.guidance, record.steps, evaluate and prompts.",
         )
     for row in rows:
@@ -109,14 +109,13 @@ def call_inputs(
             )
     inputs = dict(call)
     if any(row.text for row in rows):
-        inputs["prompt"] = _several([row.text for row in rows])
-    given = negative_prompt is not None or "negative_prompt" in call
-    if not given and scale == "true_cfg_scale":
+        inputs["prompt"] = _text_or_list([row.text for row in rows])
+    if negative_prompt is None and scale == "true_cfg_scale":
         negative_prompt = BLANK
-    if negative_prompt is not None and "negative_prompt" not in inputs:
-        inputs["negative_prompt"] = _several([negative_prompt] * len(rows))
+    if negative_prompt is not None and "negative_prompt" not in call:
+        inputs["negative_prompt"] = _text_or_list([negative_prompt] * len(rows))
     check_rows(type(pipeline), rows)
-    unknown = sorted(name for name in inputs if name not in parameters)
+    unknown = sorted(inputs.keys() - parameters.keys())
     if unknown:
         raise ConfigError(
             f"pipeline.call: {type(pipeline).__name__} takes no argument {', '.join(unknown)}",
@@ -127,13 +126,13 @@ def call_inputs(
     return inputs | _columns(rows)
 
 
-def _several(texts: list[str]) -> str | list[str]:
-    """One text as users give it: some pipelines take no list."""
+def _text_or_list(texts: list[str]) -> str | list[str]:
+    """A single text goes without a list, as from users: some pipelines take no list."""
     return texts[0] if len(texts) == 1 else texts
 
 
 def _columns(rows: Sequence[Prompt]) -> dict[str, Any]:
-    """What stands beside the prompts: as it is for one row, joined for several equal ones."""
+    """The rows' further fields, with one value per call: a single row's, or all rows' joined."""
     names = dict.fromkeys(name for row in rows for name in row.values)
     return {name: _join([row.values[name] for row in rows]) for name in names}
 
@@ -148,21 +147,21 @@ def _join(values: Sequence[Any]) -> Any:
     if isinstance(values[0], Media):
         return opened
     if isinstance(first, list) and not any(isinstance(v, Media) for v in values[0]):
-        return [item for value in opened for item in value]  # an entry a picture: class labels
+        return [item for value in opened for item in value]  # one entry per picture: class labels
     return opened if isinstance(first, list) else first
 
 
-def check_rows(kind: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
-    """What prompts and their columns say must be arguments of the pipeline's call.
+def check_rows(pipeline_class: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
+    """Check that the fields of an inputs file are arguments of the pipeline's call.
 
     Args:
-        kind: The pipeline's class.
-        rows: The prompts.
+        pipeline_class: The pipeline's class.
+        rows: The prompts with their further fields.
 
     Raises:
-        PromptError: Names the first row and field that is none.
+        PromptError: A field is no argument; the error names the first one and its row.
     """
-    parameters, name = parameters_of(kind), kind.__name__
+    parameters, name = parameters_of(pipeline_class), pipeline_class.__name__
     for row in rows:
         if row.text and "prompt" not in parameters:
             raise PromptError(
@@ -171,50 +170,50 @@ def check_rows(kind: type[DiffusionPipeline], rows: Sequence[Prompt]) -> None:
                 + arguments_taken(parameters),
             )
         for column in row.values:
-            if column not in parameters or column in OURS:
+            if column not in parameters or column in RESERVED:
                 raise PromptError(
                     f"{row.source}: {name} takes no '{column}' from a row"
-                    + _meant(column, parameters),
+                    + _suggestion(column, parameters),
                     "Fields beside the prompt are arguments of its call; one whose name begins "
                     f"with '_' is left out. {arguments_taken(parameters)}",
                 )
 
 
 def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """A sentence with the names of a call's arguments, but for those that Guidefold sets."""
-    names = (name for name in parameters if name not in {"self", "kwargs", *OURS})
+    """A sentence with the names of the call's arguments that users can set."""
+    names = (name for name in parameters if name not in {"self", "kwargs", *RESERVED})
     return f"It takes: {', '.join(names)}."
 
 
-def _meant(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
-    close = get_close_matches(name, [p for p in parameters if p not in OURS], n=1)
+def _suggestion(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
+    close = get_close_matches(name, [p for p in parameters if p not in RESERVED], n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def run_inputs(
     pipeline: DiffusionPipeline,
     findings: Findings,
-    asked: PipelineSettings,
+    settings: PipelineSettings,
     prompts: Sequence[str | Prompt],
     guidance: float,
     steps: int,
 ) -> dict[str, Any]:
-    """Arguments for one run: the teacher's where guidance is on, else the student's.
+    """The arguments of one run: the teacher's if guidance is on, else the student's.
 
     Args:
-        pipeline: Whose call.
-        findings: What the probe found.
-        asked: The user's further arguments.
+        pipeline: The pipeline.
+        findings: The probe's findings.
+        settings: The pipeline's settings, with the user's further arguments.
         prompts: One per picture.
         guidance: The value of the pipeline's guidance argument.
-        steps: Denoising steps.
+        steps: The number of denoising steps.
 
     Returns:
-        All but generator and output type.
+        All arguments but generator and output type.
     """
-    share = 1.0 if guidance == findings.off else asked.guided_share
+    share = 1.0 if guidance == findings.off else settings.guided_share
     return {
-        **call_inputs(pipeline, prompts, asked.call, asked.negative_prompt),
+        **call_inputs(pipeline, prompts, settings.call, settings.negative_prompt),
         **findings.scale_arguments(guidance),
         "num_inference_steps": steps,
         **stop_guiding(pipeline, findings.guidance_argument, findings.off, share),

@@ -1,4 +1,4 @@
-"""How a pipeline's guidance is set and switched off: found by trying, never by its name."""
+"""Set a pipeline's guidance, and find by trial what switches it off and how it scales."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from guidefold.listen.output_map import fit_rows
 
 SCALE = f"{GUIDER}.guidance_scale"
 OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
+CALLBACK = "callback_on_step_end"
+# A measured origin this near (in parts of the scale's distance from it) counts as a known value.
 NEAR = 0.05
+# The share of a change's squared length that may lie off a straight line; half precision needs it.
 STRAIGHT = 1e-2
 
 
@@ -25,9 +28,9 @@ def scale_arguments(argument: str, guidance: float, off: float) -> dict[str, Any
     """Call arguments that set a guidance scale.
 
     Args:
-        argument: What scales guidance.
-        guidance: To what.
-        off: The value that switches it off; a guider is then disabled, whatever else it does.
+        argument: The argument that scales guidance.
+        guidance: Its value.
+        off: The value that switches guidance off; for it, a guider is disabled too.
     """
     enabled = {f"{GUIDER}.enabled": guidance != off} if argument == SCALE else {}
     return {argument: guidance, **enabled}
@@ -40,17 +43,27 @@ def find_off(
     listened: Mapping[str, nn.Module],
     seed: int,
 ) -> tuple[float, dict[str, float], list[Step]]:
-    """Find what leaves the fewest passes: a value of the guidance argument, and what else it takes.
+    """Find the call arguments that leave the fewest passes.
 
-    Where passes are left, every other number of the call that is named for a scale is tried too
-    (perturbed attention, spatio-temporal guidance).
+    The guidance argument is tried first. If passes are left over, every other number of the call
+    whose name says scale or guidance is tried too (perturbed attention, spatio-temporal guidance).
+
+    Args:
+        pipeline: The pipeline.
+        inputs: The arguments of its call.
+        argument: The call argument that scales guidance.
+        listened: The denoisers.
+        seed: The seed of the runs.
 
     Returns:
-        ``(off, further arguments, the run)``.
+        ``(off, further arguments, steps)``: the value that switches guidance off, what else is
+        needed, and the run with both.
     """
     runs = []
     for off in OFF_VALUES:
-        steps = _tried(pipeline, {**inputs, **scale_arguments(argument, off, off)}, seed, listened)
+        steps = _drive_or_none(
+            pipeline, {**inputs, **scale_arguments(argument, off, off)}, seed, listened
+        )
         if steps is not None:
             runs.append((passes_of(steps), -off, off, steps))
             if passes_of(steps) <= 1:
@@ -63,10 +76,10 @@ def find_off(
         for value in reversed(OFF_VALUES):
             if passes <= 1:
                 break
-            asked = {**inputs, **scale_arguments(argument, off, off), **also, name: value}
-            tried = _tried(pipeline, asked, seed, listened)
-            if tried is not None and passes_of(tried) < passes:
-                also[name], passes, steps = value, passes_of(tried), tried
+            changed = {**inputs, **scale_arguments(argument, off, off), **also, name: value}
+            fewer = _drive_or_none(pipeline, changed, seed, listened)
+            if fewer is not None and passes_of(fewer) < passes:
+                also[name], passes, steps = value, passes_of(fewer), fewer
                 break
     return off, also, steps
 
@@ -81,23 +94,30 @@ def find_origin(
     listened: Mapping[str, nn.Module],
     seed: int,
 ) -> tuple[float, bool]:
-    """Where guidance comes to nothing, and whether it grows in proportion from there.
+    """Find the scale at which guidance is zero, and whether guidance is linear in the scale.
 
-    At the states of a guided run, of the step with the most guidance: with ``d(g) = target(g) -
-    unguided``, ``<d(h), d(g)> / <d(g), d(g)> = (h - origin) / (g - origin)``.
+    Let ``d(g) = target(g) - unguided`` at the states of a guided run, at the step where it is
+    largest. If guidance is linear, ``d(h) = d(g) (h - origin) / (g - origin)`` for any ``h``, so
+    one more run, at a scale ``h`` halfway to ``off``, gives the origin:
+
+        ratio  = <d(h), d(g)> / <d(g), d(g)>
+        origin = (h - ratio g) / (1 - ratio)
+
+    The part of ``d(h)`` that is not parallel to ``d(g)`` shows guidance that is not linear
+    (rescaled or normalised guidance).
 
     Args:
         pipeline: The pipeline.
         on: Call arguments of the guided run.
         unguided: Call arguments of a run in one pass.
-        argument: What scales guidance.
-        off: The value that switches it off.
+        argument: The call argument that scales guidance.
+        off: The value that switches guidance off.
         driven: The guided run.
         listened: The denoisers.
-        seed: Of the run.
+        seed: The seed of the guided run.
 
     Returns:
-        ``(origin, linear)``; the origin is ``off`` where none is found.
+        ``(origin, linear)``; the origin is ``off`` if guidance is not linear.
 
     Raises:
         UnfoldableError: Guidance changes nothing.
@@ -107,36 +127,39 @@ def find_origin(
     half = follow(pipeline, {**on, **scale_arguments(argument, h, off)}, [seed], listened, driven)
     plain = follow(pipeline, unguided, [seed], listened, driven)
     changes = [
-        tuple(
-            fit_rows(guided.model_output, len(u.model_output)).double() - u.model_output
-            for guided in (t, k)
-        )
-        for t, k, u in zip(driven, half, plain, strict=True)
+        (_change(at_g, without), _change(at_h, without))
+        for at_g, at_h, without in zip(driven, half, plain, strict=True)
     ]
-    whole, part = max(changes, key=lambda pair: float(pair[0].square().sum()))
-    size = float(whole.square().sum())
+    d_g, d_h = max(changes, key=lambda pair: float(pair[0].square().sum()))
+    size = float(d_g.square().sum())
     if not size:
         raise UnfoldableError(
             f"{type(pipeline).__name__}: guidance changes nothing: the model output is the same at "
             f"{argument}={g:g} and in one pass",
             "Its prompt and its negative prompt may say the same.",
         )
-    ratio = float((part * whole).sum()) / size
-    bent = float((part - ratio * whole).square().sum()) / max(float(part.square().sum()), 1e-12)
+    ratio = float((d_h * d_g).sum()) / size
+    bent = float((d_h - ratio * d_g).square().sum()) / max(float(d_h.square().sum()), 1e-12)
     origin = (h - ratio * g) / (1 - ratio) if ratio != 1 else float("inf")
+    # Only values that pipelines are known to have: a strange origin is noise, or not linear.
     for candidate in (off, *OFF_VALUES):
         if abs(origin - candidate) <= NEAR * max(1.0, abs(g - candidate)):
             return (candidate, True) if bent <= STRAIGHT else (off, False)
     return off, False
 
 
-def _tried(
+def _change(guided: Step, unguided: Step) -> torch.Tensor:
+    rows = len(unguided.model_output)
+    return fit_rows(guided.model_output, rows).double() - unguided.model_output
+
+
+def _drive_or_none(
     pipeline: DiffusionPipeline,
     inputs: Mapping[str, Any],
     seed: int,
     listened: Mapping[str, nn.Module],
 ) -> list[Step] | None:
-    """A run; None where the pipeline refuses these values."""
+    """A run; None if the pipeline refuses these arguments."""
     try:
         return drive(pipeline, inputs, [seed], listened)
     except torch.OutOfMemoryError:
@@ -148,15 +171,12 @@ def _tried(
 def _other_scales(
     pipeline: DiffusionPipeline, argument: str, inputs: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Numbers of the call that are named for a scale, and are not nothing now."""
+    """The call's other arguments that are numbers and named for a scale."""
     for name, parameter in inspect.signature(type(pipeline).__call__).parameters.items():
         value = inputs.get(name, parameter.default)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and name != argument and ("scale" in name or "guidance" in name):
             yield name
-
-
-CALLBACK = "callback_on_step_end"
 
 
 def stop_guiding(
@@ -165,13 +185,13 @@ def stop_guiding(
     """Call arguments that end guidance after a share of the steps.
 
     Args:
-        pipeline: Whose call.
+        pipeline: The pipeline.
         argument: The call argument that scales guidance.
         off: The value that switches guidance off.
-        share: Of the steps, from the first, that are guided; in (0, 1]. At least one step is.
+        share: The share of guided steps, from the first on, in (0, 1]; at least one step is guided.
 
     Returns:
-        Empty for the whole; else a callback that remembers nothing.
+        Nothing if all steps are guided; else a callback without state.
 
     Raises:
         UnfoldableError: The pipeline takes no such callback.
@@ -187,7 +207,7 @@ def stop_guiding(
         )
 
     def after_step(this: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> Any:
-        if index + 1 != max(1, round(share * _count(this))):
+        if index + 1 != max(1, round(share * _step_count(this))):
             return {}
         compat.set_guidance(this, argument, off)
         return {name: _conditional_half(name, value, tensors) for name, value in tensors.items()}
@@ -196,17 +216,17 @@ def stop_guiding(
     return {CALLBACK: after_step, f"{CALLBACK}_tensor_inputs": names}
 
 
-def _count(pipeline: Any) -> int:
-    """How many steps the present run takes."""
+def _step_count(pipeline: Any) -> int:
+    """The number of steps of the current run."""
     counted = getattr(pipeline, "num_timesteps", None)
     return int(counted or len(pipeline.scheduler.timesteps))
 
 
 def _conditional_half(name: str, value: Any, tensors: dict[str, Any]) -> Any:
-    """What was doubled for guidance, with two rows for each of the latents', loses its first half.
-
-    The tensors named ``negative_...`` are spare copies that nothing reads any more.
-    """
+    """The conditional half of a tensor that was doubled for guidance; other tensors as they are."""
+    # Batched CFG puts the unconditional rows before the conditional ones, so a doubled tensor has
+    # two rows for each row of the latents. Its copies named ``negative_...`` are not read once the
+    # batch is built: they keep their rows.
     doubled = 2 * len(tensors["latents"]) if "latents" in tensors else None
     if not isinstance(value, torch.Tensor) or name.startswith("negative") or len(value) != doubled:
         return value

@@ -1,4 +1,4 @@
-"""Find out, on the real pipeline, how it guides and whether its guidance can be folded."""
+"""Probe a pipeline: how it guides, and whether its guidance can be folded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from guidefold.listen.call import (
     parameters_of,
 )
 from guidefold.listen.capture import denoisers_of, drive, passes_of
-from guidefold.listen.dry_run import DryRun, RandomStub, arguments_of, check_pairs, follow_stubbed
+from guidefold.listen.dry_run import RandomStub, arguments_of, check_pairs, follow_stubbed
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import find_off, find_origin, scale_arguments, stop_guiding
 from guidefold.listen.listener import Step
@@ -37,7 +37,7 @@ from guidefold.lora import candidates, count_targets, watched
 from guidefold.pipeline import Prompt, as_one_module, denoisers, fingerprint, modules, unwrap
 
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
-MORE_STEPS = 10  # where a second denoiser may take over later
+MORE_STEPS = 10  # for a second denoiser, which may take over only later
 
 
 def probe(
@@ -48,21 +48,21 @@ def probe(
     guided_share: float = 1.0,
     rows: Sequence[Prompt] = (),
 ) -> Findings:
-    """Run a pipeline for a few short steps, guidance on and off, and find how it guides.
+    """Run a pipeline for a few steps, with guidance on and off, and find how it guides.
 
     Args:
-        pipeline: The pipeline, without any LoRA.
+        pipeline: The pipeline, without LoRA.
         call: The user's further call arguments.
-        guidance: A guidance scale that counts as on.
-        negative_prompt: The house negative prompt, if any.
-        guided_share: Of the steps, from the first, that the teacher is guided in.
-        rows: Of the user's inputs: what stands beside their prompts is given to the pipeline.
+        guidance: A guidance scale at which guidance is on.
+        negative_prompt: The negative prompt of all pictures, if any.
+        guided_share: The share of the teacher's steps that are guided, from the first on.
+        rows: Rows of the user's inputs, whose further fields the pipeline is called with.
 
     Returns:
         The findings.
 
     Raises:
-        UnfoldableError: There is nothing to fold, or no known way to; says which.
+        UnfoldableError: There is no guidance to fold, or no known way; the error says which.
         PipelineError: A tokenizer has lost its vocabulary.
         ConfigError: The pipeline refuses the call.
     """
@@ -72,7 +72,7 @@ def probe(
 
 @dataclass
 class _Probe:
-    """One pipeline under examination."""
+    """The arguments of :func:`probe` that several runs of the pipeline need."""
 
     pipeline: DiffusionPipeline
     call: Mapping[str, Any]
@@ -103,10 +103,11 @@ class _Probe:
             pipeline, on, student, argument, off, guided, self.listened, SEED
         )
         self.stub = RandomStub(SEED)
-        asked, whole = self._ask(student, unguided), as_one_module(self.listened)
-        with watched(candidates(whole, "all")) as reasons:
-            check_output(whole, asked, unguided)
-        first = asked.arguments[0]
+        dry = follow_stubbed(pipeline, student, [SEED], self.listened, unguided, self.stub)
+        denoiser = as_one_module(self.listened)
+        with watched(candidates(denoiser, "all")) as reasons:
+            check_output(denoiser, dry, unguided)
+        first = dry.arguments[0]
         if other is not None:
             check_prompts_differ(pipeline, names[0], first, self._arguments(student, [other]))
         return Findings(
@@ -115,7 +116,7 @@ class _Probe:
             prediction_type=prediction_type(pipeline),
             denoisers=names,
             denoiser_class=type(unwrap(self.listened[names[0]])).__name__,
-            fingerprint=fingerprint(whole),
+            fingerprint=fingerprint(denoiser),
             guidance_argument=argument,
             off=off,
             also_off=also_off,
@@ -123,16 +124,16 @@ class _Probe:
             linear=linear,
             passes_on=passes_on,
             passes_off=passes_of(unguided),
-            output_map=asked.output_map,
+            output_map=dry.output_map,
             layout=self._layout(first, student, one),
-            mixed_lengths=self._company(first, student, one, longer),
+            mixed_lengths=self._mixes_lengths(first, student, one, longer),
             loader=lora_loader(pipeline, names),
-            targets=count_targets(whole, reasons),
+            targets=count_targets(denoiser, reasons),
             left_out=sum(map(bool, reasons.values())),
         )
 
     def _prompts(self) -> tuple[Prompt, Prompt | None, Prompt | None]:
-        """A prompt, another, and a longer one; of the user's rows, the first two as they are."""
+        """A prompt, another and a longer one; if the user gave rows, the first two of these."""
         if not self.rows:
             return Prompt.of(PROMPT), Prompt.of(OTHER), Prompt.of(LONGER)
         row = self.rows[0]
@@ -140,9 +141,9 @@ class _Probe:
         return row, others[0] if others else None, None
 
     def _drive_guided(self, prompt: Prompt, argument: str) -> tuple[dict[str, Any], list[Step]]:
-        """The inputs that all runs share, and the guided run.
+        """The arguments that all runs share, and the guided run.
 
-        Where a component of the denoiser's kind was not called, its turn may come later.
+        If a component of the denoiser's class was not called, the run is repeated with more steps.
         """
         given = call_inputs(self.pipeline, [prompt], self.call, self.negative_prompt)
         every = modules(self.pipeline)
@@ -154,18 +155,15 @@ class _Probe:
                     f"{type(self.pipeline).__name__}: its call takes no num_inference_steps"
                 )
             on = {**inputs, **scale_arguments(argument, self.guidance, self.guidance - 1)}
-            steps = _try(self.pipeline, on, every)
+            steps = _first_run(self.pipeline, on, every)
             called = set(denoisers_of(steps))
-            kinds = {type(every[name]) for name in called}
-            if not any(type(m) in kinds and n not in called for n, m in every.items()):
+            classes = {type(every[name]) for name in called}
+            if not any(type(m) in classes and n not in called for n, m in every.items()):
                 break
         return inputs, steps
 
-    def _ask(self, student: Mapping[str, Any], driven: Sequence[Step]) -> DryRun:
-        return follow_stubbed(self.pipeline, student, [SEED], self.listened, driven, self.stub)
-
     def _arguments(self, student: Mapping[str, Any], prompts: Sequence[Prompt]) -> Tree:
-        """What the denoiser is asked first for some prompts, at no cost of its own."""
+        """The denoiser's arguments at the first step for some prompts; the denoiser is stubbed."""
         given = call_inputs(self.pipeline, prompts, self.call, self.negative_prompt)
         return self._first_arguments({**student, **given}, len(prompts))
 
@@ -179,24 +177,26 @@ class _Probe:
         return arguments_of(steps[0], several=several)
 
     def _layout(self, first: Tree, student: Mapping[str, Any], prompt: Prompt) -> Layout:
-        """The layout of a call for two: of the same prompt twice, or of two pictures for it."""
-        layout = _compared(first, lambda: self._arguments(student, [prompt, prompt]))
+        """The layout of a call for two: the same prompt twice, or else two pictures of it."""
+        layout = _layout_or_none(first, lambda: self._arguments(student, [prompt, prompt]))
         count = next((name for name in COUNTS if name in parameters_of(self.pipeline)), None)
         if layout is None and count is not None:
             twice = {**student, count: 2}
-            layout = _compared(first, lambda: self._first_arguments(twice, 2))
+            layout = _layout_or_none(first, lambda: self._first_arguments(twice, 2))
         return layout
 
-    def _company(
+    def _mixes_lengths(
         self, first: Tree, student: Mapping[str, Any], prompt: Prompt, longer: Prompt | None
     ) -> bool:
         if longer is None or prompt.columns:
             return False
-        return _compared(first, lambda: self._arguments(student, [prompt, longer])) is not None
+        return (
+            _layout_or_none(first, lambda: self._arguments(student, [prompt, longer])) is not None
+        )
 
 
 def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:
-    """Who can load an adapter for these denoisers: ``diffusers`` or plain ``peft``."""
+    """The library that can load an adapter of these denoisers: ``diffusers``, or plain ``peft``."""
     loadable = compat.lora_components(pipeline)
     able = all(
         name in loadable and hasattr(getattr(pipeline, name), "load_lora_adapter") for name in names
@@ -205,20 +205,20 @@ def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:
 
 
 def prediction_type(pipeline: DiffusionPipeline) -> str:
-    """What the denoiser predicts, as the scheduler says."""
+    """The denoiser's prediction type, from the scheduler's configuration."""
     named = pipeline.scheduler.config.get("prediction_type")
     if named is None and "Flow" in type(pipeline.scheduler).__name__:
         return "flow_prediction"
     return str(named)
 
 
-def _try(
+def _first_run(
     pipeline: DiffusionPipeline, inputs: Mapping[str, Any], listened: Mapping[str, nn.Module]
 ) -> list[Step]:
-    """The first run; what the pipeline complains of is the user's to mend."""
+    """The first run of the pipeline: its errors are about the user's arguments."""
     try:
         return drive(pipeline, inputs, [SEED], listened)
-    except NameError as error:  # diffusers leaves out what it could not import
+    except NameError as error:  # a library that diffusers imports only if it is installed
         raise PipelineError(
             f"{type(pipeline).__name__} needs a library that is not here: {error}",
             "Install it: pip install the library of that name, such as ftfy or beautifulsoup4.",
@@ -232,7 +232,7 @@ def _try(
 
 
 def _passes(steps: Sequence[Step], names: Sequence[str]) -> float:
-    """Samples through the denoisers per step, for one picture."""
+    """The number of samples through the denoisers per step, for one picture."""
     rows = sum(c.rows for step in steps for c in step.calls if c.denoiser in names)
     return rows / len(steps)
 
@@ -262,11 +262,11 @@ def _check_fewer(
         )
 
 
-def _compared(one: Tree, two: Callable[[], Tree]) -> Layout:
-    """The layout of a call for two samples; None where they cannot share one.
+def _layout_or_none(one: Tree, two: Callable[[], Tree]) -> Layout:
+    """The layout of a call for two samples; None if they cannot be batched.
 
-    A pipeline may take one prompt at a time, or pad prompts to the longest among them, so that a
-    prompt's arguments depend on its company.
+    A pipeline may take only one prompt at a time, or pad prompts to the longest one, so that a
+    prompt's arguments depend on the other prompt.
     """
     try:
         return find_layout(one, two())

@@ -1,4 +1,4 @@
-"""What is proven on the real pipeline before anything is recorded; each proof refuses by name."""
+"""The probe's checks on the real pipeline; each refuses a pipeline that fails it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ OTHER = "a watercolor of a dog"
 
 
 def check_tokenizers(pipeline: DiffusionPipeline) -> None:
-    """A tokenizer whose files are gone is built without a vocabulary, and nobody is told.
+    """Check that tokenizers have a vocabulary: without their files they are built empty, silently.
 
     Raises:
-        PipelineError: Names the tokenizer, and the files to look for.
+        PipelineError: A tokenizer has none; the error names it and the files to look for.
     """
     for name, part in pipeline.components.items():
         if not isinstance(part, PreTrainedTokenizerBase):
@@ -47,13 +47,13 @@ def check_tokenizers(pipeline: DiffusionPipeline) -> None:
 def check_prompts_differ(
     pipeline: DiffusionPipeline, denoiser: str, one: Tree, other: Tree
 ) -> None:
-    """From the same noise, another prompt must ask the denoiser something else.
+    """From the same noise, another prompt must change the denoiser's arguments.
 
     Args:
-        pipeline: Named in the error.
-        denoiser: Likewise, by its component.
-        one: What it is asked for one prompt.
-        other: What it is asked for another.
+        pipeline: For the error message.
+        denoiser: The component's name, for the error message.
+        one: The denoiser's arguments for one prompt.
+        other: Its arguments for another prompt.
 
     Raises:
         UnfoldableError: Both are the same.
@@ -67,23 +67,23 @@ def check_prompts_differ(
         )
 
 
-def check_output(denoiser: nn.Module, asked: DryRun, unguided: list[Step]) -> None:
+def check_output(denoiser: nn.Module, dry: DryRun, unguided: list[Step]) -> None:
     """Recorded arguments and output map must give the pipeline's own unguided model output.
 
     Args:
-        denoiser: The module, or several behind one door.
-        asked: What was heard at the states of a run.
-        unguided: That run.
+        denoiser: The module; several denoisers as one.
+        dry: The run with a stubbed denoiser, through the states of ``unguided``.
+        unguided: The run without guidance.
 
     Raises:
-        CaptureError: They do not; says by how much.
+        CaptureError: They do not; the error gives the difference.
     """
-    for index, (arguments, truth) in enumerate(zip(asked.arguments, unguided, strict=True)):
+    for index, (arguments, truth) in enumerate(zip(dry.arguments, unguided, strict=True)):
         args, kwargs = arguments
         with torch.no_grad():
             raw = output_tensor(denoiser(*args, **kwargs))
         expected = truth.model_output
-        mine = asked.model_output(index, raw, expected.shape).to(expected)
+        mine = dry.model_output(index, raw, expected.shape).to(expected)
         if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-4):
             worst = float((mine - expected).abs().max())
             raise CaptureError(
@@ -99,17 +99,17 @@ def check_guidance_ends(
     off: float,
     listened: Mapping[str, nn.Module],
 ) -> None:
-    """Where guidance ends after half the steps, the rest must be the pipeline's unguided steps.
+    """Once guidance has ended halfway, the steps must equal the pipeline's unguided steps.
 
     Args:
         pipeline: The pipeline.
         selective: Arguments of a guided run of :data:`STEPS` steps that ends guidance halfway.
         argument: The call argument that scales guidance.
-        off: The value that switches it off.
-        listened: The denoiser, by name.
+        off: The value that switches guidance off.
+        listened: The denoisers, by name.
 
     Raises:
-        UnfoldableError: They are not.
+        UnfoldableError: The steps differ, or the pipeline fails.
     """
     plain = {n: v for n, v in selective.items() if not n.startswith(CALLBACK)} | {argument: off}
     try:
