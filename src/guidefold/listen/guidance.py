@@ -61,9 +61,8 @@ def find_off(
     """
     runs = []
     for off in OFF_VALUES:
-        steps = _drive_or_none(
-            pipeline, {**inputs, **scale_arguments(argument, off, off)}, seed, listened
-        )
+        unguided = {**inputs, **scale_arguments(argument, off, off)}
+        steps = _drive_or_none(pipeline, unguided, seed, listened)
         if steps is not None:
             runs.append((passes_of(steps), -off, off, steps))
             if passes_of(steps) <= 1:

@@ -190,9 +190,8 @@ class _Probe:
     ) -> bool:
         if longer is None or prompt.columns:
             return False
-        return (
-            _layout_or_none(first, lambda: self._arguments(student, [prompt, longer])) is not None
-        )
+        pair = [prompt, longer]
+        return _layout_or_none(first, lambda: self._arguments(student, pair)) is not None
 
 
 def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:

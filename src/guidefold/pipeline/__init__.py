@@ -1,7 +1,7 @@
-"""What the user brings.
+"""The user's inputs: prompts, media, and a diffusers pipeline.
 
-Prompts, media, and a diffusers pipeline, opened safely and without remote code; several
-denoisers as one module; signs of a base that was distilled before.
+A pipeline is opened safely, without remote code; several denoisers become one module; signs of a
+base model that is already distilled are found.
 """
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation

@@ -1,4 +1,4 @@
-"""Has a base been distilled before? What its files and its configs give away."""
+"""Signs in a base model's files and configurations that it is already distilled."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from guidefold.ground import UnfoldableError
 from guidefold.pipeline.open import modules
 from guidefold.run import read_metadata
 
-# Fields of denoisers that take the guidance scale as an input.
+# Configuration fields of denoisers that take the guidance scale as an input.
 EMBEDDED = ("guidance_embeds", "time_cond_proj_dim")
-# A field of schedulers that are made for few-step, consistency-distilled weights alone.
+# A configuration field of schedulers that serve only few-step, consistency-distilled weights.
 CONSISTENCY = "original_inference_steps"
 
 
@@ -21,29 +21,29 @@ def refuse_folded(pipeline: DiffusionPipeline, source: str) -> None:
     """Refuse weights that Guidefold has fused an adapter into: their guidance is folded.
 
     Args:
-        pipeline: As it was opened.
-        source: From where; only folders tell.
+        pipeline: The opened pipeline.
+        source: Its source; only a folder's files have metadata to read.
 
     Raises:
-        UnfoldableError: Names the file, and the guidance scale that it stands for.
+        UnfoldableError: A file is such; the error names it and its guidance scale.
     """
     for name in modules(pipeline):
         for path in sorted((Path(source) / name).glob("*.safetensors")):
-            about = read_metadata(path)
-            if isinstance(about, dict) and "g_ref" in about:
+            metadata = read_metadata(path)
+            if isinstance(metadata, dict) and "g_ref" in metadata:
                 raise UnfoldableError(
-                    f"{path}: guidance {about['g_ref']:g} is folded into these weights already",
+                    f"{path}: guidance {metadata['g_ref']:g} is folded into these weights already",
                     "Open the pipeline that they were made from, or use this one as it is: "
-                    f"{str(about.get('usage_hint', 'guidance off')).partition(';')[0]}.",
+                    f"{str(metadata.get('usage_hint', 'guidance off')).partition(';')[0]}.",
                 )
 
 
 def signs_of_distillation(pipeline: DiffusionPipeline) -> list[str]:
-    """What speaks for a base that was distilled before, in words; empty where nothing does.
+    """Human-readable signs that the base model is already distilled (empty if none).
 
-    Its guidance may still be folded, but the two passes that are saved may not be worth having.
+    Its guidance can still be folded, but may be hardly worth it.
     """
-    found = [
+    signs = [
         f"{name}: its config has {field}={value}, it takes the guidance scale as an input"
         for name, module in modules(pipeline).items()
         for field in EMBEDDED
@@ -51,12 +51,12 @@ def signs_of_distillation(pipeline: DiffusionPipeline) -> list[str]:
     ]
     scheduler = pipeline.scheduler
     if CONSISTENCY in scheduler.config:
-        found.append(
+        signs.append(
             f"scheduler: {type(scheduler).__name__} is made for few-step distilled weights"
         )
-    return found
+    return signs
 
 
 def _field(module: Any, name: str) -> Any:
-    config: Any = getattr(module, "config", {})  # of transformers, no mapping
+    config: Any = getattr(module, "config", {})  # transformers' configurations are no mappings
     return config.get(name) if hasattr(config, "get") else None

@@ -1,4 +1,4 @@
-"""A pipeline's denoisers as one module, also where two of them split the timesteps."""
+"""A pipeline's denoisers as one module; some pipelines split the timesteps between two."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 from guidefold.ground import compat
 
 COMPONENT = "component"
-"""The keyword that says, in recorded arguments, which of several denoisers is called."""
+"""The keyword, in recorded arguments, for the name of the called one of several denoisers."""
 
 
 class Denoisers(nn.Module):
-    """Several denoisers behind one door; each keeps its name, its weights and its place.
+    """Several denoisers as one module; each keeps its name and its weights.
 
     Args:
-        parts: The denoisers by their components' names.
+        parts: The denoisers by component name.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
@@ -27,16 +27,15 @@ class Denoisers(nn.Module):
             self.add_module(name, part)
 
     def forward(self, *args: Any, component: str, **kwargs: Any) -> Any:
-        """Call one of them."""
+        """Call one denoiser."""
         return self.get_submodule(component)(*args, **kwargs)
 
     @property
     def _supports_gradient_checkpointing(self) -> bool:
-        parts = self.children()
-        return all(compat.supports_checkpointing(part) for part in parts)
+        return all(map(compat.supports_checkpointing, self.children()))
 
     def enable_gradient_checkpointing(self) -> None:
-        """In each of them."""
+        """Enable gradient checkpointing in each denoiser."""
         for part in self.children():
             part.enable_gradient_checkpointing()  # type: ignore[operator]
 
@@ -47,7 +46,7 @@ def denoisers(pipeline: DiffusionPipeline, names: tuple[str, ...]) -> dict[str, 
 
 
 def as_one_module(parts: Mapping[str, nn.Module]) -> nn.Module:
-    """The denoiser, or several behind one door."""
+    """A single denoiser itself; several as :class:`Denoisers`."""
     return next(iter(parts.values())) if len(parts) == 1 else Denoisers(parts)
 
 

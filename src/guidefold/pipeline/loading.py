@@ -1,4 +1,4 @@
-"""Call diffusers' loaders: what they complain of, or pass over, is the pipeline's fault."""
+"""Call diffusers' loaders; their errors and silent omissions become errors of the pipeline."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch import nn
 from guidefold.ground import PipelineError, compat
 
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
-# transformers' word for weights that are not in the files: it fills them with random values.
-MADE_UP = "newly initialized"
-# Weights' files as the libraries name them; the variant stands before a shard's number.
+# transformers' warning about weights that are in no file: it fills them with random values.
+RANDOMLY_FILLED = "newly initialized"
+# The libraries' names of weight files; a variant comes before a shard's number.
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors"
 )
 
 
 def loading_errors() -> tuple[type[Exception], ...]:
-    """What the loaders raise; the last two are plain exceptions."""
+    """The exceptions that loaders raise; the last two derive from ``Exception`` directly."""
     usual = (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)
     return (*usual, SafetensorError, compat.single_file_error())
 
@@ -34,19 +34,19 @@ def loading_errors() -> tuple[type[Exception], ...]:
 def load_pipeline(
     loader: Any, source: object, dtype: torch.dtype, **options: Any
 ) -> DiffusionPipeline:
-    """Load all of a pipeline, or nothing.
+    """Load a pipeline with all of its weights.
 
     Args:
         loader: ``from_pretrained`` or ``from_single_file`` of a pipeline class.
-        source: Its first argument.
+        source: The loader's first argument.
         dtype: Precision of the weights.
-        **options: Its further arguments.
+        **options: The loader's further arguments.
 
     Raises:
-        PipelineError: It cannot be loaded, or some of its weights are missing.
+        PipelineError: The pipeline cannot be loaded, or some of its weights are missing.
     """
     try:
-        with _heard() as warnings:
+        with _captured_warnings() as warnings:
             pipeline: DiffusionPipeline = loader(
                 source, dtype=dtype, use_safetensors=True, **options
             )
@@ -59,27 +59,27 @@ def load_pipeline(
                 f"{REMEDY} A pipeline that was saved with a LoRA on it lacks them too: call "
                 "unload_lora_weights (after fuse_lora, to keep its effect) and save it again.",
             )
-    made_up = [text for text in warnings if MADE_UP in text]
-    if made_up:
-        raise PipelineError(f"{source}: weights are missing: {made_up[0].strip()}", REMEDY)
+    for warning in warnings:
+        if RANDOMLY_FILLED in warning:
+            raise PipelineError(f"{source}: weights are missing: {warning.strip()}", REMEDY)
     return pipeline
 
 
 def check_variants(folder: Path, components: Iterable[str]) -> None:
-    """Refuse a folder whose weights are there only under a variant's name.
+    """Refuse a folder whose weight files all have a variant's name.
 
     Args:
-        folder: In diffusers format.
-        components: The names of what is to be loaded; each a folder, if it has files.
+        folder: A folder in diffusers format.
+        components: The names of the components to load; each is a sub-folder, if it has files.
 
     Raises:
-        PipelineError: Names a file, and how to save the pipeline under the plain names.
+        PipelineError: A component has only such files; the error names one and the way out.
     """
     for name in components:
-        found = {path: WEIGHTS.fullmatch(path.name) for path in (folder / name).glob("*")}
-        named = {path: match["variant"] for path, match in found.items() if match}
-        if named and None not in named.values():
-            path, variant = min(named.items())
+        matches = {path: WEIGHTS.fullmatch(path.name) for path in (folder / name).glob("*")}
+        variants = {path: match["variant"] for path, match in matches.items() if match}
+        if variants and None not in variants.values():
+            path, variant = min(variants.items())
             raise PipelineError(
                 f"{folder}: its weights are saved under the variant '{variant}' "
                 f"({path.relative_to(folder)}), which Guidefold does not look for",
@@ -89,27 +89,28 @@ def check_variants(folder: Path, components: Iterable[str]) -> None:
 
 
 def _without_weights(module: nn.Module) -> list[str]:
-    """Parameters that diffusers found no values for, and left without memory."""
+    """The parameters for which diffusers found no values, and left on the ``meta`` device."""
     return [name for name, parameter in module.named_parameters() if parameter.is_meta]
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What transformers warns of while it loads, whether or not anybody shows it."""
-    heard: list[str] = []
+def _captured_warnings() -> Iterator[list[str]]:
+    """Collect transformers' warnings about weights within the context, whatever its log level."""
+    warnings: list[str] = []
 
-    class Ear(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            warnings.append(record.getMessage())
 
-    logger, ear = logging.getLogger("transformers.modeling_utils"), Ear()
-    level, shown = logger.level, logger.propagate
-    logger.addHandler(ear)
-    logger.propagate = shown and logger.isEnabledFor(logging.WARNING)  # as quiet as it was
+    logger, collector = logging.getLogger("transformers.modeling_utils"), Collector()
+    level, propagated = logger.level, logger.propagate
+    logger.addHandler(collector)
+    # The lower level must not show the user more than before.
+    logger.propagate = propagated and logger.isEnabledFor(logging.WARNING)
     logger.setLevel(logging.WARNING)
     try:
-        yield heard
+        yield warnings
     finally:
-        logger.removeHandler(ear)
+        logger.removeHandler(collector)
         logger.setLevel(level)
-        logger.propagate = shown
+        logger.propagate = propagated

@@ -1,7 +1,7 @@
 """Pictures, frames, sound and embeddings that a row of an inputs file names.
 
-They are found and checked while the file is read, before a model is loaded, and opened when a
-pipeline is about to be called with them.
+They are found and checked while the inputs file is read, before a model is loaded, and opened just
+before a pipeline is called with them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILMS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
 
 @dataclass(frozen=True)
 class Media:
-    """A file that stands in a row.
+    """A file that is a value in a row.
 
     Attributes:
         path: A picture, an animated GIF, a folder of frames, a ``.wav`` file, or a
@@ -39,16 +39,15 @@ class Media:
     path: Path
 
     def open(self) -> Any:
-        """What a pipeline is given: a picture, a list of them, or a tensor.
+        """Read the file as a pipeline takes it: a picture, a list of pictures, or a tensor.
 
         Sound is a tensor of shape (channels, samples) in [-1, 1].
         """
-        about = self.path.stat()
-        return _copy(_open(self.path, about.st_mtime_ns))
+        return _copy(_open(self.path, self.path.stat().st_mtime_ns))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what it holds, 64 hexadecimal digits."""
+        """SHA-256 of the content, 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for path in _frames(self.path) if self.path.is_dir() else [self.path]:
             digest.update(path.read_bytes())
@@ -56,18 +55,18 @@ class Media:
 
 
 def find_media(value: Any, folder: Path, where: str) -> Any:
-    """Replace, within a value of a row, every name of a file by the file.
+    """Replace every name of a file within a row's value by the file.
 
-    Text is such a name where it ends like one: ``.png`` and other pictures, ``.gif``, ``.wav``,
+    A text is a file's name if it ends like one: ``.png`` and other pictures, ``.gif``, ``.wav``,
     ``.safetensors``, or a slash for a folder of frames.
 
     Args:
-        value: From JSON.
-        folder: What names are relative to.
+        value: A value from JSON.
+        folder: The folder that names are relative to.
         where: ``file:line``, for messages.
 
     Raises:
-        PromptError: A file that is missing, damaged, or of a kind that is not read.
+        PromptError: A file is missing, damaged, or of a format that is not read.
     """
     if isinstance(value, list):
         return tuple(find_media(item, folder, where) for item in value)
@@ -91,7 +90,7 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
     except FileNotFoundError as error:
         remedy = f"Names are relative to the folder '{folder}'."
         raise PromptError(f"{where}: no such file: {path}", remedy) from error
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # on damaged files, decoders raise exceptions of any type
         raise PromptError(
             f"{where}: {path} cannot be read: {error}",
             "Open it in the program it came from and save it again, or leave the row out.",
@@ -100,14 +99,14 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
 
 
 def open_media(value: Any) -> Any:
-    """A row's value as a pipeline is given it."""
+    """A row's value as a pipeline takes it."""
     if isinstance(value, tuple):
         return [open_media(item) for item in value]
     return value.open() if isinstance(value, Media) else value
 
 
 def name_value(value: Any) -> Any:
-    """A row's value as JSON: a file by what it holds."""
+    """A row's value as JSON; a file by the digest of its content."""
     if isinstance(value, tuple):
         return [name_value(item) for item in value]
     return {"sha256": value.digest} if isinstance(value, Media) else value
@@ -119,7 +118,7 @@ def name_columns(columns: Mapping[str, Any]) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A row's value for people."""
+    """A row's value as text for people."""
     if isinstance(value, tuple):
         return ", ".join(map(show_value, value))
     return value.path.name if isinstance(value, Media) else str(value)
@@ -132,7 +131,7 @@ def _open(path: Path, _written: int) -> Any:
 
 
 def _copy(opened: Any) -> Any:
-    """For one call alone: some pipelines write into what they are given."""
+    """Copy a cached value for one call: some pipelines write into their arguments."""
     if isinstance(opened, list):
         return [_copy(item) for item in opened]
     return opened.clone() if isinstance(opened, torch.Tensor) else opened.copy()

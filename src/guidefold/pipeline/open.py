@@ -44,25 +44,25 @@ def open_pipeline(
             ``owner/name``, or ``"bundled"``.
         config: For a single file: a diffusers folder or hub id that describes it.
         dtype: Precision of the weights.
-        device: Where to.
-        only: The components whose weights are wanted, where others are not: those stay None. Not of
-            a single file, nor of pipelines that are never without.
+        device: The pipeline's device.
+        only: The only components whose weights are loaded; others stay None. Empty loads all, and
+            so does a single file. Some pipelines do not open without their other components.
 
     Returns:
-        The pipeline, in evaluation mode, its progress bar off.
+        The pipeline in evaluation mode, without progress bar.
 
     Raises:
-        PipelineError: Not found, unsafe, incomplete, or in no known format.
+        PipelineError: The pipeline is not found, unsafe, incomplete, or in no known format.
     """
-    for library in (diffusers, transformers):  # loading is not what people wait for
+    for library in (diffusers, transformers):  # loading is short beside what follows
         library.utils.logging.disable_progress_bar()
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_dir():
         check_folder(path)
         index = _read_index(path / "model_index.json")
-        absent = _all_but(only, index)
-        wanted = [n for n, (_, kind) in _components(index).items() if kind and n not in absent]
-        check_variants(path, wanted)
+        absent = _left_out(only, index)
+        classes = {name: class_name for name, (_, class_name) in _components(index).items()}
+        check_variants(path, [name for name in classes if classes[name] and name not in absent])
         pipeline = load_pipeline(
             DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True, **absent
         )
@@ -71,7 +71,7 @@ def open_pipeline(
     elif _is_hub_id(source):
         index = _load_index(source)
         _check_index(source, index)
-        absent = _all_but(only, index)
+        absent = _left_out(only, index)
         pipeline = load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **absent)
     else:
         raise PipelineError(
@@ -85,14 +85,14 @@ def open_pipeline(
 
 
 def offload(pipeline: DiffusionPipeline, device: str) -> None:
-    """Let each component wait on the CPU until it is called.
+    """Keep each component on the CPU until it is called.
 
     Args:
-        pipeline: On the CPU.
-        device: Where components go when they are called.
+        pipeline: A pipeline on the CPU.
+        device: The accelerator that runs the components.
 
     Raises:
-        ConfigError: It is no accelerator.
+        ConfigError: The device is no accelerator.
     """
     if torch.device(device).type == "cpu":
         raise ConfigError(
@@ -103,7 +103,7 @@ def offload(pipeline: DiffusionPipeline, device: str) -> None:
 
 
 def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
-    """A folder's pipeline class, without opening it; None of what has to be opened to tell.
+    """A folder's pipeline class, without opening it; None for a single file or a hub id.
 
     Raises:
         PipelineError: The folder is no pipeline, or not safe.
@@ -119,7 +119,7 @@ def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
 
 
 def bundled_teacher() -> Path:
-    """The folder of the teacher that comes with Guidefold."""
+    """The folder of the bundled teacher."""
     return Path(str(files("guidefold") / "demo" / "teacher"))
 
 
@@ -146,7 +146,7 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that would run code or unpickle data, or that is no pipeline.
 
     Raises:
-        PipelineError: Names the offending file and the way out.
+        PipelineError: A file is unsafe, or missing; the error names it and the way out.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -180,32 +180,33 @@ def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Name a module's weights: SHA-256 over each tensor's name, shape, type and 64 of its values.
+    """SHA-256 over each tensor's name, shape, type and about 64 of its values.
 
-    Values are taken at even distances, so that the time is a fraction of a second at any size.
+    The values are evenly spaced, so that a module of any size takes a fraction of a second.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for _, part in sorted(_described(module)):
+    for _, part in sorted(_hashed_parts(module)):
         digest.update(part)
     return digest.hexdigest()[:16]
 
 
 def pipeline_identity(pipeline: DiffusionPipeline) -> dict[str, str]:
-    """All of a pipeline that its pictures depend on: weights and precision by component, scheduler.
+    """Fingerprints of everything in a pipeline that its pictures depend on.
 
     Returns:
-        Each loaded module's fingerprint, and under ``scheduler`` its class and configuration.
+        Each loaded module's fingerprint by component; under ``scheduler``, the scheduler's class
+        and configuration.
     """
     parts = {name: fingerprint(module) for name, module in modules(pipeline).items()}
     scheduler = json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str)
     return {**parts, "scheduler": f"{type(pipeline.scheduler).__name__} {scheduler}"}
 
 
-def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
-    """Each tensor's name, and what is hashed of it; offloaded weights are brought in for it."""
+def _hashed_parts(module: nn.Module) -> Iterator[tuple[str, bytes]]:
+    """Each tensor's name and the bytes to hash; offloaded weights are loaded for it."""
     module = compat.uncompiled(module)
     stored = module.state_dict().keys()
     for prefix, inner in module.named_modules():
@@ -215,10 +216,10 @@ def _described(module: nn.Module) -> Iterator[tuple[str, bytes]]:
             for name, tensor in chain[tuple[str, torch.Tensor]](parameters, buffers):
                 if name not in stored:
                     continue
-                about = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+                header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
                 flat = tensor.detach().reshape(-1)
-                few = flat[:: max(1, flat.numel() // 64)]
-                yield name, about + few.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                sampled = flat[:: max(1, flat.numel() // 64)].cpu().contiguous()
+                yield name, header + sampled.view(torch.uint8).numpy().tobytes()
 
 
 def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
@@ -228,7 +229,7 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
             "Convert it to safetensors once, where you trust it.",
         )
     if config is not None and Path(config).is_dir():
-        # Weights of the folder are not read here, so only its index matters.
+        # Only the folder's configurations are used, not its weights: the index is all to check.
         described = Path(config) / "model_index.json"
         index = _read_index(described)
         _check_index(str(described), index)
@@ -247,7 +248,7 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
 
 
 def _infer_config(path: Path) -> str:
-    """The hub id whose configuration fits a checkpoint, as diffusers infers it from its keys."""
+    """The hub id whose configuration fits a checkpoint; diffusers infers it from the keys."""
     try:
         return compat.single_file_config(str(path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -267,7 +268,7 @@ def _read_index(index: Path) -> Any:
 def _load_index(hub_id: str) -> dict[str, Any]:
     unreachable = _why_unreachable(hub_id)
     try:
-        # Without a connection only what was downloaded before can be had, and no waiting helps.
+        # Without a connection only earlier downloads are available: do not wait for retries.
         values = DiffusionPipeline.load_config(hub_id, local_files_only=unreachable is not None)
     except (OSError, ValueError) as error:
         reason = unreachable or str(error).splitlines()[0]
@@ -280,13 +281,13 @@ def _load_index(hub_id: str) -> dict[str, Any]:
 
 
 def _why_unreachable(hub_id: str) -> str | None:
-    """Why the hub does not give this repository, in one short attempt; None where it may."""
+    """Contact the hub once; return why the repository is unreachable, or None."""
     try:
         HfApi().model_info(hub_id, timeout=HUB_SECONDS)
     except RepositoryNotFoundError:
         return "the hub has no such repository, or does not show it without a login"
     except HfHubHTTPError:
-        return None  # a mirror may give files without this door
+        return None  # a mirror may serve files without this interface
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set, and it was not downloaded before"
     except compat.network_errors():
@@ -295,26 +296,28 @@ def _why_unreachable(hub_id: str) -> str | None:
 
 
 def _check_index(where: str, index: Any) -> None:
-    """Every class named in a model_index.json must come from diffusers or transformers."""
+    """Check that every class in a ``model_index.json`` comes from diffusers or transformers."""
     if not isinstance(index, Mapping):
         raise PipelineError(f"{where}: no pipeline's model_index.json, but a list or plain value")
     name = index.get("_class_name")
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
+    named = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(named, type) and issubclass(named, DiffusionPipeline)):
         raise PipelineError(
             f"{where}: '{name}' is no pipeline class of diffusers {diffusers.__version__}",
             "Guidefold runs no custom pipeline code; update diffusers if the class is new.",
         )
     for component, (library, _) in _components(index).items():
-        if library not in (None, "diffusers", "transformers") and not _is_part(library):
+        # Some components live in a pipeline's own module inside diffusers (a safety checker).
+        inside = library in (None, "diffusers", "transformers")
+        if not inside and not hasattr(diffusers.pipelines, library):
             raise PipelineError(
                 f"{where}: component '{component}' comes from '{library}'",
                 "Only components of diffusers and transformers are opened.",
             )
 
 
-def _all_but(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
-    """The components with weights that are not wanted, as diffusers is told so."""
+def _left_out(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
+    """Map each unwanted weighted component to None, as ``from_pretrained`` expects."""
     entries = _components(index) if only else {}
     return dict.fromkeys(
         n for n, entry in entries.items() if n not in only and _has_weights(*entry)
@@ -322,21 +325,16 @@ def _all_but(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]
 
 
 def _components(index: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that name a library and a class, or neither; some settings are lists too."""
+    """The entries that are a library and a class, or None twice; some settings are lists too."""
     pairs = {n: e for n, e in index.items() if isinstance(e, list | tuple) and len(e) == 2}
     return {n: e for n, e in pairs.items() if all(isinstance(x, str | None) for x in e)}
 
 
 def _has_weights(library: str | None, name: str | None) -> bool:
-    known = {"diffusers": diffusers, "transformers": transformers}
-    place = known.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
-    found = getattr(place, str(name), None)
-    return isinstance(found, type) and issubclass(found, nn.Module)
-
-
-def _is_part(library: str) -> bool:
-    """Some components live in a pipeline's own module inside diffusers (a safety checker)."""
-    return hasattr(diffusers.pipelines, library)
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    module = libraries.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
+    component = getattr(module, str(name), None)
+    return isinstance(component, type) and issubclass(component, nn.Module)
 
 
 def _is_hub_id(source: str) -> bool:

@@ -1,6 +1,6 @@
 """Prompts from a text file, a table, JSON lines or a folder of captioned pictures.
 
-Everything is read and checked before any model is loaded, and every complaint names its line.
+Everything is read and checked before any model is loaded, and every error names its line.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ COLUMNS = ("prompt", "text", "caption")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a pipeline is asked for, and where that came from.
+    """A prompt with the further arguments of its pipeline's call, and its source.
 
     Attributes:
-        text: The prompt; empty only where other columns say what is asked for.
+        text: The prompt's text; may be empty if there are other columns.
         source: ``file:line`` or a caption's path, for messages.
-        columns: Further arguments of the pipeline's call with their values, files as
+        columns: Further arguments of the pipeline's call by name and value, files as
             :class:`~guidefold.pipeline.media.Media`.
     """
 
@@ -40,7 +40,7 @@ class Prompt:
 
     @staticmethod
     def of(prompt: str | Prompt) -> Prompt:
-        """A prompt as it is, or text as a prompt."""
+        """Turn text into a prompt; a prompt stays as it is."""
         return prompt if isinstance(prompt, Prompt) else Prompt(prompt, "prompt")
 
     @property
@@ -50,12 +50,12 @@ class Prompt:
 
     @cached_property
     def key(self) -> str:
-        """What makes this prompt this prompt: its text, and what its columns hold."""
+        """The prompt's identity: its text, and the contents of its columns."""
         return f"{self.text} {name_columns(self.values)}" if self.columns else self.text
 
     @property
     def label(self) -> str:
-        """For people: the text, else the columns."""
+        """The prompt's name for people: its text, else its columns."""
         return self.text or ", ".join(f"{n} {show_value(v)}" for n, v in self.columns)
 
     @property
@@ -65,20 +65,21 @@ class Prompt:
 
 
 def load_prompts(path: str | Path) -> list[Prompt]:
-    """Read prompts; the same text twice is kept once.
+    """Read at least two prompts; duplicates are dropped.
 
     Args:
-        path: A ``.txt`` file (a prompt a line); a ``.csv``, ``.jsonl`` or ``.parquet`` file with a
-            column ``prompt``, ``text`` or ``caption``; a folder of pictures with a ``.txt`` caption
-            beside each; or a bundled list: ``"general"``, or ``"world"`` of the bundled teacher.
-            Further fields of a ``.jsonl`` line are arguments of the pipeline's call, see
+        path: A ``.txt`` file with one prompt per line; a ``.csv``, ``.jsonl`` or ``.parquet`` file
+            with a column ``prompt``, ``text`` or ``caption``; a folder of pictures with a ``.txt``
+            caption beside each; or a bundled list: ``"general"``, or ``"world"`` of the bundled
+            teacher. Further fields of a ``.jsonl`` line are arguments of the pipeline's call, see
             :func:`~guidefold.pipeline.media.find_media`; those that begin with ``_`` are left out.
 
     Returns:
-        The prompts in the order of the file; at least two.
+        The prompts in the order of the file.
 
     Raises:
-        PromptError: Not found, not UTF-8, an empty or malformed line, or too few prompts.
+        PromptError: The file is not found or not UTF-8, a line is empty or malformed, or there are
+            too few prompts.
     """
     prompts = read_prompts(path)
     if len(prompts) < 2:
@@ -90,7 +91,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """:func:`load_prompts`, however few there are."""
+    """Read any number of prompts; otherwise like :func:`load_prompts`."""
     first: dict[str, Prompt] = {}
     for prompt in _read(_locate(path)):
         first.setdefault(prompt.key, prompt)
@@ -98,7 +99,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def count_duplicates(path: str | Path) -> int:
-    """How many prompts :func:`load_prompts` leaves out because their text came before."""
+    """The number of duplicate prompts that :func:`load_prompts` drops."""
     keys = [prompt.key for prompt in _read(_locate(path))]
     return len(keys) - len(set(keys))
 
@@ -110,7 +111,7 @@ def split_prompts(
 
     Args:
         prompts: At least two prompts.
-        held_out_share: The share held out, in (0, 1).
+        held_out_share: The share of held-out prompts, in (0, 1).
 
     Returns:
         ``(training, held_out)``, neither of them empty.
@@ -133,7 +134,7 @@ def _locate(path: str | Path) -> Path:
 
 
 def _place(prompt: Prompt) -> float:
-    """A prompt's place in [0, 1) for splitting."""
+    """A prompt's position in [0, 1) for splitting."""
     return derive_seed(0, "held-out", prompt.key) / 2**63
 
 
@@ -160,7 +161,7 @@ def _read(source: Path) -> Iterator[Prompt]:
 
 
 def _decode(source: Path) -> str:
-    """The file as text; a byte order mark is dropped, bad bytes are reported by line."""
+    """Read a file as text; a byte order mark is dropped, invalid bytes are reported by line."""
     try:
         data = source.read_bytes()
     except OSError as error:
