@@ -58,8 +58,7 @@ def open_pipeline(
         library.utils.logging.disable_progress_bar()
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_dir():
-        check_folder(path)
-        index = _read_index(path / "model_index.json")
+        index = check_folder(path)
         absent = _left_out(only, index)
         classes = {name: class_name for name, (_, class_name) in _components(index).items()}
         check_variants(path, [name for name in classes if classes[name] and name not in absent])
@@ -70,7 +69,6 @@ def open_pipeline(
         pipeline = _open_single_file(path, config, dtype)
     elif _is_hub_id(source):
         index = _load_index(source)
-        _check_index(source, index)
         absent = _left_out(only, index)
         pipeline = load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **absent)
     else:
@@ -111,11 +109,8 @@ def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
     path = bundled_teacher() if source == "bundled" else Path(source)
     if not path.is_dir():
         return None
-    check_folder(path)
-    found: type[DiffusionPipeline] = getattr(
-        diffusers, _read_index(path / "model_index.json")["_class_name"]
-    )
-    return found
+    named: type[DiffusionPipeline] = getattr(diffusers, check_folder(path)["_class_name"])
+    return named
 
 
 def bundled_teacher() -> Path:
@@ -142,8 +137,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> dict[str, Any]:
     """Refuse a folder that would run code or unpickle data, or that is no pipeline.
+
+    Returns:
+        Its ``model_index.json``.
 
     Raises:
         PipelineError: A file is unsafe, or missing; the error names it and the way out.
@@ -167,11 +165,7 @@ def check_folder(folder: Path) -> None:
                 "Convert once, where you trust it: load it with diffusers and write it with "
                 "pipeline.save_pretrained(folder, safe_serialization=True).",
             )
-    try:
-        values = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise PipelineError(f"{index}: not valid JSON ({error})") from error
-    _check_index(str(index), values)
+    return _read_index(index)
 
 
 def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
@@ -230,13 +224,10 @@ def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Dif
         )
     if config is not None and Path(config).is_dir():
         # Only the folder's configurations are used, not its weights: the index is all to check.
-        described = Path(config) / "model_index.json"
-        index = _read_index(described)
-        _check_index(str(described), index)
+        index = _read_index(Path(config) / "model_index.json")
     else:
         config = config or _infer_config(path)
         index = _load_index(config)
-        _check_index(config, index)
     pipeline_class = getattr(diffusers, index["_class_name"])
     if not hasattr(pipeline_class, "from_single_file"):
         raise PipelineError(
@@ -258,11 +249,14 @@ def _infer_config(path: Path) -> str:
         ) from error
 
 
-def _read_index(index: Path) -> Any:
+def _read_index(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise PipelineError(f"{index}: cannot be read ({error})") from error
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read ({error})") from error
+    except ValueError as error:
+        raise PipelineError(f"{path}: not valid JSON ({error})") from error
+    return _checked_index(str(path), values)
 
 
 def _load_index(hub_id: str) -> dict[str, Any]:
@@ -277,7 +271,7 @@ def _load_index(hub_id: str) -> dict[str, Any]:
             "Check the name and the connection, or give a local folder; for a single file, "
             "name one that describes it with pipeline.config=FOLDER.",
         ) from error
-    return dict(values)
+    return _checked_index(hub_id, dict(values))
 
 
 def _why_unreachable(hub_id: str) -> str | None:
@@ -295,9 +289,9 @@ def _why_unreachable(hub_id: str) -> str | None:
     return None
 
 
-def _check_index(where: str, index: Any) -> None:
+def _checked_index(where: str, index: Any) -> dict[str, Any]:
     """Check that every class in a ``model_index.json`` comes from diffusers or transformers."""
-    if not isinstance(index, Mapping):
+    if not isinstance(index, dict):
         raise PipelineError(f"{where}: no pipeline's model_index.json, but a list or plain value")
     name = index.get("_class_name")
     named = getattr(diffusers, name, None) if isinstance(name, str) else None
@@ -314,6 +308,7 @@ def _check_index(where: str, index: Any) -> None:
                 f"{where}: component '{component}' comes from '{library}'",
                 "Only components of diffusers and transformers are opened.",
             )
+    return index
 
 
 def _left_out(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
