@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from guidefold.ground.errors import UnfoldableError
 from guidefold.listen.arguments import (
@@ -173,6 +174,12 @@ def test_tree_map_reaches_every_tensor_and_leaves_the_rest() -> None:
         assert torch.equal(before * 2, after)
     assert len(list(tensors_of(tree))) == 7
     assert doubled[1]["lengths"] == tree[1]["lengths"]
+
+
+def test_tree_map_keeps_an_output_of_diffusers_its_class() -> None:
+    doubled = tree_map(lambda t: t * 2, Transformer2DModelOutput(sample=torch.ones(2)))
+    assert isinstance(doubled, Transformer2DModelOutput)
+    assert torch.equal(doubled.sample, torch.full((2,), 2.0))
 
 
 def test_trees_are_alike_up_to_the_noise_of_their_precision() -> None:
