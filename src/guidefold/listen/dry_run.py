@@ -27,7 +27,7 @@ from guidefold.pipeline import COMPONENT
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run with a stubbed denoiser shows of each step.
+    """The result of :func:`follow_stubbed`, with one entry per step.
 
     Attributes:
         arguments: ``(args, kwargs)`` of the denoiser's call.
@@ -97,11 +97,11 @@ def follow_stubbed(
         # The map is not exact as it stands, so the pipeline may mix the state in: compare two
         # draws of noise at the same states, in whose difference the state cancels.
         others, other_raws = follow_with(1)
-        pairs = zip(
-            zip(raws, other_raws, strict=True), zip(steps, others, strict=True), strict=True
-        )
-        found = [find_scaling(r, (s.model_output, o.model_output)) for r, (s, o) in pairs]
-        maps, scalings = [m for m, _ in found], [s for _, s in found]
+        scaled = [
+            find_scaling((raw, other_raw), (step.model_output, other.model_output))
+            for raw, other_raw, step, other in zip(raws, other_raws, steps, others, strict=True)
+        ]
+        maps, scalings = [m for m, _ in scaled], [s for _, s in scaled]
     for index, output_map in enumerate(maps):
         if output_map != maps[0]:
             raise CaptureError(f"step {index}: output map '{output_map}' instead of '{maps[0]}'")

@@ -143,33 +143,30 @@ class Findings:
                 )
 
 
-def describe_findings(found: Findings) -> list[str]:
+def describe_findings(findings: Findings) -> list[str]:
     """Findings for people: one line per fact, and the share of passes that folding saves."""
-    also = "".join(f", {name}={value:g}" for name, value in found.also_off.items())
-    exact = "exact" if found.linear else "approximate: the target is not linear in the scale"
-    layers = ", ".join(f"{preset} {count}" for preset, count in found.targets.items())
-    out = f"; {found.left_out} others cannot be wrapped" if found.left_out else ""
+    also = "".join(f", {name}={value:g}" for name, value in findings.also_off.items())
+    exact = "exact" if findings.linear else "approximate: the target is not linear in the scale"
+    layers = ", ".join(f"{preset} {count}" for preset, count in findings.targets.items())
+    out = f"; {findings.left_out} others cannot be wrapped" if findings.left_out else ""
+    batches = "yes" if findings.mixed_lengths else "in training; recorded one prompt at a time"
+    if findings.layout is None:
+        batches = "no: recorded and trained one prompt at a time"
     rows = {
-        "pipeline": f"{found.pipeline}, {found.scheduler}, {found.prediction_type}",
-        "denoiser": f"{' and '.join(found.denoisers)} ({found.denoiser_class}), "
-        f"weights {found.fingerprint}",
-        "guidance": f"{found.guidance_argument}, off at {found.off:g}{also}",
-        "passes a step": f"{found.passes_on:g} with guidance, {found.passes_off:g} without",
-        "dial": f"strength 0 = guidance {found.origin:g}, {exact}",
-        "output map": str(found.output_map),
-        "batches": _batches(found),
+        "pipeline": f"{findings.pipeline}, {findings.scheduler}, {findings.prediction_type}",
+        "denoiser": f"{' and '.join(findings.denoisers)} ({findings.denoiser_class}), "
+        f"weights {findings.fingerprint}",
+        "guidance": f"{findings.guidance_argument}, off at {findings.off:g}{also}",
+        "passes a step": f"{findings.passes_on:g} with guidance, {findings.passes_off:g} without",
+        "dial": f"strength 0 = guidance {findings.origin:g}, {exact}",
+        "output map": str(findings.output_map),
+        "batches": batches,
         "LoRA layers": f"{layers}{out}",
-        "adapter loads with": LOADERS[found.loader],
+        "adapter loads with": LOADERS[findings.loader],
     }
-    saved = 1 - found.passes_off / found.passes_on
+    saved = 1 - findings.passes_off / findings.passes_on
     return [
         *(f"{name:20}{value}" for name, value in rows.items()),
         "",
         f"Its guidance can be folded: {saved:.0%} of the passes saved.",
     ]
-
-
-def _batches(found: Findings) -> str:
-    if found.layout is None:
-        return "no: recorded and trained one prompt at a time"
-    return "yes" if found.mixed_lengths else "in training; recorded one prompt at a time"

@@ -141,9 +141,9 @@ def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
     Raises:
         UnfoldableError: No known map turns one into the other.
     """
-    for found in _candidates(raw, model_output):
+    for candidate in _candidates(raw, model_output):
         for negated in (False, True):
-            guess = replace(found, negated=negated)
+            guess = replace(candidate, negated=negated)
             if torch.equal(guess(raw, model_output.shape).to(model_output), model_output):
                 return guess
     raise _unknown(raw, model_output)
@@ -166,13 +166,13 @@ def find_scaling(
     """
     (raw, other), (arrived, arrived_other) = raws, model_outputs
     change = arrived.double() - arrived_other.double()
-    for found in _candidates(raw, arrived):
-        part = found(raw.double() - other.double(), arrived.shape)
+    for candidate in _candidates(raw, arrived):
+        part = candidate(raw.double() - other.double(), arrived.shape)
         a = float((part * change).sum() / part.square().sum())
         error = (change - a * part).abs().max()
         if a and error <= 1e-3 * change.abs().max():
-            b = arrived.double() - a * found(raw.double(), arrived.shape)
-            return replace(found, scaled=True), Scaling(a, b)
+            b = arrived.double() - a * candidate(raw.double(), arrived.shape)
+            return replace(candidate, scaled=True), Scaling(a, b)
     raise _unknown(raw, arrived)
 
 

@@ -1,7 +1,7 @@
 """The user's inputs: prompts, media, and a diffusers pipeline.
 
-A pipeline is opened safely, without remote code; several denoisers become one module; signs of a
-base model that is already distilled are found.
+A pipeline is opened safely, without remote code, and searched for signs that it is already
+distilled; several denoisers become one module.
 """
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation

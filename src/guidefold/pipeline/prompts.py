@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -207,14 +207,14 @@ def _read_csv(source: Path) -> Iterator[Prompt]:
         raise PromptError(f"{source}:{line}: not a CSV line: {error}") from error
 
 
-def _column(names: object, source: Path) -> str:
-    found = [name for name in COLUMNS if name in list(names)]  # type: ignore[call-overload]
-    if not found:
+def _column(names: Collection[str], source: Path) -> str:
+    column = next((name for name in COLUMNS if name in names), None)
+    if column is None:
         raise PromptError(
             f"{source}:1: no column named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}",
             "Name the column of prompts in the first line.",
         )
-    return str(found[0])
+    return column
 
 
 def _read_jsonl(source: Path) -> Iterator[Prompt]:
