@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def safetensors_of(path: Path) -> list[Path]:
 
 
 def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
+    """Check files against a run: its base model and its trained student."""
     findings = session.findings
     trained: dict[float, Trained] = {}
     verdicts = []
@@ -127,38 +128,35 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
             raise MismatchError(
                 f"{file.path}: it is for '{name}', which this run has not adapted", ""
             )
-        verdict = examine(file, base_of_run(session, name), trained[file.strength])
-        verdicts.append(
-            _with_origin(verdict, file, findings.prediction_type, [findings.fingerprint])
-        )
+        origin = other_base(file.metadata, findings.prediction_type, [findings.fingerprint])
+        base = base_of_run(session, name)
+        verdicts.append(examine(file, base, trained[file.strength], [*damage(file), *origin]))
     return verdicts
 
 
 def _of_a_pipeline(file: LoraFile, given: GivenPipeline) -> Verdict:
-    verdict = examine(file, base_of(given.pipeline, file))
+    """Check a file against a pipeline alone."""
+    base = base_of(given.pipeline, file)
     names = tuple(file.metadata.get("findings", {}).get("denoisers", ()))
-    return _with_origin(verdict, file, given.prediction_type, given.fingerprints(names))
+    origin = other_base(file.metadata, given.prediction_type, given.fingerprints(names))
+    return examine(file, base, None, [*damage(file), *origin])
 
 
-def _with_origin(
-    verdict: Verdict, file: LoraFile, predicts: str, weights: Iterable[str]
+def examine(
+    file: LoraFile, base: Base, trained: Trained | None = None, origin: Sequence[str] = ()
 ) -> Verdict:
-    """Add the problems found by comparing the file with its own metadata."""
-    origin = [*damage(file), *other_base(file.metadata, predicts, weights)]
-    return replace(verdict, problems=(*origin, *verdict.problems))
-
-
-def examine(file: LoraFile, base: Base, trained: Trained | None = None) -> Verdict:
     """Check one file: by every client's rule, by its tensors, and by loading it.
 
     Args:
         file: The file.
         base: The base model that it is for.
         trained: The run's adapter, which its tensors and predictions are compared with.
+        origin: Problems found by comparing the file with its own metadata.
     """
     kind, keys, fused = file.kind, file.tensors.keys(), file.kind == "fused"
     readings = [] if fused else read_by_clients(keys, kind, base.names, base.loader)
-    problems = [
+    problems = [*origin]
+    problems += [
         f"{r.client} drops {len(r.dropped or ())} of {len(keys)} keys: {first_few(r.dropped or ())}"
         for r in readings
         if r.failed
