@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,6 @@ from guidefold.run.files import read_lines
 from guidefold.run.folder import RunFolder
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_tensors
-
-distill = import_module("guidefold.train.distill")  # its door has a function of that name
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
@@ -359,6 +356,7 @@ def test_a_damaged_checkpoint_is_code_1_and_named(run: Guidefold, config: Path) 
 SIGNALLED = """
 import os, sys
 from guidefold.record import recorder as trajectories
+from guidefold.train.distill import Training
 from guidefold.cli import main as cli
 place, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 
@@ -372,8 +370,8 @@ def signalling(real, due):
     return call
 
 if place == "training":
-    real = distill.Training.train_step
-    distill.Training.train_step = signalling(real, lambda line, *_: line.step == 1)
+    real = Training.train_step
+    Training.train_step = signalling(real, lambda line, *_: line.step == 1)
 else:
     real = trajectories.append_line
     trajectories.append_line = signalling(real, lambda _, path, line: line["index"] == 1)
