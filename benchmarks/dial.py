@@ -29,7 +29,7 @@ from guidefold.judge import evaluate
 from guidefold.lora import Dial
 from guidefold.run import PictureIndex, Results, RunFolder, Settings, flatten, load_settings
 
-STRIP = 3  # prompts, the first that were measured: nobody chose them
+STRIP = 3  # prompts, the first measured ones, not hand-picked
 SCALES = (1.5, 2.0, 3.0, 5.0, 7.5, 8.0, 10.0)
 HEADER = """# The dial against true guidance
 
@@ -56,37 +56,37 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Do what was asked for."""
+    """Draw the strip, measure the dial, or both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, help="of the .md and the .json")
-    parser.add_argument("--strip", type=Path, help="a picture of what the run has drawn, instead")
-    parser.add_argument("--work", type=Path, help="keeps pictures; by default RUN-dial")
+    parser.add_argument("--out", type=Path, help="path of the .md and the .json")
+    parser.add_argument("--strip", type=Path, help="picture of the run's own drawings to write")
+    parser.add_argument("--work", type=Path, help="folder of the pictures; default: RUN-dial")
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--states", type=int, default=8, help="prompts that measure residuals")
-    asked = parser.parse_args()
-    if asked.strip:
-        asked.strip.write_bytes(png(_strip(RunFolder(asked.run))))
-    if asked.out:
-        measure(asked)
+    parser.add_argument("--states", type=int, default=8, help="prompts for residual guidance")
+    options = parser.parse_args()
+    if options.strip:
+        options.strip.write_bytes(png(_strip(RunFolder(options.run))))
+    if options.out:
+        measure(options)
 
 
-def measure(asked: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure every scale, write the table."""
-    work = asked.work or asked.run.with_name(f"{asked.run.name}-dial")
-    settings = _place(asked.run, work, asked.prompts, asked.states)
+    work = options.work or options.run.with_name(f"{options.run.name}-dial")
+    settings = _place(options.run, work, options.prompts, options.states)
     dial = read_dial(RunFolder(work).adapter)
     rows = [
         _measure(settings, g, strength, by)
         for g in SCALES
         for by, strength in _strengths(dial, g).items()
     ]
-    _add_nearest(RunFolder(work).evaluation, rows, asked.prompts)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    _add_nearest(RunFolder(work).evaluation, rows, options.prompts)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"marks": [vars(mark) for mark in dial.marks], "rows": rows}, indent=1)
-    asked.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    asked.out.with_suffix(".md").write_text(
-        _page(settings, rows, dial, asked.out), encoding="utf-8"
+    options.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    options.out.with_suffix(".md").write_text(
+        _page(settings, rows, dial, options.out), encoding="utf-8"
     )
 
 
@@ -175,13 +175,13 @@ def _command(settings: Settings) -> str:
 
 def _page(settings: Settings, rows: Sequence[dict[str, Any]], dial: Dial, out: Path) -> str:
     low, high = settings.record.guidance
-    asked = settings.evaluate
+    measured = settings.evaluate
     lines = [
         HEADER.format(
             command=_command(settings),
             out=out,
-            prompts=asked.prompts,
-            steps=asked.steps,
+            prompts=measured.prompts,
+            steps=measured.steps,
             low=low,
             high=high,
             g_ref=settings.adapter.g_ref,

@@ -3,7 +3,7 @@
     python benchmarks/recording.py --size 256 --steps 4
 
 Prints one line of JSON: the share of recording that is spent in the teacher's own denoiser calls,
-how often following asked the denoiser, and the bytes of the trajectory.
+how many denoiser calls following made, and the bytes of the trajectory.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512, help="pixels along a side")
     parser.add_argument("--steps", type=int, default=4)
-    asked = parser.parse_args()
-    call = {"height": asked.size, "width": asked.size}
+    options = parser.parse_args()
+    call = {"height": options.size, "width": options.size}
     settings = Settings.model_validate(
         {"run": "unused", "pipeline": {"source": "unused", "call": call}}
     )
@@ -67,7 +67,9 @@ def main() -> None:
     recorder = recorder_for(pipeline, findings, dial, settings)
     inside, shares = listen_to(recorder), []
     for index in range(2):  # following asks the denoiser in the first alone, for its template
-        plan = Plan(index, "training", Prompt.of("a photograph of a cat"), index, 7.5, asked.steps)
+        plan = Plan(
+            index, "training", Prompt.of("a photograph of a cat"), index, 7.5, options.steps
+        )
         inside.clear()
         start = time.perf_counter()
         ((_, states),) = recorder.record("teacher", [plan])

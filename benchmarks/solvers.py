@@ -3,8 +3,8 @@
     guidefold demo                                                  # a run to measure
     python benchmarks/solvers.py runs/demo --out docs/results/solvers     # .md and .json
 
-Nothing is trained: the run's adapter is loaded into the pipeline, its scheduler exchanged. What
-stands in --work is not drawn again.
+Nothing is trained: the run's adapter is loaded into the pipeline, its scheduler exchanged. Finished
+cases in --work are not drawn again.
 """
 
 from __future__ import annotations
@@ -63,25 +63,25 @@ python benchmarks/solvers.py RUN --out docs/results/solvers
 
 
 def main() -> None:
-    """Measure what is missing, write the table."""
+    """Measure the missing cases, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="of the .md and the .json")
-    parser.add_argument("--work", type=Path, help="keeps cases; by default RUN-solvers")
+    parser.add_argument("--out", type=Path, required=True, help="path of the .md and the .json")
+    parser.add_argument("--work", type=Path, help="folder of finished cases; default: RUN-solvers")
     parser.add_argument("--prompts", type=int, default=128)
-    asked = parser.parse_args()
-    work = asked.work or asked.run.with_name(f"{asked.run.name}-solvers")
+    options = parser.parse_args()
+    work = options.work or options.run.with_name(f"{options.run.name}-solvers")
     ensure_folder(work)
-    settings = load_settings(asked.run)
+    settings = load_settings(options.run)
     judge = judge_of(settings.pipeline.source)
     assert judge is not None, "the bundled world alone has a judge"
     rows = [
-        _case(settings, judge, solver, steps, asked.prompts, work)
+        _case(settings, judge, solver, steps, options.prompts, work)
         for solver in SOLVERS
         for steps in STEPS
     ]
-    write_json(asked.out.with_suffix(".json"), rows)
-    write_text(asked.out.with_suffix(".md"), _page(settings, rows))
+    write_json(options.out.with_suffix(".json"), rows)
+    write_text(options.out.with_suffix(".md"), _page(settings, rows))
 
 
 def _case(

@@ -1,4 +1,4 @@
-"""A stock of encoded pictures with their captions, made once and drawn from at every step."""
+"""A data set of encoded pictures with their captions: made once, sampled at every step."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
-    """Encoded pictures and what their captions say.
+class Dataset:
+    """Encoded pictures and the facts of their captions.
 
     Attributes:
         latents: Means of the autoencoder's latents, scaled to unit spread, bfloat16,
             `(pictures, 4, 16, 16)`.
-        captions: Indices into `all_facts()`, int64, `(pictures,)`; some are partly wrong.
-        labels: What the pictures show, as `draw_labels` says it, uint8, `(pictures, 2, 16, 16)`.
-        scaling_factor: What the latents were multiplied with.
+        captions: Indices into `all_facts()`, int64, `(pictures,)`; a share is partly wrong.
+        labels: Labels of the pictures from `draw_labels`, uint8, `(pictures, 2, 16, 16)`.
+        scaling_factor: The factor that the latents were multiplied by.
     """
 
     latents: Tensor
@@ -35,7 +35,7 @@ class Stock:
 
 
 @torch.no_grad()
-def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int) -> Stock:
+def make_dataset(autoencoder: Any, *, count: int, spoiled_share: float, seed: int) -> Dataset:
     """Draw and encode pictures.
 
     Args:
@@ -45,7 +45,7 @@ def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int)
         seed: Decides everything.
 
     Returns:
-        The stock, on the autoencoder's device.
+        The data set, on the autoencoder's device.
     """
     device = next(autoencoder.parameters()).device
     latents, captions, labels = [], [], []
@@ -57,12 +57,12 @@ def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int)
             latents.append(autoencoder.encode(pictures).latent_dist.mean.float())
         labels.append(draw_labels(ids, step_seed(seed + 1, number)).to(torch.uint8))
         spoiled = torch.rand(len(ids), generator=generator) < spoiled_share
-        said = ids.clone()
-        said[spoiled] = spoil(ids[spoiled], generator)
-        captions.append(said)
+        captioned = ids.clone()
+        captioned[spoiled] = spoil(ids[spoiled], generator)
+        captions.append(captioned)
     every = torch.cat(latents)
     scaling_factor = 1 / float(every.std())
-    return Stock(
+    return Dataset(
         (every * scaling_factor).bfloat16(),
         torch.cat(captions).to(device),
         torch.cat(labels).to(device),
@@ -70,32 +70,32 @@ def make_stock(autoencoder: Any, *, count: int, spoiled_share: float, seed: int)
     )
 
 
-def kept_stock(
+def load_or_make_dataset(
     folder: Path, autoencoder: Any, *, count: int, spoiled_share: float, seed: int
-) -> Stock:
-    """The stock kept in a folder; made, and kept there, where it is not there yet.
+) -> Dataset:
+    """Load the data set from a folder; make it and write it there if there is none.
 
     Args:
-        folder: Where the stock is kept.
-        autoencoder: As for `make_stock`, and so are the others.
+        folder: The folder of the data set.
+        autoencoder: The trained one, on the device to encode on.
         count: How many pictures.
         spoiled_share: Share of pictures whose caption is partly wrong.
         seed: Decides everything.
 
     Returns:
-        The stock, on the autoencoder's device.
+        The data set, on the autoencoder's device.
     """
     device = next(autoencoder.parameters()).device
     recipe = {"count": count, "spoiled_share": spoiled_share, "seed": seed}
     state = read_state(folder)
     if state is not None and state[1]["recipe"] == recipe:
         tensors, facts = state
-        return Stock(
+        return Dataset(
             **{name: tensor.to(device) for name, tensor in tensors.items()},
             scaling_factor=facts["scaling_factor"],
         )
-    stock = make_stock(autoencoder, count=count, spoiled_share=spoiled_share, seed=seed)
-    facts = {"recipe": recipe, "scaling_factor": stock.scaling_factor}
-    tensors = {"latents": stock.latents, "captions": stock.captions, "labels": stock.labels}
+    dataset = make_dataset(autoencoder, count=count, spoiled_share=spoiled_share, seed=seed)
+    facts = {"recipe": recipe, "scaling_factor": dataset.scaling_factor}
+    tensors = {"latents": dataset.latents, "captions": dataset.captions, "labels": dataset.labels}
     write_state(folder, tensors, facts)
-    return stock
+    return dataset

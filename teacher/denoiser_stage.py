@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guidefold.demo import COLOURS, SHAPES
 from teacher.components import make_scheduler
-from teacher.dataset import Stock
+from teacher.dataset import Dataset
 from teacher.stage import Stage, step_seed
 from teacher.text_stage import Reader
 
@@ -27,7 +27,7 @@ In the first, shapes are decided: naming the wrong one raises the loss there by 
 by less than 1 %. In the second, places are: whether the square comes above the circle."""
 
 NAMING_WEIGHT, READING_WEIGHT = 0.25, 0.05
-"""Weights of the lessons in naming and in reading beside the squared error of v."""
+"""Weights of the naming and the reading loss beside the squared error of v."""
 
 _MOST_SIGNAL = 5.0
 
@@ -54,9 +54,9 @@ def loss_weights(alphas_cumprod: Tensor) -> Tensor:
 
 
 def timestep_places(batch: int, generator: torch.Generator) -> Tensor:
-    """Timesteps of a batch, in 0..1: some over the whole range, most where much is decided.
+    """Timesteps of a batch, in 0..1: a share over the whole range, the rest in `FOCUS`.
 
-    Each part takes one from each of equal ranges: the same mean, less spread.
+    Each part is stratified, one timestep from each of equal ranges: the same mean, less variance.
 
     Args:
         batch: How many.
@@ -78,8 +78,8 @@ def timestep_places(batch: int, generator: torch.Generator) -> Tensor:
 class Naming(nn.Module):
     """A lesson beside the main one: name shape and colour in each cell, from features halfway up.
 
-    The squared error of v hardly tells a star from a heart: a few per cent of it say what the
-    caption means. Here everything does. The layer that names is thrown away afterwards.
+    Only a few per cent of the squared error of v depend on the caption, so that it hardly tells a
+    star from a heart; all of this loss does. The naming layer is thrown away afterwards.
     """
 
     def __init__(self, denoiser: Any) -> None:
@@ -87,14 +87,14 @@ class Naming(nn.Module):
         source = denoiser.up_blocks[1]
         self.choices = [len(SHAPES) + 1, len(COLOURS) + 1]
         self.layer = nn.Conv2d(source.resnets[-1].out_channels, sum(self.choices), 1)
-        source.register_forward_hook(self._listen)
-        self._heard: Tensor | None = None
+        source.register_forward_hook(self._keep_features)
+        self._features: Tensor | None = None
 
-    def _listen(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        self._heard = output
+    def _keep_features(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
+        self._features = output
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Cross entropy of what was last heard.
+        """Cross entropy of the labels, from the denoiser's last features.
 
         Args:
             labels: int64, `(batch, 2, 16, 16)`, as `draw_labels` returns them.
@@ -102,9 +102,9 @@ class Naming(nn.Module):
         Returns:
             The sum over shape and colour of the mean over cells, a scalar.
         """
-        assert self._heard is not None
-        shape, colour = self.layer(self._heard).float().split(self.choices, dim=1)
-        self._heard = None
+        assert self._features is not None
+        shape, colour = self.layer(self._features).float().split(self.choices, dim=1)
+        self._features = None
         return F.cross_entropy(shape, labels[:, 0]) + F.cross_entropy(colour, labels[:, 1])
 
 
@@ -118,7 +118,7 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
 def denoiser_stage(
     denoiser: Any,
     text_encoder: Any,
-    stock: Stock,
+    dataset: Dataset,
     tokens: Tensor,
     *,
     folder: Path,
@@ -127,12 +127,12 @@ def denoiser_stage(
     batch: int,
     rate: float,
 ) -> Stage:
-    """v-prediction on the stock, with captions left out now and then.
+    """v-prediction on the data set, with a share of the captions left out.
 
     Args:
         denoiser: What to train, on the device to train it on.
         text_encoder: Trained with it, on the same device.
-        stock: What to draw from, on the same device.
+        dataset: The data set, on the same device.
         tokens: What `caption_tokens` returned.
         folder: Where states are kept.
         seed: Decides pictures, timesteps, noise and which captions are left out.
@@ -143,7 +143,7 @@ def denoiser_stage(
     Returns:
         The stage.
     """
-    device = stock.latents.device
+    device = dataset.latents.device
     tokens, empty = tokens.to(device), len(tokens) - 1
     alphas = make_scheduler().alphas_cumprod.float()
     weights = loss_weights(alphas).to(device)
@@ -154,19 +154,19 @@ def denoiser_stage(
 
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step_seed(seed, step))
-        chosen = torch.randint(len(stock.captions), (batch,), generator=generator).to(device)
+        chosen = torch.randint(len(dataset.captions), (batch,), generator=generator).to(device)
         dropped = (torch.rand(batch, generator=generator) < CAPTION_DROPOUT).to(device)
         places = timestep_places(batch, generator)
         times = (places * len(alphas)).long().clamp(max=len(alphas) - 1).to(device)
-        clean = stock.latents[chosen].float()
+        clean = dataset.latents[chosen].float()
         noise = torch.randn(clean.shape, generator=generator).to(device)
         keep, add = signal[times, None, None, None], spread[times, None, None, None]
-        said = tokens[stock.captions[chosen].masked_fill(dropped, empty)]
+        prompts = tokens[dataset.captions[chosen].masked_fill(dropped, empty)]
         with torch.autocast(device.type, dtype=torch.bfloat16), _attention(device):
-            hidden = text_encoder(said).last_hidden_state
+            hidden = text_encoder(prompts).last_hidden_state
             predicted = denoiser(keep * clean + add * noise, times, hidden).sample
-            named = naming(stock.labels[chosen].long())
-            read = reader(hidden[~dropped], stock.captions[chosen[~dropped]])
+            named = naming(dataset.labels[chosen].long())
+            read = reader(hidden[~dropped], dataset.captions[chosen[~dropped]])
         error = (predicted.float() - (keep * noise - add * clean)).square().mean(dim=(1, 2, 3))
         weighted: Tensor = (weights[times] * error).mean()
         lessons: Tensor = NAMING_WEIGHT * named + READING_WEIGHT * read
@@ -178,5 +178,5 @@ def denoiser_stage(
         "naming": naming,
         "reader": reader,
     }
-    recipe = {"seed": seed, "batch": batch, "rate": rate, "stock": len(stock.captions)}
+    recipe = {"seed": seed, "batch": batch, "rate": rate, "stock": len(dataset.captions)}
     return Stage("denoiser", folder, modules, loss, steps, rate, 0.999, recipe)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,6 @@ def open_teacher(folder: Path, device: str = "cpu") -> Any:
     return pipeline
 
 
-def _chunks(captions: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    for start in range(0, len(captions), _AT_ONCE):
-        yield start, list(captions[start : start + _AT_ONCE])
-
-
 def draw_captions(
     pipeline: Any, captions: Sequence[str], *, guidance_scale: float, steps: int, seed: int
 ) -> list[Image.Image]:
@@ -62,15 +57,16 @@ def draw_captions(
         One picture for each caption.
     """
     pictures: list[Image.Image] = []
-    for start, some in _chunks(captions):
-        generators = [torch.Generator().manual_seed(seed + start + n) for n in range(len(some))]
-        made = pipeline(
-            some,
+    for start in range(0, len(captions), _AT_ONCE):
+        chunk = list(captions[start : start + _AT_ONCE])
+        generators = [torch.Generator().manual_seed(seed + start + n) for n in range(len(chunk))]
+        output = pipeline(
+            chunk,
             guidance_scale=guidance_scale,
             num_inference_steps=steps,
             generator=generators,
         )
-        pictures += made.images
+        pictures += output.images
     return pictures
 
 
@@ -105,11 +101,11 @@ def table(results: dict[float, dict[str, float]]) -> str:
 
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     """The first pictures side by side, as many as fit, row by row."""
-    whole = Image.new("RGB", (_SHEET_COLUMNS * PICTURE_SIZE, _SHEET_ROWS * PICTURE_SIZE), "white")
+    canvas = Image.new("RGB", (_SHEET_COLUMNS * PICTURE_SIZE, _SHEET_ROWS * PICTURE_SIZE), "white")
     for number, picture in enumerate(pictures[: _SHEET_COLUMNS * _SHEET_ROWS]):
         row, column = divmod(number, _SHEET_COLUMNS)
-        whole.paste(picture, (column * PICTURE_SIZE, row * PICTURE_SIZE))
-    return whole
+        canvas.paste(picture, (column * PICTURE_SIZE, row * PICTURE_SIZE))
+    return canvas
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -127,7 +123,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and write what was asked for.
+    """Measure, print the table, and write the JSON and the sheets that the options name.
 
     Args:
         argv: Command line; the process's own by default.

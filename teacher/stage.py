@@ -72,7 +72,7 @@ class Stage:
 
 
 class _Run:
-    """The moving parts of a stage while it is being trained."""
+    """The state of a stage while it is trained."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage

@@ -32,7 +32,7 @@ def caption_tokens(tokenizer: Any) -> Tensor:
 
 
 def answers() -> Tensor:
-    """Every question about a caption, answered: its facts, and what lies on which side.
+    """The labels of every caption: its facts, and which thing lies on which side.
 
     The side follows from the relation and from the order of the things. But the denoiser draws
     places, not orders, and took very long to find that out by itself.

@@ -33,7 +33,7 @@ from teacher.components import (
     make_text_encoder,
     make_tokenizer,
 )
-from teacher.dataset import kept_stock
+from teacher.dataset import load_or_make_dataset
 from teacher.denoiser_stage import denoiser_stage
 from teacher.measure_teacher import open_teacher
 from teacher.stage import Stage, train
@@ -63,7 +63,7 @@ class Recipe:
         denoiser: Plan of the denoiser's stage.
         hard_share: Share of extra pictures with coloured backgrounds in the later two stages of
             the autoencoder.
-        stock: Pictures that the denoiser learns from.
+        stock: Number of pictures that the denoiser learns from.
         spoiled_share: Share of them, 0..1, whose caption is partly wrong, so that the unguided
             prediction doubts its caption and guidance has something to sharpen.
     """
@@ -93,11 +93,11 @@ TINY_RECIPE = Recipe(
 
 
 class _OutOfTimeError(Exception):
-    """A stage has steps left."""
+    """Time ran out before a stage was finished."""
 
 
 class _Training:
-    """One call's way through the stages."""
+    """The stages of one call, and what they share."""
 
     def __init__(
         self, recipe: Recipe, work: Path, deadline: float, device: torch.device, start: Any = None
@@ -137,19 +137,19 @@ class _Training:
 
     def denoiser(self, autoencoder: Any, text_encoder: Any, tokens: Tensor) -> Any:
         recipe = self.recipe
-        stock = kept_stock(
+        dataset = load_or_make_dataset(
             self.work / "stock",
             autoencoder,
             count=recipe.stock,
             spoiled_share=recipe.spoiled_share,
             seed=recipe.seed + 20,
         )
-        autoencoder.register_to_config(scaling_factor=stock.scaling_factor)
+        autoencoder.register_to_config(scaling_factor=dataset.scaling_factor)
         torch.manual_seed(recipe.seed + 2)
         denoiser = make_denoiser(recipe.size) if self.start is None else self.start.unet
         denoiser = denoiser.to(self.device)
         plan = self._plan(recipe.denoiser, 30)
-        self._finish(denoiser_stage(denoiser, text_encoder, stock, tokens, **plan))
+        self._finish(denoiser_stage(denoiser, text_encoder, dataset, tokens, **plan))
         return denoiser
 
     def polish(self, autoencoder: Any) -> None:
@@ -215,7 +215,7 @@ def publish(pipeline: Any, out: Path) -> None:
 
 
 def _forget_origin(config: Path) -> None:
-    """Take out the folder that a part was opened from: it is of this machine only."""
+    """Remove the path that a part was opened from: it means nothing on another machine."""
     values = json.loads(config.read_text(encoding="utf-8"))
     if values.pop("_name_or_path", None) is not None:
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -88,5 +88,5 @@ def test_unseen_captions_follow_from_the_seed():
 
 
 def test_more_unseen_captions_than_there_are_is_an_error():
-    with pytest.raises(ValueError, match="unseen captions, 9999 were asked for"):
+    with pytest.raises(ValueError, match="unseen captions, not 9999"):
         unseen_captions(9999)

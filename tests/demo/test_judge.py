@@ -4,7 +4,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from guidefold.demo.captions import CATEGORIES, all_facts, parse
-from guidefold.demo.judge import aligned, category, judge_pictures
+from guidefold.demo.judge import category, judge_pictures
 from guidefold.demo.world import draw_pictures, fact_table, ids_of
 
 PER_CATEGORY = 250
@@ -15,7 +15,7 @@ def _pictures(drawn):
     return [Image.fromarray(one) for one in pixels]
 
 
-def _some_of(name, seed):
+def _ids_of_category(name, seed):
     ids = (fact_table()[:, 0] == CATEGORIES.index(name)).nonzero().flatten()
     generator = torch.Generator().manual_seed(seed)
     return ids[torch.randint(len(ids), (PER_CATEGORY,), generator=generator)]
@@ -30,9 +30,13 @@ def _noisy(picture, seed):
     return Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
 
 
+def aligned(picture, caption):
+    return judge_pictures([picture], [caption])[0]
+
+
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_drawn_noisy_and_blurred_pictures_are_aligned(name):
-    ids = _some_of(name, seed=5)
+    ids = _ids_of_category(name, seed=5)
     drawn, captions = _pictures(draw_pictures(ids, 11)), _captions(ids)
     noisy = [_noisy(picture, seed) for seed, picture in enumerate(drawn)]
     blurred = [picture.filter(ImageFilter.GaussianBlur(0.7)) for picture in drawn]
@@ -61,7 +65,7 @@ def _says_less(said, shown):
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_pictures_of_near_captions_are_refused(name):
     """Against every caption of the category that differs in one or two facts, a few of each."""
-    ids = _some_of(name, seed=6)[:60]
+    ids = _ids_of_category(name, seed=6)[:60]
     pictures, table = _pictures(draw_pictures(ids, 12)), fact_table()
     shown, said = [], []
     for picture, index in zip(pictures, ids.tolist(), strict=True):

@@ -12,6 +12,7 @@ from guidefold.bench.fidelity import (
     PLAIN,
     MethodResult,
     Table,
+    alignment_ratios,
     categories,
     cell,
     levels,
@@ -120,17 +121,10 @@ def _claims(results: Parts) -> Iterator[list[str]]:
     if "fidelity" in results:
         found = [MethodResult(**entry) for entry in results["fidelity"]]
         for method, theirs in ((GUIDEFOLD, "no loss"), (PAPER, ""), (PLAIN, "")):
-            ratios = _ratios(found, method.name)
+            ratios = alignment_ratios(found, method.name)
             title = f"alignment over the CFG teacher's: {method.title}"
             known = f"measured, {plural(len(ratios), 'seed')}"
             yield [title, theirs, cell(ratios), known, "fidelity"]
-
-
-def _ratios(found: Sequence[MethodResult], method: str) -> list[float]:
-    """A method's alignment over the teacher's, seed by seed."""
-    teachers = {f.seed: f.alignment for f in found if f.method == "teacher"}
-    own = {f.seed: f.alignment for f in found if f.method == method}
-    return [a / b for seed, a in own.items() if a is not None and (b := teachers.get(seed))]
 
 
 def _fastest(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

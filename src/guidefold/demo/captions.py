@@ -1,4 +1,4 @@
-"""What a picture of the world shows, and how a caption says it.
+"""The facts that a picture of the world shows, and their captions.
 
 The world is finite: a few thousand facts, each with exactly one caption, and each caption parses
 back to its facts. Six categories, the ones that people judge text-to-image models by:
@@ -59,11 +59,11 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything a caption says about a picture.
+    """Everything that a caption says about a picture.
 
     Attributes:
         things: One to four objects. More than two are alike, and so are two that are counted.
-        relation: Where the first thing lies, seen from the second; empty if not said.
+        relation: Where the first thing lies, seen from the second; empty if left open.
         background: A key of `COLOURS`, or empty for a plain light background.
     """
 
@@ -171,7 +171,7 @@ def is_unseen(caption: str) -> bool:
 def unseen_captions(count: int, seed: int = 0) -> list[str]:
     """Distinct captions that the teacher's training never saw, balanced over the categories.
 
-    The categories take turns, so each gets the same number until a small one has no more to give.
+    The categories take turns, so each gets the same number until a small one is used up.
 
     Args:
         count: How many captions.
@@ -181,19 +181,19 @@ def unseen_captions(count: int, seed: int = 0) -> list[str]:
         The captions.
 
     Raises:
-        ValueError: If the world has fewer unseen captions than asked for.
+        ValueError: If the world has fewer unseen captions.
     """
-    waiting: dict[str, list[str]] = {category: [] for category in CATEGORIES}
+    remaining: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     for facts in all_facts():
         if is_unseen(facts.caption):
-            waiting[facts.category].append(facts.caption)
-    total = sum(map(len, waiting.values()))
+            remaining[facts.category].append(facts.caption)
+    total = sum(map(len, remaining.values()))
     if count > total:
-        raise ValueError(f"the demo world has {total} unseen captions, {count} were asked for")
+        raise ValueError(f"the demo world has {total} unseen captions, not {count}")
     chance = random.Random(f"unseen captions {seed}")
-    for captions in waiting.values():
+    for captions in remaining.values():
         chance.shuffle(captions)
     chosen: list[str] = []
     while len(chosen) < count:
-        chosen += [captions.pop() for captions in waiting.values() if captions]
+        chosen += [captions.pop() for captions in remaining.values() if captions]
     return chosen[:count]

@@ -39,7 +39,7 @@ def _of_size(seen: SeenThing, size: str) -> bool:
 
 
 def _find(thing: Thing, seen: Sequence[SeenThing]) -> SeenThing | None:
-    """The one seen thing of a said thing's shape, colour and size."""
+    """Find a seen thing of the shape, colour and size; None if there is none."""
     for candidate in seen:
         alike = candidate.shape == thing.shape and candidate.colour == thing.colour
         if alike and _of_size(candidate, thing.size):
@@ -48,7 +48,7 @@ def _find(thing: Thing, seen: Sequence[SeenThing]) -> SeenThing | None:
 
 
 def _relation(first: SeenThing, second: SeenThing) -> str:
-    """Where the first thing lies, seen from the second; empty where it is hard to say."""
+    """Where the first thing lies, seen from the second; empty where they almost coincide."""
     across, down = first.x - second.x, first.y - second.y
     if max(abs(across), abs(down)) < _LEAST_SHIFT:
         return ""
@@ -65,7 +65,7 @@ def agrees(reading: Reading, facts: Facts) -> bool:
         facts: What it should show.
 
     Returns:
-        True if every fact is right and nothing is there besides.
+        True if every fact is right and the picture shows nothing else.
     """
     if len(reading.things) != len(facts.things) or reading.background != facts.background:
         return False
@@ -102,22 +102,24 @@ def judge_pictures(pictures: Sequence[Image], captions: Sequence[str]) -> list[b
         raise ValueError(f"pictures of the demo world are 64 x 64, not {sorted(wrong_sizes)}")
     judged: list[bool] = []
     for start in range(0, len(pictures), _AT_ONCE):
-        some = [
-            np.asarray(picture.convert("RGB")) for picture in pictures[start : start + _AT_ONCE]
-        ]
-        pixels = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 255
-        said = facts[start : start + _AT_ONCE]
-        judged += map(agrees, read_pictures(pixels), said)
+        chunk = slice(start, start + _AT_ONCE)
+        judged += map(agrees, read_pictures(_pixels(pictures[chunk])), facts[chunk])
     return judged
 
 
+def _pixels(pictures: Sequence[Image]) -> torch.Tensor:
+    """Pictures as float32, `(batch, 3, height, width)`, in 0..1."""
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
 def judge_of(source: str) -> Judge | None:
-    """The judge of a pipeline's pictures, by its source; None for worlds that nobody can judge."""
+    """The judge of a pipeline's pictures, by its source; None for all but the bundled teacher."""
     return Judge(judge_pictures, category, see_features) if source == "bundled" else None
 
 
 def see_features(pictures: Sequence[Image]) -> Matrix:
-    """What can be told of pictures without their captions, to compare sets of them.
+    """Features of pictures, without their captions, to compare sets of pictures by.
 
     Args:
         pictures: 64 x 64; other modes than RGB are converted.
@@ -127,13 +129,12 @@ def see_features(pictures: Sequence[Image]) -> Matrix:
         of both: unknown), their number, mean radius and mean place, all in units of about 1, and
         the picture at 4 x 4 pixels.
     """
-    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    small = F.avg_pool2d(tensor, PICTURE_SIZE // 4).flatten(1).double().numpy()
+    pixels = _pixels(pictures)
+    small = F.avg_pool2d(pixels, PICTURE_SIZE // 4).flatten(1).double().numpy()
     rows = [
         _describe(reading)
-        for start in range(0, len(tensor), _AT_ONCE)
-        for reading in read_pictures(tensor[start : start + _AT_ONCE])
+        for start in range(0, len(pixels), _AT_ONCE)
+        for reading in read_pictures(pixels[start : start + _AT_ONCE])
     ]
     return np.concatenate([np.array(rows, dtype=np.float64), small], axis=1)
 
@@ -145,8 +146,3 @@ def _describe(reading: Reading) -> list[float]:
     middles = [(t.radius / SIZE_LIMIT, t.x / PICTURE_SIZE, t.y / PICTURE_SIZE) for t in things]
     mean = np.mean(middles, axis=0) if things else np.zeros(3)
     return [*shapes, *colours, len(things), *mean]
-
-
-def aligned(picture: Image, caption: str) -> bool:
-    """Judge one picture; see `judge_pictures`."""
-    return judge_pictures([picture], [caption])[0]

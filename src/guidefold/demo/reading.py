@@ -1,4 +1,4 @@
-"""Read a picture back: which things it shows, and on which background.
+"""Read the things and the background that a picture shows.
 
 The background's colour is the median along the border. What differs from it falls into connected
 parts, and each part becomes a thing: its colour is the nearest of the world's, its shape the one
@@ -36,7 +36,7 @@ class SeenThing:
     Attributes:
         shape: A key of `SHAPES`, or `UNKNOWN`.
         colour: A key of `COLOURS`, or `UNKNOWN`.
-        radius: As if drawn by the world, in pixels.
+        radius: The radius in pixels with which the world would draw it.
         x: Centroid in pixels, to the right.
         y: Centroid in pixels, downwards.
     """
@@ -50,7 +50,7 @@ class SeenThing:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a picture shows: its things, and its background's colour, empty for plain light."""
+    """The things that a picture shows, and its background's colour, empty for plain light."""
 
     things: tuple[SeenThing, ...]
     background: str
@@ -75,6 +75,7 @@ def _parts(foreground: Tensor) -> Tensor:
     # float32 holds whole numbers exactly up to 2**24
     index = torch.arange(1, height * width + 1, dtype=torch.float32).reshape(height, width)
     labels = foreground * index
+    # the largest index spreads by one pixel a turn, diagonals included, until nothing changes
     while True:
         across = F.max_pool2d(labels[:, None], (1, 3), 1, (0, 1))
         spread = F.max_pool2d(across, (3, 1), 1, (1, 0))[:, 0] * foreground
@@ -164,9 +165,11 @@ def _read_part(
     """
     step = picture - behind[:, None, None]
     distance = step.norm(dim=0)
+    # the colour is the median of the pixels farthest from the background: none is half covered
     core = part & (distance > 0.7 * distance[part].quantile(0.9))
     colour = picture[:, core].median(dim=1).values
     towards = colour - behind
+    # an edge pixel mixes both colours: its coverage is how far it lies along the way between them
     along = torch.einsum("chw,c->hw", step, towards) / towards.square().sum()
     near = F.max_pool2d(part[None].float(), 5, 1, 2)[0].bool() & ~others
     stray = (step - along.clamp(0, 1) * towards[:, None, None]).norm(dim=0) > _STRAY_DISTANCE

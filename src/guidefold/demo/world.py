@@ -31,7 +31,7 @@ SIZE_LIMIT = 10.5
 """The radius, in pixels, that divides small things from large ones."""
 
 CELLS = 16
-"""Cells along each side in which `draw_labels` names what a picture shows: one for each latent."""
+"""Cells along each side for which `draw_labels` gives labels: one for each latent."""
 
 _MOST_THINGS = 4
 _DRAWS = 6  # per thing: radius, turn, two for its place, its quarter, its tint
@@ -65,7 +65,7 @@ _RADII = {
 
 
 def _row(facts: Facts) -> list[int]:
-    """Facts as integers, in the order of `_COLUMNS`; -1 where there is nothing to say."""
+    """Facts as integers, in the order of `_COLUMNS`; -1 where a column does not apply."""
     row = [CATEGORIES.index(facts.category), len(facts.things)]
     distinct = list(dict.fromkeys(facts.things))
     for thing in distinct:
@@ -212,14 +212,15 @@ def _paint(rows: Tensor, draws: Tensor, tints: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _covered(layout: _Layout, axis: Tensor) -> Iterator[tuple[int, tuple[Tensor, Tensor], Tensor]]:
-    """Shape by shape: its number, the picture and thing of each that has it, and what it covers.
+    """Yield for each shape its number, the things that have it, and what they cover.
 
     Args:
         layout: Where things lie.
-        axis: Where to look, in pixels, along both axes; on the device to draw on.
+        axis: Positions along both axes, in pixels; on the device to draw on.
 
     Yields:
-        The number among `SHAPES`; two int64 `(found,)`; coverage 0..1, `(found, points, points)`.
+        The number among `SHAPES`; picture and thing as two int64 `(found,)`; coverage 0..1,
+        `(found, points, points)`.
     """
     for number, name in enumerate(_SHAPE_NAMES):
         picture, thing = (layout.present & (layout.shape == number)).nonzero(as_tuple=True)
@@ -232,7 +233,7 @@ def _covered(layout: _Layout, axis: Tensor) -> Iterator[tuple[int, tuple[Tensor,
 
 
 def _draw_chance(ids: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of facts, and everything that is left to chance."""
+    """The rows of facts, and all random numbers of their pictures."""
     generator = torch.Generator().manual_seed(seed)
     rows = fact_table()[ids.cpu()]
     draws = torch.rand(len(rows), _MOST_THINGS, _DRAWS, generator=generator)
@@ -262,7 +263,7 @@ def draw_pictures(ids: Tensor, seed: int, device: str | torch.device = "cpu") ->
 
 
 def draw_labels(ids: Tensor, seed: int) -> Tensor:
-    """What `draw_pictures` draws of the same facts and seed, cell by cell, in numbers.
+    """Labels of the pictures that `draw_pictures` draws of the same facts and seed, by cell.
 
     Args:
         ids: Indices into `all_facts()`, int64, `(batch,)`.

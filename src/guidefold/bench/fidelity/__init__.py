@@ -5,6 +5,7 @@ from guidefold.bench.fidelity.copy import copy_weights
 from guidefold.bench.fidelity.methods import GUIDEFOLD, METHODS, PAPER, PLAIN
 from guidefold.bench.fidelity.tables import (
     Table,
+    alignment_ratios,
     categories,
     cell,
     levels,
@@ -27,6 +28,7 @@ __all__ = [
     "Trial",
     "TrialResult",
     "Trials",
+    "alignment_ratios",
     "bench_fidelity",
     "categories",
     "cell",

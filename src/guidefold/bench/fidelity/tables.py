@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from guidefold.bench.fidelity.compare import MethodResult
 from guidefold.bench.fidelity.methods import Method
 from guidefold.bench.fidelity.trials import BASELINES, Trial, Trials
+from guidefold.bench.result_tables import rich_table
 from guidefold.draw import Picture, grid, png, read_picture
 from guidefold.pipeline import load_prompts, split_prompts
 from guidefold.run import write_bytes
@@ -31,8 +32,6 @@ def overview(found: Sequence[MethodResult]) -> Table:
     """Each method's means over seeds, with the deviation between them."""
     rows = []
     for name, entries in _by_method(found).items():
-        teachers = {f.seed: f.alignment for f in found if f.method == "teacher"}
-        ratios = [_over(f.alignment, teachers.get(f.seed)) for f in entries]
         trained = [f.residual for f in entries if f.residual]
         rows.append(
             [
@@ -41,7 +40,7 @@ def overview(found: Sequence[MethodResult]) -> Table:
                 f"{mean(f.training_passes for f in entries) / 1000:.1f} k" if trained else "-",
                 f"{entries[0].passes:g}",
                 cell([f.alignment for f in entries]),
-                cell(ratios),
+                cell(alignment_ratios(found, name)),
                 cell([f.distance for f in entries])
                 if name not in BASELINES
                 else _defined_distance(name),
@@ -54,6 +53,13 @@ def overview(found: Sequence[MethodResult]) -> Table:
     headings = ["method", "seeds", "training passes", "passes per picture", "alignment"]
     headings += ["alignment / CFG's", "distance", "residual, teacher's states"]
     return [*headings, "residual, student's states", "Frechet distance", "recall"], rows
+
+
+def alignment_ratios(found: Sequence[MethodResult], method: str) -> list[float]:
+    """A method's alignment over the teacher's, seed by seed; without a judge, none."""
+    teachers = {f.seed: f.alignment for f in found if f.method == "teacher"}
+    own = {f.seed: f.alignment for f in found if f.method == method}
+    return [a / b for seed, a in own.items() if a is not None and (b := teachers.get(seed))]
 
 
 def categories(found: Sequence[MethodResult]) -> Table:
@@ -88,12 +94,7 @@ def levels(found: Sequence[MethodResult], states: str) -> Table:
 def to_rich(title: str, table: Table) -> RichTable:
     """A table for a terminal."""
     headings, rows = table
-    rich = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in headings:
-        rich.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in rows:
-        rich.add_row(*row)
-    return rich
+    return rich_table(title, headings, rows, left=("method",))
 
 
 def markdown(table: Table) -> str:
@@ -161,10 +162,6 @@ def picture_grid(trials: Trials, methods: Sequence[Method], seed: int) -> Pictur
 def _by_method(found: Sequence[MethodResult]) -> dict[str, list[MethodResult]]:
     names = dict.fromkeys(f.method for f in found)
     return {name: [f for f in found if f.method == name] for name in names}
-
-
-def _over(own: float | None, teachers: float | None) -> float | None:
-    return own / teachers if own is not None and teachers else None
 
 
 def _defined_distance(name: str) -> str:

@@ -44,13 +44,12 @@ class EightBitState(torch.optim.Optimizer):
 
 
 def _moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    count, device = parameter.numel(), parameter.device
-    if count < SMALLEST:
-        return {
-            f"moment{k}": torch.empty(count, dtype=torch.float32, device=device) for k in (1, 2)
-        }
-    blocks = -(-count // BLOCK)
+    count = parameter.numel()
+    sizes = {"moment": (count, torch.float32)}
+    if count >= SMALLEST:
+        sizes = {"moment": (count, torch.uint8), "scale": (-(-count // BLOCK), torch.float32)}
     return {
-        **{f"moment{k}": torch.empty(count, dtype=torch.uint8, device=device) for k in (1, 2)},
-        **{f"scale{k}": torch.empty(blocks, dtype=torch.float32, device=device) for k in (1, 2)},
+        f"{name}{k}": torch.empty(size, dtype=dtype, device=parameter.device)
+        for name, (size, dtype) in sizes.items()
+        for k in (1, 2)
     }

@@ -5,17 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from rich.table import Table
 
-from guidefold import __version__
 from guidefold.bench.memory.cases import REFERENCE, ArchitectureWorkload, Case
 from guidefold.bench.memory.estimate import Peak, estimate
 from guidefold.bench.memory.measure import measure
+from guidefold.bench.result_tables import rich_table, versions
 from guidefold.ground import ConfigError, task
 from guidefold.train import LIBRARY
 
@@ -81,7 +80,7 @@ def to_json(rows: Sequence[Row], workload: ArchitectureWorkload, how: How) -> li
             "trained_parameters": row.peak.trained_parameters if row.peak else None,
             "not_run": row.why_not or None,
             "settings": _settings(row.case, workload),
-            "versions": _versions(),
+            "versions": versions(),
         }
         for row in rows
     ]
@@ -94,23 +93,21 @@ def to_table(rows: Sequence[Row], workload: ArchitectureWorkload, how: How) -> T
         f"{parts.title}, {parts.denoiser.parameters:,} parameters, {workload.dtype}, batch "
         f"{workload.batch}, {workload.size} x {workload.size}; {how}: {_device(how)}"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("case", "peak GiB", "saving", "trained", "most of it"):
-        table.add_column(heading, justify="left" if heading in ("case", "most of it") else "right")
-    reference = _reference(rows)
-    for row in rows:
-        if row.peak is None:
-            table.add_row(row.case.title, "-", "-", "-", f"not run: {row.why_not}")
-            continue
-        saving = _saving(row, reference)
-        table.add_row(
-            row.case.title,
-            f"{row.peak.peak_bytes / 2**30:.2f}",
-            "-" if saving is None else f"{saving:+.1%}",
-            f"{row.peak.trained_parameters:,}",
-            _largest(row.peak.parts),
-        )
-    return table
+    headings, reference = ("case", "peak GiB", "saving", "trained", "most of it"), _reference(rows)
+    cells = [_cells(row, _saving(row, reference)) for row in rows]
+    return rich_table(title, headings, cells, left=("case", "most of it"))
+
+
+def _cells(row: Row, saving: float | None) -> list[str]:
+    if row.peak is None:
+        return [row.case.title, "-", "-", "-", f"not run: {row.why_not}"]
+    return [
+        row.case.title,
+        f"{row.peak.peak_bytes / 2**30:.2f}",
+        "-" if saving is None else f"{saving:+.1%}",
+        f"{row.peak.trained_parameters:,}",
+        _largest(row.peak.parts),
+    ]
 
 
 def _row(case: Case, workload: ArchitectureWorkload, how: How) -> Row:
@@ -156,8 +153,3 @@ def _settings(case: Case, workload: ArchitectureWorkload) -> dict[str, Any]:
     of_load = {name: v for name, v in asdict(workload).items() if name != "architecture"}
     of_case = {name: v for name, v in asdict(case).items() if name not in ("name", "title")}
     return {**of_load, **of_case, "dtype": case.dtype or workload.dtype}
-
-
-def _versions() -> dict[str, str]:
-    libraries = ("torch", "diffusers", "transformers", "peft")
-    return {"guidefold": __version__, **{name: version(name) for name in libraries}}

@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
@@ -14,11 +13,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from guidefold import __version__
+from guidefold.bench.result_tables import rich_table, versions
 from guidefold.bench.speed.methods import CFG, UNGUIDED, Clock, Form, Options, TimedModel
 from guidefold.bench.speed.time import MethodTimes
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 HEADINGS = ("method", "passes", "s / picture", "of CFG's time", "of the bound's time")
 CLOCK_TITLES: dict[Clock, str] = {
     "denoiser": "denoiser alone",
@@ -121,32 +119,25 @@ def machine(model: TimedModel, options: Options) -> dict[str, Any]:
         "dtype": options.dtype,
         "steps": options.steps,
         "rounds": options.rounds,
-        "versions": {"guidefold": __version__, **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
 
 
 def to_tables(rows: Sequence[Row]) -> Iterator[Table]:
     """A table for each batch, form and clock."""
     for (batch, form, clock), group in groupby(rows, key=lambda r: (r.batch, r.form, r.clock)):
-        table = Table(
-            title=f"batch {batch}, {form}, {CLOCK_TITLES[clock]}",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            width=WIDTH,
-        )
-        for heading in HEADINGS:
-            side = "left" if heading == "method" else "right"
-            table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-        for row in group:
-            table.add_row(
+        cells = [
+            [
                 row.title,
                 f"{row.passes_per_picture:g}",
                 _format(row.seconds_per_picture),
                 _format(row.ratio_to_cfg),
                 _format(row.ratio_to_unguided),
-            )
-        yield table
+            ]
+            for row in group
+        ]
+        title = f"batch {batch}, {form}, {CLOCK_TITLES[clock]}"
+        yield rich_table(title, HEADINGS, cells, left=("method",), width=WIDTH)
 
 
 def describe(model: TimedModel, options: Options) -> str:
