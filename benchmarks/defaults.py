@@ -5,7 +5,7 @@
     python benchmarks/defaults.py --out FOLDER --only rank     # one group, or one case
     python benchmarks/defaults.py --out FOLDER --table docs/results/defaults
 
-A stopped bench goes on. Cases with equal settings share a run.
+A stopped bench resumes. Cases with equal settings share a run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Case:
     """One setting to try.
 
     Attributes:
-        group: Heading of the table that it stands in.
+        group: Heading of its table.
         name: Its name in the table.
         overrides: Settings that it changes.
         elsewhere: Further guidance scales that it is measured at.
@@ -259,7 +259,7 @@ def _at(guidance: str) -> Callable[[TrialResult], float]:
 def main() -> None:
     """Run what is missing, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="where runs are kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--part", default="1/1", help="which part of the cases, as in 1/2")
     parser.add_argument("--only", nargs="+", default=[], help="cases whose names hold one of these")

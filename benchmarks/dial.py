@@ -5,7 +5,7 @@
     python benchmarks/dial.py runs/demo --strip docs/images/dial.png  # its pictures by strength
 
 Each scale is measured at the strength that stands for it and at the one that the adapter's own
-calibration names. Pictures are kept in --work: a stopped bench goes on.
+calibration names. Pictures are kept in --work: a stopped bench resumes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _pictures(folder: Path, stem: str, count: int) -> Any:
 
 
 def _command(settings: Settings) -> str:
-    """What trains such a run: the demo's settings, and those that differ."""
+    """The command that trains such a run: the demo with the settings that differ."""
     usual, own = (flatten(s.model_dump(mode="json")) for s in (load_settings("demo"), settings))
     differing = [
         f"'{key}={json.dumps(value)}'"

@@ -4,7 +4,7 @@
     python benchmarks/ladder.py --out FOLDER --table docs/results/ladder
 
 Each rung includes those before it. All train on the same recording of the float32 teacher, and are
-measured on its float32 weights. A stopped bench goes on. The last rung needs guidefold[lean].
+measured on its float32 weights. A stopped bench resumes. The last rung needs guidefold[lean].
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _numbers(result: TrialResult) -> dict[str, float]:
 def main() -> None:
     """Run what is missing, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="where runs are kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", default="", help="rungs whose name holds this")
     parser.add_argument("--set", nargs="*", default=[], help="further settings, for a quick look")

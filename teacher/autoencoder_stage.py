@@ -24,8 +24,8 @@ def reconstruction_loss(output: Tensor, pictures: Tensor) -> Tensor:
     """Mean absolute error of pixels, and of edges, where a blurred picture shows.
 
     Args:
-        output: What the decoder gives, float, `(batch, 3, height, width)`.
-        pictures: What it should give, of the same shape.
+        output: The decoder's output, float, `(batch, 3, height, width)`.
+        pictures: The encoded pictures, of the same shape.
 
     Returns:
         A scalar.
@@ -37,7 +37,7 @@ def reconstruction_loss(output: Tensor, pictures: Tensor) -> Tensor:
 
 
 def _draw_ids(batch: int, hard_share: float, generator: torch.Generator) -> Tensor:
-    """Facts to draw, some of them things on a coloured background: the hardest to encode."""
+    """Facts to draw, a share of them with coloured backgrounds: the hardest to encode."""
     ids = draw_seen_facts(batch, generator)
     hard = seen_ids()[CATEGORIES.index("colours")]
     count = round(hard_share * batch)
@@ -60,9 +60,9 @@ def autoencoder_stage(
     """Pictures of the world through the autoencoder: pixels, edges and a little KL.
 
     Args:
-        autoencoder: What to train, on the device to train it on.
+        autoencoder: The autoencoder, on the device to train it on.
         name: Name of the stage.
-        folder: Where states are kept.
+        folder: Folder of the states.
         seed: Decides every picture.
         steps: Steps in all.
         batch: Pictures a step.

@@ -42,7 +42,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
     """Write a state: into a folder beside it first, which then takes its name.
 
     Args:
-        folder: Where the state belongs; what stood there is replaced.
+        folder: Folder of the state; an older state is replaced.
         tensors: Tensors by name, on any device.
         facts: Anything that JSON can hold.
     """
@@ -98,7 +98,7 @@ def restore_training(
     """Undo `training_tensors`: fill parameters, averages and optimizer moments.
 
     Args:
-        tensors: What `training_tensors` returned.
+        tensors: Tensors from `training_tensors`.
         parameters: Parameters by the same names, in the optimizer's order.
         optimizer: A fresh optimizer over them.
         averaged: A fresh average of them.

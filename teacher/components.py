@@ -31,7 +31,7 @@ _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 @dataclass(frozen=True, slots=True)
 class TeacherSize:
-    """How wide and deep the parts are."""
+    """Width and depth of the parts."""
 
     autoencoder_channels: tuple[int, int, int] = (16, 32, 32)
     denoiser_channels: tuple[int, int, int] = (32, 64, 128)

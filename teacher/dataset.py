@@ -40,7 +40,7 @@ def make_dataset(autoencoder: Any, *, count: int, spoiled_share: float, seed: in
 
     Args:
         autoencoder: The trained one, on the device to encode on.
-        count: How many pictures.
+        count: Number of pictures.
         spoiled_share: Share of pictures, 0..1, whose caption is partly wrong.
         seed: Decides everything.
 
@@ -78,7 +78,7 @@ def load_or_make_dataset(
     Args:
         folder: The folder of the data set.
         autoencoder: The trained one, on the device to encode on.
-        count: How many pictures.
+        count: Number of pictures.
         spoiled_share: Share of pictures whose caption is partly wrong.
         seed: Decides everything.
 

@@ -59,7 +59,7 @@ def timestep_places(batch: int, generator: torch.Generator) -> Tensor:
     Each part is stratified, one timestep from each of equal ranges: the same mean, less variance.
 
     Args:
-        batch: How many.
+        batch: Number of timesteps.
         generator: A CPU generator.
 
     Returns:
@@ -130,11 +130,11 @@ def denoiser_stage(
     """v-prediction on the data set, with a share of the captions left out.
 
     Args:
-        denoiser: What to train, on the device to train it on.
+        denoiser: The denoiser, on the device to train it on.
         text_encoder: Trained with it, on the same device.
         dataset: The data set, on the same device.
-        tokens: What `caption_tokens` returned.
-        folder: Where states are kept.
+        tokens: The tokens from `caption_tokens`.
+        folder: Folder of the states.
         seed: Decides pictures, timesteps, noise and which captions are left out.
         steps: Steps in all.
         batch: Pictures a step.

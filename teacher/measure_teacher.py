@@ -29,7 +29,7 @@ def open_teacher(folder: Path, device: str = "cpu") -> Any:
 
     Args:
         folder: A diffusers pipeline folder.
-        device: Where to put it.
+        device: The device.
 
     Returns:
         A `StableDiffusionPipeline`.
@@ -48,7 +48,7 @@ def draw_captions(
 
     Args:
         pipeline: The teacher.
-        captions: What to draw.
+        captions: The captions to draw.
         guidance_scale: 1 is no guidance.
         steps: Denoising steps.
         seed: Seed of the first caption's noise.
@@ -74,7 +74,7 @@ def shares(captions: Sequence[str], judged: Sequence[bool]) -> dict[str, float]:
     """Share of aligned pictures, of all and by category.
 
     Args:
-        captions: What was drawn.
+        captions: The drawn captions.
         judged: For each caption, whether its picture is aligned.
 
     Returns:
@@ -111,14 +111,14 @@ def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a pipeline folder")
-    parser.add_argument("--prompts", type=int, default=1000, help="unseen captions")
+    parser.add_argument("--prompts", type=int, default=1000, help="number of unseen captions")
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 3, 5, 7.5, 10])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="processor threads; default: torch's")
-    parser.add_argument("--json", type=Path, help="where the numbers go")
-    parser.add_argument("--sheets", type=Path, help="a folder for one sheet of pictures per scale")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--sheets", type=Path, help="folder for a sheet of pictures per scale")
     return parser.parse_args(argv)
 
 

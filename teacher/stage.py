@@ -34,17 +34,17 @@ def step_seed(seed: int, step: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What to train, and how far.
+    """Modules, their loss and a number of steps.
 
     Attributes:
         name: Shown with the progress, and the name of the state's folder.
-        folder: Where states are kept.
+        folder: Folder of the states.
         modules: Modules to train, by name.
         loss: The loss of a step, a scalar; every random draw in it must follow from the step.
         steps: Steps in all.
         peak_rate: Highest learning rate; it rises at first and falls to zero at the end.
         decay: Decay of the averaged weights.
-        recipe: What else decides the result; a state of another recipe is refused.
+        recipe: Everything else that decides the result; a state of another recipe is refused.
     """
 
     name: str
@@ -119,7 +119,7 @@ def train(stage: Stage, deadline: float, resume: bool = True) -> bool:
     """Train a stage, keep its state on disk, and leave the averaged weights in its modules.
 
     Args:
-        stage: What to train.
+        stage: The stage to train.
         deadline: Value of `time.monotonic()` at which to stop and save.
         resume: Whether to go on from the state on disk, if there is one.
 

@@ -56,7 +56,7 @@ class Reader(nn.Module):
     """Reads every answer off a caption's last token by one linear layer; thrown away afterwards.
 
     Args:
-        width: Of the text encoder.
+        width: Width of the text encoder.
     """
 
     answers: Tensor
@@ -72,7 +72,7 @@ class Reader(nn.Module):
 
         Args:
             hidden: The text encoder's last states, `(batch, tokens, width)`.
-            ids: What the captions say, indices into `all_facts()`, int64, `(batch,)`.
+            ids: The captions' facts, indices into `all_facts()`, int64, `(batch,)`.
 
         Returns:
             The sum over questions of the mean over captions, a scalar.
@@ -97,9 +97,9 @@ def text_stage(
     """Facts read off the last token by one linear layer, which is thrown away afterwards.
 
     Args:
-        text_encoder: What to train, on the device to train it on.
-        tokens: What `caption_tokens` returned.
-        folder: Where states are kept.
+        text_encoder: The text encoder, on the device to train it on.
+        tokens: The tokens from `caption_tokens`.
+        folder: Folder of the states.
         seed: Decides the captions of each step.
         steps: Steps in all.
         batch: Captions a step.

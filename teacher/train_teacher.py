@@ -55,7 +55,7 @@ class Recipe:
 
     Attributes:
         seed: Decides weights to begin with, pictures, captions and noise.
-        size: How large the parts are.
+        size: Width and depth of the parts.
         autoencoder: Plan of the autoencoder's first stage.
         backgrounds: Plan of its second stage.
         decoder: Plan of its last stage.
@@ -165,10 +165,10 @@ def train_teacher(
     """Train as far as time allows, going on from what `work` holds.
 
     Args:
-        recipe: What to train.
-        work: Where states are kept between calls.
+        recipe: The recipe.
+        work: Folder of the states between calls.
         deadline: Value of `time.monotonic()` at which to stop.
-        device: Where to train.
+        device: The device to train on.
         start: A trained pipeline to begin with; its denoiser and text encoder learn on, with a
             fresh optimizer, and its autoencoder stays. None: from scratch.
 
@@ -192,11 +192,11 @@ def train_teacher(
 def publish(pipeline: Any, out: Path) -> None:
     """Write the pipeline in half precision: into a folder beside `out`, which then takes its name.
 
-    A model card that stands in `out` is kept.
+    A model card in `out` is kept.
 
     Args:
-        pipeline: What `train_teacher` returned.
-        out: Where it belongs.
+        pipeline: The pipeline from `train_teacher`.
+        out: Its final folder.
     """
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -224,16 +224,22 @@ def _forget_origin(config: Path) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults = Recipe()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="where the pipeline goes")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop and save after these")
-    parser.add_argument("--resume", action="store_true", help="go on from what --work holds")
-    parser.add_argument("--work", type=Path, help="where states are kept; default: OUT.work")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="minutes until it stops and saves"
+    )
+    parser.add_argument("--resume", action="store_true", help="resume from the states in --work")
+    parser.add_argument("--work", type=Path, help="folder of the states; default: OUT.work")
     parser.add_argument("--start", type=Path, help="a pipeline folder to begin with")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="processor threads; default: torch's")
-    parser.add_argument("--steps", type=int, default=defaults.denoiser.steps, help="last stage")
-    parser.add_argument("--stock", type=int, default=defaults.stock, help="pictures to learn from")
+    parser.add_argument(
+        "--steps", type=int, default=defaults.denoiser.steps, help="steps of the denoiser's stage"
+    )
+    parser.add_argument(
+        "--stock", type=int, default=defaults.stock, help="number of pictures for the denoiser"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""What the results of all benches share: library versions, and tables for a terminal."""
+"""Library versions and terminal tables, for the results of all benches."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Facts:
 
     Attributes:
         things: One to four objects. More than two are alike, and so are two that are counted.
-        relation: Where the first thing lies, seen from the second; empty if left open.
+        relation: Where the first thing lies, seen from the second; empty if the caption is silent.
         background: A key of `COLOURS`, or empty for a plain light background.
     """
 
@@ -174,7 +174,7 @@ def unseen_captions(count: int, seed: int = 0) -> list[str]:
     The categories take turns, so each gets the same number until a small one is used up.
 
     Args:
-        count: How many captions.
+        count: Number of captions.
         seed: Chooses which, and their order.
 
     Returns:

@@ -61,8 +61,8 @@ def agrees(reading: Reading, facts: Facts) -> bool:
     """Whether a picture shows exactly these facts.
 
     Args:
-        reading: What the picture shows.
-        facts: What it should show.
+        reading: The things in the picture.
+        facts: The caption's facts.
 
     Returns:
         True if every fact is right and the picture shows nothing else.

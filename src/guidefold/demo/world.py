@@ -101,7 +101,7 @@ def draw_seen_facts(count: int, generator: torch.Generator) -> Tensor:
     """Facts for training: the category first, by `_SHARES`, then one of its seen facts.
 
     Args:
-        count: How many.
+        count: Number of facts.
         generator: A CPU generator.
 
     Returns:
@@ -215,7 +215,7 @@ def _covered(layout: _Layout, axis: Tensor) -> Iterator[tuple[int, tuple[Tensor,
     """Yield for each shape its number, the things that have it, and what they cover.
 
     Args:
-        layout: Where things lie.
+        layout: Places and sizes of the things.
         axis: Positions along both axes, in pixels; on the device to draw on.
 
     Yields:
@@ -246,7 +246,7 @@ def draw_pictures(ids: Tensor, seed: int, device: str | torch.device = "cpu") ->
     Args:
         ids: Indices into `all_facts()`, int64, `(batch,)`.
         seed: Decides places, sizes, turns and tints; the same pictures on every device.
-        device: Where to draw.
+        device: The device to draw on.
 
     Returns:
         float32, `(batch, 3, 64, 64)`, in 0..1.

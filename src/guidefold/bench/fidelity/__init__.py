@@ -1,4 +1,4 @@
-"""How close the student and its rivals come to the teacher, over several trials."""
+"""Compare the student and its rivals with the teacher, over several seeds."""
 
 from guidefold.bench.fidelity.compare import MethodResult, bench_fidelity
 from guidefold.bench.fidelity.copy import copy_weights

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from guidefold.bench.fidelity.compare import MethodResult
 from guidefold.bench.fidelity.methods import Method
-from guidefold.bench.fidelity.trials import BASELINES, Trial, Trials
+from guidefold.bench.fidelity.trials import Trial, Trials
 from guidefold.bench.result_tables import rich_table
 from guidefold.draw import Picture, grid, png, read_picture
 from guidefold.pipeline import load_prompts, split_prompts
@@ -21,6 +21,7 @@ from guidefold.show import curves
 
 Table = tuple[list[str], list[list[str]]]
 """Headings, and rows of cells."""
+DEFINED_DISTANCES = {"teacher": "0", "unguided": "1"}  # others are measured on this scale
 
 
 def to_json(found: Sequence[MethodResult]) -> list[dict[str, Any]]:
@@ -41,9 +42,7 @@ def overview(found: Sequence[MethodResult]) -> Table:
                 f"{entries[0].passes:g}",
                 cell([f.alignment for f in entries]),
                 cell(alignment_ratios(found, name)),
-                cell([f.distance for f in entries])
-                if name not in BASELINES
-                else _defined_distance(name),
+                DEFINED_DISTANCES.get(name) or cell([f.distance for f in entries]),
                 cell([r["teacher_states"].mean for r in trained]),
                 cell([r["student_states"].mean for r in trained]),
                 cell([f.frechet_distance for f in entries]),
@@ -141,7 +140,7 @@ def write_pictures(
 
 
 def picture_grid(trials: Trials, methods: Sequence[Method], seed: int) -> Picture:
-    """The same prompts and noise, a column a method: the paper's figure 2."""
+    """Make a grid of the same prompts and noise, a column a method: the paper's figure 2."""
     settings = trials.settings(Trial((), seed))
     every_prompt = load_prompts(settings.prompts.path)
     _, held_out = split_prompts(every_prompt, settings.prompts.held_out_share)
@@ -162,8 +161,3 @@ def picture_grid(trials: Trials, methods: Sequence[Method], seed: int) -> Pictur
 def _by_method(found: Sequence[MethodResult]) -> dict[str, list[MethodResult]]:
     names = dict.fromkeys(f.method for f in found)
     return {name: [f for f in found if f.method == name] for name in names}
-
-
-def _defined_distance(name: str) -> str:
-    """The distance of a baseline, which is 0 or 1 by definition."""
-    return "0" if name == BASELINES[0] else "1"

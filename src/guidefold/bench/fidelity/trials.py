@@ -51,7 +51,7 @@ from guidefold.session import open_session
 from guidefold.train import Student, open_launch, train
 
 Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
-"""As :func:`~guidefold.lora.adapter.attach`, or as a rival that is measured against a LoRA."""
+"""Puts on what is trained: ``attach`` from the lora wing, or a function with its arguments."""
 
 BASELINES: tuple[Kind, ...] = ("teacher", "unguided")
 

@@ -1,7 +1,7 @@
 """The training set-ups that are compared: four of the paper, then a ladder of leaner ones.
 
 A case is data; :mod:`guidefold.bench.memory.training` turns it into a training step. Every rung of
-the ladder stands on all those below it.
+the ladder includes all those before it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Case:
         dtype: Precision of what is frozen; None takes the bench's.
         checkpointing: Gradient checkpointing.
         optimizer: AdamW, or one with 8-bit moments.
-        bits: Of frozen weights, for linear layers and for convolutions; None keeps ``dtype``.
+        bits: Bits of frozen weights, in linear layers and in convolutions; None keeps ``dtype``.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Encoder:
 
 
 class Workload(ABC):
-    """What a case trains: a denoiser, the inputs of its call, and the adapter's size."""
+    """The work of a training step: a denoiser, the inputs of its call, and the adapter's size."""
 
     batch: int
     dtype: Precision

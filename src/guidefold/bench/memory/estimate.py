@@ -21,7 +21,7 @@ class Peak:
     """The most memory that a case takes at once.
 
     Attributes:
-        peak_bytes: Of tensors; on a measured CPU of the whole process, less what it held before.
+        peak_bytes: Bytes of tensors; measured on a CPU, of the process, less those before the case.
         parts: Those bytes by part; empty where it was measured.
         reserved_bytes: The most that CUDA's allocator held; None on other devices.
         trained_parameters: How many numbers are trained.
@@ -38,10 +38,10 @@ def estimate(case: Case, workload: Workload) -> Peak:
 
     Args:
         case: The case.
-        workload: What is trained.
+        workload: The denoiser to train, and its inputs.
     """
     watch, training = MemoryWatch(), Training(case, workload)
-    # Fused attention on every device holds no score matrix; the CPU's kernel stands for it here.
+    # Fused attention holds no score matrix on any device; the CPU's kernel represents all of them.
     with compat.fake_tensor_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), watch:
         training.start("cpu", watch.mark)
         training.run()

@@ -29,7 +29,7 @@ def measure(case: Case, workload: ArchitectureWorkload, device: str) -> Peak:
 
     Args:
         case: The case.
-        workload: What is trained.
+        workload: The denoiser to train, and its inputs.
         device: ``cpu`` or ``cuda``.
 
     Raises:

@@ -12,7 +12,7 @@ from guidefold.ground import compat
 from guidefold.train import make_optimizer
 
 BLOCK = 256  # values that share a scale
-SMALLEST = 4096  # smaller tensors keep whole moments
+SMALLEST = 4096  # values; smaller tensors keep float32 moments
 
 
 def eight_bit_adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

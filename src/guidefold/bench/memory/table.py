@@ -52,7 +52,7 @@ def bench_memory(cases: Sequence[Case], workload: ArchitectureWorkload, how: How
 
     Args:
         cases: The cases.
-        workload: What is trained.
+        workload: The denoiser to train, and its inputs.
         how: Estimated over fake tensors, or measured on a device.
     """
     rows = []

@@ -35,7 +35,7 @@ class Training:
 
     Args:
         case: The case.
-        workload: What is trained.
+        workload: The denoiser to train, and its inputs.
     """
 
     def __init__(self, case: Case, workload: Workload) -> None:
