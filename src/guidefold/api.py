@@ -36,7 +36,7 @@ from guidefold.record import gather, record, record_rounds
 from guidefold.run import Settings, load_settings
 from guidefold.session import Session
 from guidefold.show import pack, push, report, sample
-from guidefold.train import Launch, distill, fold, open_to_train
+from guidefold.train import Launch, distill, distill_launch, open_to_train
 
 __all__ = [
     "GuidefoldError",
@@ -90,7 +90,7 @@ class Run:
     def distill(self) -> Path:
         """:func:`distill`."""
         with stop_on_signals() as stop:
-            return fold(Launch(self.session, self.accelerator, stop))
+            return distill_launch(Launch(self.session, self.accelerator, stop))
 
     def export(self) -> Path:
         """:func:`export`."""

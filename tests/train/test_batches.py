@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from guidefold.record.trajectory_files import KeptState, StateRef, write_trajectory
-from guidefold.train.batches import Batch, chosen_indices, collate, kind_of, mixes, some_of
+from guidefold.train.batches import (
+    Batch,
+    batch_key,
+    chosen_indices,
+    collate,
+    mixing_is_exact,
+    random_subset,
+)
 
 LAYOUT = {
     "items": [
@@ -49,18 +56,18 @@ def test_seed_and_stretch_decide_the_order() -> None:
 def test_a_few_states_are_of_every_part_of_a_trajectory(trajectories: int, each: int) -> None:
     """Even distances were in step with it: of 1280 x 4 states, only first ones were taken."""
     refs = [place for _ in range(trajectories) for place in range(each)]
-    shares = Counter(some_of(refs, 256, 0, "size-0"))
+    shares = Counter(random_subset(refs, 256, 0, "size-0"))
     wanted = min(256, len(refs)) / each
     assert all(0.4 * wanted < shares[place] < 1.8 * wanted for place in range(each))
 
 
 def test_a_few_states_are_each_other_s_alone_and_in_their_order() -> None:
-    some = some_of(list(range(50)), 20, 3, "size-0")
+    some = random_subset(list(range(50)), 20, 3, "size-0")
     assert some == sorted(set(some))
     assert len(some) == 20
-    assert some == some_of(list(range(50)), 20, 3, "size-0")
-    assert some != some_of(list(range(50)), 20, 4, "size-0")
-    assert some_of(list(range(5)), 20, 3, "size-0") == list(range(5))
+    assert some == random_subset(list(range(50)), 20, 3, "size-0")
+    assert some != random_subset(list(range(50)), 20, 4, "size-0")
+    assert random_subset(list(range(5)), 20, 3, "size-0") == list(range(5))
 
 
 def state(value: float, timestep: int, *, width: int = 3, extra: bool = False) -> KeptState:
@@ -117,8 +124,8 @@ def test_what_goes_one_by_one_stays_in_its_place(tmp_path: Path) -> None:
 
 
 def test_states_are_of_one_kind_if_nothing_but_numbers_in_tensors_differs() -> None:
-    kind = kind_of(state(1, 900))
-    assert kind_of(state(2, 5)) == kind
+    kind = batch_key(state(1, 900))
+    assert batch_key(state(2, 5)) == kind
     other = state(1, 900)
     named = {**other.arguments[1], "component": "unet_2"}
     half = other.arguments[1]["embeddings"].half()
@@ -129,7 +136,7 @@ def test_states_are_of_one_kind_if_nothing_but_numbers_in_tensors_differs() -> N
         replace(other, arguments=(other.arguments[0], {**named, "embeddings": half})),
         replace(other, target=torch.zeros(1, 4)),
     ]
-    assert len({kind, *map(kind_of, others)}) == 1 + len(others)
+    assert len({kind, *map(batch_key, others)}) == 1 + len(others)
 
 
 @pytest.mark.parametrize(("layout", "together"), [(None, True), (LAYOUT, False)])
@@ -168,10 +175,10 @@ def of_one_only(batch: Batch, strengths: torch.Tensor) -> torch.Tensor:
 )
 def test_mixing_is_found_out_by_trying(tmp_path: Path, predict: object, mixed: bool) -> None:
     pair = refs(tmp_path, state(1, 900), state(2, 5))
-    assert mixes(predict, pair, LAYOUT, torch.device("cpu")) is mixed
-    assert not mixes(predict, pair, None, torch.device("cpu"))
+    assert mixing_is_exact(predict, pair, LAYOUT, torch.device("cpu")) is mixed
+    assert not mixing_is_exact(predict, pair, None, torch.device("cpu"))
 
 
 def test_two_states_of_two_kinds_are_never_mixed(tmp_path: Path) -> None:
     pair = refs(tmp_path, state(1, 900), state(2, 5, width=4))
-    assert not mixes(per_sample, pair, LAYOUT, torch.device("cpu"))
+    assert not mixing_is_exact(per_sample, pair, LAYOUT, torch.device("cpu"))

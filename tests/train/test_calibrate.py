@@ -18,20 +18,20 @@ from guidefold.run.tensors import read_metadata
 from guidefold.session import open_session
 from guidefold.show.sample import sample
 from guidefold.train.calibrate import (
-    Heard,
-    _listen,
-    marks_of,
-    strengths_tried,
+    StateResponse,
+    find_marks,
+    measure_responses,
+    strength_grid,
 )
 from guidefold.train.checkpoints import load_checkpoint
 from guidefold.train.distill import distill
 from guidefold.train.student import lora_student
 
-STRENGTHS = strengths_tried(2.0)
+STRENGTHS = strength_grid(2.0)
 SCALES = [1 + 4 * s for s in STRENGTHS[1:]]  # what they stand for: origin 1, g_ref 5
 
 
-def heard(moves: Any, span: float = 4.0, timestep: float = 500.0) -> Heard:
+def response(moves: Any, span: float = 4.0, timestep: float = 500.0) -> StateResponse:
     """What a student says that moves by ``moves(s)``, where the teacher moves by ``span * (1, 0)``.
 
     Args:
@@ -41,7 +41,7 @@ def heard(moves: Any, span: float = 4.0, timestep: float = 500.0) -> Heard:
     """
     target = torch.tensor([span, 0.0])
     said = [torch.tensor(moves(s)) for s in STRENGTHS]
-    return Heard(
+    return StateResponse(
         timestep,
         1 + span,
         float(target.square().mean()),
@@ -52,9 +52,9 @@ def heard(moves: Any, span: float = 4.0, timestep: float = 500.0) -> Heard:
 
 @pytest.mark.parametrize("too_weak", [1.0, 0.8])
 def test_a_student_that_moves_in_proportion_is_turned_up_by_what_it_lacks(too_weak: float) -> None:
-    states = [heard(lambda s: (too_weak * 4 * s, 0.0), span) for span in (2.0, 4.0, 7.0)]
+    states = [response(lambda s: (too_weak * 4 * s, 0.0), span) for span in (2.0, 4.0, 7.0)]
 
-    marks = marks_of(states, STRENGTHS, 1.0, SCALES, linear=True)
+    marks = find_marks(states, STRENGTHS, 1.0, SCALES, linear=True)
 
     assert len(marks) > 8
     for mark in marks:
@@ -64,9 +64,9 @@ def test_a_student_that_moves_in_proportion_is_turned_up_by_what_it_lacks(too_we
 
 def test_what_a_student_has_not_learnt_does_not_pull_the_dial() -> None:
     """The best guess from half of what is to be known: ``<d, t> = <d, d>``, half explained."""
-    states = [heard(lambda s: (2 * s, 2 * s))]
+    states = [response(lambda s: (2 * s, 2 * s))]
 
-    marks = marks_of(states, STRENGTHS, 1.0, SCALES, linear=True)
+    marks = find_marks(states, STRENGTHS, 1.0, SCALES, linear=True)
 
     for mark in marks:
         assert mark.strength == pytest.approx((mark.guidance - 1) / 4)
@@ -75,17 +75,17 @@ def test_what_a_student_has_not_learnt_does_not_pull_the_dial() -> None:
 
 def test_noise_levels_count_alike_however_large_guidance_is_there() -> None:
     """Half the states at a level where everything is a thousand times larger."""
-    weak = [heard(lambda s: (3 * s, 0.0), timestep=900.0) for _ in range(4)]
+    weak = [response(lambda s: (3 * s, 0.0), timestep=900.0) for _ in range(4)]
     large = [
-        Heard(
+        StateResponse(
             100.0, x.guidance, 1e6 * x.target, *[tuple(1e6 * v for v in values) for values in both]
         )
         for x in weak
         for both in [(x.student, x.agreement)]
     ]
 
-    alone = marks_of(weak, STRENGTHS, 1.0, SCALES, linear=True)
-    together = marks_of(weak + large, STRENGTHS, 1.0, SCALES, linear=True)
+    alone = find_marks(weak, STRENGTHS, 1.0, SCALES, linear=True)
+    together = find_marks(weak + large, STRENGTHS, 1.0, SCALES, linear=True)
 
     assert [m.strength for m in together] == pytest.approx([m.strength for m in alone])
     assert [m.residual for m in together] == pytest.approx([m.residual for m in alone])
@@ -93,27 +93,27 @@ def test_noise_levels_count_alike_however_large_guidance_is_there() -> None:
 
 def test_guidance_that_is_not_linear_is_read_off_states_of_about_that_scale() -> None:
     """A teacher that saturates: at g = 3 the student must go to 0.5, at g = 5 no further."""
-    states = [heard(lambda s: (4 * s, 0.0), span=2.0)] * 3
-    saturated = [Heard(500.0, 5.0, x.target, x.student, x.agreement) for x in states]
+    states = [response(lambda s: (4 * s, 0.0), span=2.0)] * 3
+    saturated = [StateResponse(500.0, 5.0, x.target, x.student, x.agreement) for x in states]
 
-    marks = marks_of(states + saturated, STRENGTHS, 1.0, [2.9, 3.0, 3.1, 5.0, 5.5], linear=False)
+    marks = find_marks(states + saturated, STRENGTHS, 1.0, [2.9, 3.0, 3.1, 5.0, 5.5], linear=False)
 
     assert [m.guidance for m in marks] == [3.0]
     assert marks[0].strength == pytest.approx(0.5)
 
 
 def test_a_scale_that_no_strength_tried_reaches_has_no_mark() -> None:
-    marks = marks_of([heard(lambda s: (0.4 * s, 0.0))], STRENGTHS, 1.0, SCALES, linear=True)
+    marks = find_marks([response(lambda s: (0.4 * s, 0.0))], STRENGTHS, 1.0, SCALES, linear=True)
 
     assert max(m.guidance for m in marks) < 1 + 0.4 * STRENGTHS[-1] + 0.2
-    assert marks_of([], STRENGTHS, 1.0, SCALES, linear=True) == []
+    assert find_marks([], STRENGTHS, 1.0, SCALES, linear=True) == []
 
 
 def test_the_dial_never_turns_back() -> None:
     """A student that collapses at high strength: its marks end where it begins to."""
-    states = [heard(lambda s: (4 * s if s < 1 else 4 / s, 0.0))]
+    states = [response(lambda s: (4 * s if s < 1 else 4 / s, 0.0))]
 
-    marks = marks_of(states, STRENGTHS, 1.0, SCALES, linear=True)
+    marks = find_marks(states, STRENGTHS, 1.0, SCALES, linear=True)
 
     strengths = [m.strength for m in marks]
     assert strengths == sorted(set(strengths))
@@ -146,13 +146,13 @@ def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> Non
         unguided = student.errors(refs, 2, adapted=False)
         for ref, error, size in zip(refs, errors, unguided, strict=True):
             own = session.dial.nominal_strength(ref.guidance)
-            (state,) = _listen(student, [ref], [0.0, own])
+            (state,) = measure_responses(student, [ref], [0.0, own])
             assert state.errors(1.0) == pytest.approx([size, error], rel=1e-4)
             assert state.target == pytest.approx(size, rel=1e-4)
-        together = _listen(student, refs, [0.5])
+        together = measure_responses(student, refs, [0.5])
         assert [x.timestep for x in together] == [ref.timestep for ref in refs]
         for ref, state in zip(refs, together, strict=True):
-            (alone,) = _listen(student, [ref], [0.5])
+            (alone,) = measure_responses(student, [ref], [0.5])
             assert state.agreement == pytest.approx(alone.agreement, rel=1e-3)
         student.adapter.detach()
 

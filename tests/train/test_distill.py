@@ -208,9 +208,9 @@ def poison(patch: pytest.MonkeyPatch, step: int, value: float) -> dict[str, torc
     def pieces(self: Training, *stretch: Any) -> list[Batch]:
         batches = real(self, *stretch)
         if self.step == step:
-            before.update({n: t.clone() for n, t in self.adapter.state_dict().items()})
+            before.update({n: t.clone() for n, t in self.student.adapter.state_dict().items()})
             batches[-1].target.view(-1)[0] = value
-        before["trained"] = self.adapter.state_dict()  # not copies
+        before["trained"] = self.student.adapter.state_dict()  # not copies
         return batches
 
     patch.setattr(Training, "_pieces", pieces)

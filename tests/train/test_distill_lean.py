@@ -95,7 +95,7 @@ def test_a_student_on_smaller_weights_learns_as_one_on_whole_weights_does(
     assert found.losses == pytest.approx(expected.losses, rel=far)
     assert found.losses != expected.losses
     frozen = [m for m in training.student.denoiser.modules() if isinstance(m, Frozen)]
-    assert len(frozen) >= len(training.adapter.layers)
+    assert len(frozen) >= len(training.student.adapter.layers)
 
 
 def test_what_is_asked_of_the_teacher_is_asked_of_its_whole_weights(
@@ -181,9 +181,9 @@ def test_other_families_train_on_four_bits(settings_for: Make, tmp_path: Path, n
 def test_weights_that_come_too_far_are_refused_by_name(
     settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(student, "FARTHEST", 0.0)
+    monkeypatch.setattr(student, "LARGEST_CHANGE", 0.0)
     settings = settings_for("sd15", tmp_path, distill={**ALONE, "frozen_weights": "int4"})
-    said = r"distill\.frozen_weights: 'int4' moves what UNet2DConditionModel says by"
+    said = r"distill\.frozen_weights: 'int4' changes the output of UNet2DConditionModel by"
     with pytest.raises(UnfoldableError, match=said) as caught:
         distill.distill(settings)
     assert "frozen_weights=same" in caught.value.remedy

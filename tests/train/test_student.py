@@ -155,7 +155,7 @@ def test_errors_do_not_depend_on_the_batch(
     student: Student, trained: Settings, refs: list[StateRef]
 ) -> None:
     load(student, trained)
-    assert student.together
+    assert student.mixable
     alone = student.errors(refs, 1)
     assert student.errors(refs, 5) == pytest.approx(alone, rel=1e-4)
     assert alone != pytest.approx(student.errors(refs, 1, adapted=False), rel=1e-2)
@@ -276,7 +276,7 @@ def student_of(denoiser: nn.Module, refs: list[StateRef], **findings: Any) -> St
 def test_errors_at_states_of_two_kinds_come_back_in_the_order_asked(tmp_path: Path) -> None:
     refs = written(tmp_path, *({"tokens": 2 + k % 2} for k in range(6)))
     student = student_of(Tokens(), refs)
-    assert student.together
+    assert student.mixable
     assert [batch.places for batch in student.calls(refs)] == [(0, 2, 4), (1, 3, 5)]
     alone = [student.errors([ref], 1)[0] for ref in refs]
     assert len(set(alone)) == len(refs)
@@ -306,7 +306,7 @@ def test_several_denoisers_are_adapted_each_and_asked_each_for_its_own_states(
 def test_a_denoiser_that_no_recorded_state_asks_is_named(tmp_path: Path) -> None:
     parts = {"unet": Tokens(), "unet_2": Tokens()}
     refs = written(tmp_path, *[{"component": "unet"}] * 3)
-    with pytest.raises(RunError, match="no recorded state asks unet_2") as caught:
+    with pytest.raises(RunError, match="no recorded state calls unet_2") as caught:
         student_of(as_one_module(parts), refs, denoisers=tuple(parts))
     assert "record.steps" in caught.value.remedy
 

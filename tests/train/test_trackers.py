@@ -80,7 +80,8 @@ def test_tensorboard_shows_what_the_log_holds(settings: Settings) -> None:
     assert same(curves(settings), logged(settings))
 
 
-def test_tensorboard_shows_the_previews(settings: Settings) -> None:
+def test_tensorboard_shows_the_previews(settings_for: Make, tmp_path: Path) -> None:
+    settings = settings_for("sd15", tmp_path, distill={**TRACKED, "preview_prompts": 2})
     finish(settings)
     shown = events(settings).Images("previews")
     assert [event.step for event in shown] == [0, 2, 4]

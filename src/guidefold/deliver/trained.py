@@ -14,7 +14,7 @@ from guidefold.lora import Mark
 from guidefold.record import StateRef, recorded_states
 from guidefold.run import RunFolder
 from guidefold.session import Session
-from guidefold.train import Student, calibrate, load_checkpoint, lora_student, some_of
+from guidefold.train import Student, calibrate, load_checkpoint, lora_student, random_subset
 
 COMPARED_STATES = 4
 CALIBRATED_STATES = 96
@@ -100,6 +100,6 @@ def _calibrate(session: Session, student: Student) -> list[Mark]:
     """Measure the dial on states of held-out prompts, where there are any."""
     run, settings = session.run, session.settings
     refs = recorded_states(run, 0, "held-out") or recorded_states(run, 0, "training")
-    chosen = some_of(refs, CALIBRATED_STATES, settings.seed, "dial")
+    chosen = random_subset(refs, CALIBRATED_STATES, settings.seed, "dial")
     with task("Measuring the dial, states", len(chosen)) as progress:
         return calibrate(student, chosen, settings.distill.batch_size, progress.advance)

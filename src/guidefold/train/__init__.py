@@ -4,10 +4,10 @@ Batches, loss, optimizer, measurements of the teacher, checkpoints, the loop, an
 calibration of the dial. Takes tensors and numbers, settings only at its door.
 """
 
-from guidefold.train.batches import some_of
+from guidefold.train.batches import random_subset
 from guidefold.train.calibrate import calibrate
 from guidefold.train.checkpoints import load_checkpoint
-from guidefold.train.distill import distill, fold, train
+from guidefold.train.distill import Training, distill, distill_launch
 from guidefold.train.launch import Launch, open_launch, open_to_train
 from guidefold.train.loss import mean_residual, residual_by_level, squared_error
 from guidefold.train.memory import peak_memory
@@ -18,10 +18,11 @@ __all__ = [
     "LIBRARY",
     "Launch",
     "Student",
+    "Training",
     "Updates",
     "calibrate",
     "distill",
-    "fold",
+    "distill_launch",
     "load_checkpoint",
     "lora_student",
     "make_optimizer",
@@ -29,8 +30,7 @@ __all__ = [
     "open_launch",
     "open_to_train",
     "peak_memory",
+    "random_subset",
     "residual_by_level",
-    "some_of",
     "squared_error",
-    "train",
 ]

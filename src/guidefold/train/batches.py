@@ -1,4 +1,4 @@
-"""Which states a training step sees, and how they become denoiser calls."""
+"""Choose the states of a training step and join them into denoiser calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Batch:
         target: The teacher's model output, shape (batch, ...).
         timesteps: One per sample.
         guidance: The teacher's guidance scale, one per sample.
-        places: Each sample's place among the states that were asked for.
+        places: Each sample's index among the states given to :func:`collate`.
     """
 
     arguments: Tree
@@ -42,14 +42,16 @@ class Batch:
 
 
 def chosen_indices(count: int, seed: int, name: str, first: int, size: int) -> list[int]:
-    """The states of a stretch of an endless shuffled sequence; every epoch has its own order.
+    """Indices of a slice of an endless shuffled sequence; every epoch has its own order.
+
+    A function of its arguments alone: there is no position or random state to save.
 
     Args:
-        count: How many states there are.
-        seed: The run's.
-        name: Of the sequence.
-        first: Position of the first one wanted.
-        size: How many are wanted.
+        count: Number of states.
+        seed: The run's seed.
+        name: The sequence's name.
+        first: Position of the slice's first index in the sequence.
+        size: Length of the slice.
     """
     return [
         _epoch(count, seed, name, position // count)[position % count]
@@ -57,56 +59,56 @@ def chosen_indices(count: int, seed: int, name: str, first: int, size: int) -> l
     ]
 
 
-def some_of(refs: Sequence[State], count: int, seed: int, name: str) -> list[State]:
-    """A few states by lot, in their order.
+def random_subset(refs: Sequence[State], count: int, seed: int, name: str) -> list[State]:
+    """Choose states at random, in their order.
 
-    Not at even distances: those fall in step with the states that are kept of each trajectory, and
-    would take the noisiest of each alone.
+    Even distances would not do: they can coincide with the number of states kept of each
+    trajectory, and then only the noisiest of each would be chosen.
 
     Args:
         refs: The states.
-        count: How many are wanted; all where there are no more.
-        seed: The run's.
-        name: Of the draw.
+        count: Size of the subset; all states if there are no more.
+        seed: The run's seed.
+        name: The subset's name, so that subsets with other names are independent.
     """
     return [refs[k] for k in sorted(permutation(len(refs), seed, name)[:count])]
 
 
 def collate(refs: Sequence[StateRef], layout: Layout, together: bool) -> list[Batch]:
-    """Read states and join what can be joined: those of one kind; what cannot goes one by one.
+    """Read states and join those with equal :func:`batch_key`; the others get a call each.
 
     Args:
         refs: The states.
-        layout: How the denoiser's arguments are batched; None: one by one.
-        together: Whether a mixed batch equals one by one, as :func:`mixes` found.
+        layout: How the denoiser's arguments are batched; None if they cannot be.
+        together: Whether to join states at all, as :func:`mixing_is_exact` decides.
     """
     states = [ref.read() for ref in refs]
     if layout is None or not together:
         return [_single(states, refs, place) for place in range(len(refs))]
     groups: dict[Any, list[int]] = {}
     for place, state in enumerate(states):
-        groups.setdefault(kind_of(state), []).append(place)
+        groups.setdefault(batch_key(state), []).append(place)
     return [batch for places in groups.values() for batch in _group(states, refs, places, layout)]
 
 
-def kind_of(state: KeptState) -> Any:
-    """What states must have in common to share a call: shapes, types, and all that is no tensor."""
+def batch_key(state: KeptState) -> Any:
+    """What states must share to share a call: shapes, dtypes, and every value but a tensor."""
     skeleton, tensors = flatten(list(state.arguments))
     shapes = [(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     return json.dumps(skeleton, sort_keys=True), tuple(shapes), tuple(state.target.shape)
 
 
-def mixes(
+def mixing_is_exact(
     predict: Callable[[Batch, torch.Tensor], torch.Tensor],
     refs: Sequence[StateRef],
     layout: Layout,
     device: torch.device,
 ) -> bool:
-    """Whether a batch of mixed timesteps and strengths gives what its samples give one by one.
+    """Whether a batch of different timesteps and strengths gives the outputs of single calls.
 
     Args:
         predict: The student's output for a batch at given strengths.
-        refs: Two or more states at different timesteps.
+        refs: Two or more states, at different timesteps.
         layout: How the denoiser's arguments are batched.
         device: Where the denoiser is.
     """
@@ -118,7 +120,7 @@ def mixes(
     alone = torch.cat([predict(s, strengths[i : i + 1]) for i, s in enumerate(singles)])
     try:
         joint = predict(mixed[0].to(device), strengths)
-    except Exception:
+    except Exception:  # a denoiser may fail in any way on a batch that it does not support
         return False
     close = torch.allclose(joint, alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max()))
     return joint.shape == alone.shape and close
@@ -127,12 +129,12 @@ def mixes(
 def _group(
     states: Sequence[KeptState], refs: Sequence[StateRef], places: Sequence[int], layout: Layout
 ) -> list[Batch]:
-    """One call for all of them, or one for each: the result is the same."""
+    """One call for all states if their arguments can be joined, else one call for each."""
     if len(places) > 1:
         try:
             arguments = join([states[place].arguments for place in places], layout)
         except NotBatchableError:
-            pass  # something that a call has only once differs between them
+            pass  # they differ in an argument that a call has only once
         else:
             return [
                 Batch(

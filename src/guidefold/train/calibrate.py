@@ -1,4 +1,4 @@
-"""The dial, measured: at which strength does the student come nearest to a guidance scale?"""
+"""Measure the dial: the strength at which the student comes nearest to each guidance scale."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from guidefold.record import StateRef
 from guidefold.train.loss import GuidanceSize
 from guidefold.train.student import Student
 
-STEPS = 16  # strengths tried, evenly from 0
-NEAREST = 3  # of guidance that is not linear, every third state stands near enough to a scale
+STEPS = 16  # strengths measured above 0, at even distances
+NEAREST = 3  # if guidance is not linear, a scale is measured on the nearest third of the states
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a student says at one recorded state, beside what the teacher adds to it.
+class StateResponse:
+    """The student's response to its strength at one recorded state, and the teacher's guidance.
 
     With ``d(s) = student at strength s - unguided`` and ``t = target - unguided``, means over the
     model output's elements.
 
     Attributes:
-        timestep: Of the state.
-        guidance: The target's scale.
+        timestep: The state's timestep.
+        guidance: The guidance scale of the target.
         target: ``|t|^2``.
         student: ``|d(s)|^2`` for each strength.
         agreement: ``<d(s), t>`` for each strength.
@@ -44,11 +44,11 @@ class Heard:
         return [own - 2 * ratio * both + ratio**2 * self.target for own, both in pairs]
 
 
-def strengths_tried(highest: float) -> list[float]:
-    """Strengths from 0 to beyond the one that stands for the strongest recorded guidance.
+def strength_grid(highest: float) -> list[float]:
+    """Strengths from 0 to a quarter beyond the highest trained strength.
 
     Args:
-        highest: That strength.
+        highest: The strength of the highest recorded guidance scale, by the nominal dial.
     """
     top = BEYOND * max(highest, 1.0)
     return [top * k / STEPS for k in range(STEPS + 1)]
@@ -61,115 +61,118 @@ def calibrate(
     batch_size: int,
     on_states: Callable[[int], None],
 ) -> list[Mark]:
-    """Measure a trained student's dial on recorded states, best those that it never saw.
+    """Measure a trained student's dial on recorded states.
 
     Args:
-        student: Its adapter loaded, its frozen weights the teacher's own.
-        refs: Recorded states.
+        student: The student, its adapter loaded and its frozen weights the teacher's own.
+        refs: Recorded states, held-out ones if there are any.
         batch_size: States per call.
-        on_states: Told of how many states were measured.
+        on_states: Progress callback; gets the number of states measured since its last call.
 
     Returns:
-        Marks of rising guidance and rising strength; none where the teacher is guided nowhere.
+        Marks of rising guidance and rising strength; none if no state was recorded with guidance.
     """
     dial = student.dial
-    strengths = strengths_tried(dial.nominal_strength(dial.trained[1]))
-    heard: list[Heard] = []
+    strengths = strength_grid(dial.nominal_strength(dial.trained[1]))
+    responses: list[StateResponse] = []
     for first in range(0, len(refs), batch_size):
-        some = refs[first : first + batch_size]
-        heard += _listen(student, some, strengths)
-        on_states(len(some))
-    guided = [state for state in heard if state.guidance != dial.origin and state.target > 0]
+        batch = refs[first : first + batch_size]
+        responses += measure_responses(student, batch, strengths)
+        on_states(len(batch))
+    guided = [state for state in responses if state.guidance != dial.origin and state.target > 0]
     scales = [dial.nominal_guidance(s) for s in strengths[1:]]
-    return marks_of(guided, strengths, dial.origin, scales, linear=student.findings.linear)
+    return find_marks(guided, strengths, dial.origin, scales, linear=student.findings.linear)
 
 
-def marks_of(
-    heard: Sequence[Heard],
+def find_marks(
+    responses: Sequence[StateResponse],
     strengths: Sequence[float],
     origin: float,
     scales: Sequence[float],
     *,
     linear: bool,
 ) -> list[Mark]:
-    """For each guidance scale, the strength at which the student is nearest to the teacher.
+    """Find, for each guidance scale, the strength at which the student is nearest to the teacher.
 
     ``s(g) = argmin_s E |d(s) - t(g)|^2 / D``, with ``t(g) = (g - origin) / (g' - origin) t(g')``
-    where guidance is linear, so that every state serves every scale; elsewhere the states whose own
-    scale is nearest serve it. Between strengths the error is a parabola, as it is where the student
-    is linear in its strength. ``s(g)`` rises wherever ``E <d(s), t> / D`` rises with s.
+    if guidance is linear, so that every state serves every scale; otherwise a scale is measured on
+    the states whose own scale is nearest. The error is a parabola between strengths, as it is if
+    the student is linear in its strength. ``s(g)`` rises wherever ``E <d(s), t> / D`` rises with s.
 
-    Not the other way about: the scale whose teacher is nearest to a strength is pulled towards the
+    The inverse, the scale whose teacher is nearest to a strength, would be biased towards the
     origin by what the student has not learnt, as every regression is (docs/method.md).
 
     Args:
-        heard: Guided states.
-        strengths: At even distances from 0.
+        responses: Responses at guided states.
+        strengths: The strengths measured, at even distances from 0.
         origin: The guidance scale of strength 0.
-        scales: Rising, above the origin.
+        scales: Guidance scales, rising, above the origin.
         linear: Whether the target is linear in the guidance scale.
 
     Returns:
-        Marks of rising guidance and strength. A scale that is best served at an end of the
-        strengths, or that the student does not serve better than a lower one, has none.
+        Marks of rising guidance and strength. A scale gets no mark if its best strength is the
+        first or the last one, or not above the best strength of a lower scale.
     """
-    if not heard:
+    if not responses:
         return []
-    sizes = [state.target / (state.guidance - origin) ** 2 for state in heard]
-    size = GuidanceSize.measure([state.timestep for state in heard], sizes)
+    sizes = [state.target / (state.guidance - origin) ** 2 for state in responses]
+    size = GuidanceSize.measure([state.timestep for state in responses], sizes)
     marks = []
     for g in scales:
-        some = heard if linear else _near(heard, g)
+        used = responses if linear else _nearest(responses, g)
         total = [0.0] * len(strengths)
-        for state in some:
+        for state in used:
             # Linear guidance: what the teacher adds at g is `ratio` times what it added at the
             # recorded scale. Otherwise only states near g serve, as they were recorded.
             span = state.guidance - origin
             ratio = (g - origin) / span if linear else 1.0
             # The size of guidance at this noise level and at g, so that all levels count alike.
-            scale = size.at(state.timestep) * (span * ratio) ** 2 * len(some)
+            scale = size.at(state.timestep) * (span * ratio) ** 2 * len(used)
             total = [t + e / scale for t, e in zip(total, state.errors(ratio), strict=True)]
-        found = _lowest(strengths, total)
-        if found is not None:
-            marks.append(Mark(g, *found))
+        lowest = _lowest(strengths, total)
+        if lowest is not None:
+            marks.append(Mark(g, *lowest))
     return _rising(marks)
 
 
-def _listen(student: Student, refs: Sequence[StateRef], strengths: Sequence[float]) -> list[Heard]:
-    found: dict[int, Heard] = {}
+def measure_responses(
+    student: Student, refs: Sequence[StateRef], strengths: Sequence[float]
+) -> list[StateResponse]:
+    """Measure the student's response at recorded states, one for each, in their order."""
+    responses: dict[int, StateResponse] = {}
     for batch in student.calls(refs):
         count = len(batch.timesteps)
         with student.adapter.teacher_mode():
             unguided = student.predict(batch, student.denoiser).float()
-        # frames or pixels may be rows of their own
+        # A sample may have several rows (frames, pixels): all belong to its mean.
         target = (batch.target.float() - unguided).reshape(count, -1)
-        own, both = [], []
+        squares, agreements = [], []
         for strength in strengths:
             every = torch.full((count,), strength, device=student.device)
             with student.adapter.student_mode(every, train=False):
-                said = student.predict(batch, student.denoiser).float()
-            moved = (said - unguided).reshape(count, -1)
-            own.append(moved.square().mean(1).tolist())
-            both.append((moved * target).mean(1).tolist())
+                output = student.predict(batch, student.denoiser).float()
+            change = (output - unguided).reshape(count, -1)
+            squares.append(change.square().mean(1).tolist())
+            agreements.append((change * target).mean(1).tolist())
         sizes = target.square().mean(1).tolist()
         for k, place in enumerate(batch.places):
-            found[place] = Heard(
+            responses[place] = StateResponse(
                 batch.timesteps[k],
                 batch.guidance[k],
                 sizes[k],
-                tuple(row[k] for row in own),
-                tuple(row[k] for row in both),
+                tuple(row[k] for row in squares),
+                tuple(row[k] for row in agreements),
             )
-    return [found[place] for place in sorted(found)]
+    return [responses[place] for place in sorted(responses)]
 
 
-def _near(heard: Sequence[Heard], guidance: float) -> list[Heard]:
+def _nearest(responses: Sequence[StateResponse], guidance: float) -> list[StateResponse]:
     """The third of the states whose scale is nearest; none for a scale beyond all of them."""
-    scales = [state.guidance for state in heard]
+    scales = [state.guidance for state in responses]
     if not min(scales) <= guidance <= max(scales):
         return []
-    count = max(1, len(heard) // NEAREST)
-    return sorted(heard, key=lambda state: abs(state.guidance - guidance))[:count]
+    count = max(1, len(responses) // NEAREST)
+    return sorted(responses, key=lambda state: abs(state.guidance - guidance))[:count]
 
 
 def _lowest(strengths: Sequence[float], errors: Sequence[float]) -> tuple[float, float] | None:

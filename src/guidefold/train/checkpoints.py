@@ -1,4 +1,4 @@
-"""Checkpoints: adapter, optimizer and state, in folders that appear whole."""
+"""Checkpoints: adapter, optimizer and state in one folder, which is complete or absent."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | None
 ) -> dict[str, Any]:
-    """Take over a checkpoint; all of it, or none.
+    """Load a checkpoint completely, or fail.
 
     Args:
         folder: The checkpoint.
-        adapter: Gets its tensors.
-        optimizer: Gets its moments; None where only the adapter is wanted.
+        adapter: The adapter that gets the checkpoint's tensors.
+        optimizer: The optimizer that gets its moments; None loads the adapter alone.
 
     Returns:
-        The state saved beside them.
+        The content of ``state.json``.
 
     Raises:
         CorruptFileError: A file is truncated or altered.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from guidefold.train.trackers import track, track_picture, tracking
 
 
 def distill(settings: Settings) -> Path:
-    """Record what is missing, then train; goes on where it stopped.
+    """Record what is missing, then train; a stopped run continues where it stopped.
 
     Args:
         settings: The run's.
@@ -54,48 +54,29 @@ def distill(settings: Settings) -> Path:
         Stopped: On request; a checkpoint was saved.
     """
     with open_launch(settings) as launch:
-        return fold(launch)
+        return distill_launch(launch)
 
 
-def fold(launch: Launch) -> Path:
-    """:func:`distill` within an open run, whose pipeline is left without a LoRA."""
+def distill_launch(launch: Launch) -> Path:
+    """:func:`distill` in an open launch; the adapter is detached afterwards."""
     session = launch.session
     student = lora_student(session, launch.record_teacher())
     try:
-        return train(launch, student)
+        return Training(launch, student).run()
     finally:
-        session.pristine = student.whole
-        if student.whole:
+        session.pristine = student.teacher_intact
+        if student.teacher_intact:
             student.adapter.detach()
 
 
-def train(launch: Launch, student: Student) -> Path:
-    """Train a student, from its first step or from its last checkpoint.
-
-    Args:
-        launch: Run folder, pipeline and devices; its teacher is recorded.
-        student: A fresh one, a LoRA or a rival of it.
-
-    Returns:
-        The last checkpoint's folder.
-    """
-    training = Training(launch, student)
-    training.resume()
-    settings = launch.session.settings
-    if training.step < settings.distill.steps:
-        with tracking(launch.accelerator, settings, training.step):
-            training.run()
-    return launch.session.run.checkpoints()[-1]
-
-
 class Stretch(NamedTuple):
-    """The steps that are trained on every round up to one.
+    """Consecutive training steps on the states of one round and of all rounds before it.
 
     Attributes:
-        number: The round.
-        source: Who visits its states.
-        start: First step.
-        end: Last step.
+        number: The last of those rounds.
+        source: That round's state source.
+        start: Steps done when the stretch begins.
+        end: Steps done when it ends.
     """
 
     number: int
@@ -105,82 +86,100 @@ class Stretch(NamedTuple):
 
 
 class Training:
-    """One run's training, from its first step or from its last checkpoint.
+    """The training loop of one run, in one process of its launch.
 
     Args:
         launch: Run folder, pipeline and devices.
-        student: Who is trained.
+        student: The student to train: a LoRA, or another method that is compared with it.
 
     Attributes:
         step: Steps done so far.
-        training_seconds: Time that they took.
-        previews: None in processes that draw none.
+        training_seconds: Time that those steps took.
+        previews: Draws pictures during training; None in all processes but the main one.
     """
 
     def __init__(self, launch: Launch, student: Student) -> None:
-        self.launch, self.student, self.adapter = launch, student, student.adapter
-        self.session, self.accelerator = launch.session, launch.accelerator
-        self.settings = launch.session.settings
-        asked = self.settings.distill
-        student.autocast = self.accelerator.autocast
-        if asked.gradient_checkpointing:
+        self.launch, self.student = launch, student
+        seed, self.settings = launch.session.settings.seed, launch.session.settings.distill
+        student.autocast = launch.accelerator.autocast
+        if self.settings.gradient_checkpointing:
             student.enable_checkpointing()
-        self.updates = _updates(self.adapter, asked, self.accelerator.scaler)
+        self.updates = _make_updates(student.adapter, self.settings, launch.accelerator.scaler)
         self.measures = TeacherMeasures(
             student,
-            batch_size=asked.batch_size,
-            states=asked.normaliser_states,
-            seed=self.settings.seed,
-            strength_floor=asked.strength_floor if asked.loss == "normalised" else None,
+            batch_size=self.settings.batch_size,
+            states=self.settings.normaliser_states,
+            seed=seed,
+            strength_floor=(
+                self.settings.strength_floor if self.settings.loss == "normalised" else None
+            ),
         )
-        self.previews = Previews(self.session, self.adapter) if launch.main else None
+        self.previews = Previews(launch.session, student.adapter) if launch.main else None
         self.step, self.training_seconds = 0, 0.0
 
-    def resume(self) -> None:
-        """Go on from the last checkpoint; where there is none, save the first."""
-        found, log = self.session.run.checkpoints(), self.session.run.log
-        if not found:
+    def run(self) -> Path:
+        """Train until ``distill.steps``, starting from the last checkpoint if there is one.
+
+        Returns:
+            The last checkpoint's folder.
+        """
+        self._resume()
+        session = self.launch.session
+        if self.step < self.settings.steps:
+            with tracking(self.launch.accelerator, session.settings, self.step):
+                self._train_stretches()
+        return session.run.checkpoints()[-1]
+
+    def _resume(self) -> None:
+        """Load the last checkpoint; if there is none, save the first."""
+        run = self.launch.session.run
+        checkpoints = run.checkpoints()
+        if not checkpoints:
             if self.launch.main:
-                log.unlink(missing_ok=True)
+                run.log.unlink(missing_ok=True)
                 self._save()
             return
-        state = load_checkpoint(found[-1], self.adapter, self.updates.optimizer)
+        last = checkpoints[-1]
+        state = load_checkpoint(last, self.student.adapter, self.updates.optimizer)
         self.step = state["step"]
         self.training_seconds = state.get("training_seconds", 0.0)
-        if self.step > self.settings.distill.steps:
+        if self.step > self.settings.steps:
             raise MismatchError(
-                f"distill.steps: {self.settings.distill.steps} asked for, but {found[-1]} has "
-                f"{self.step} already",
-                "Ask for at least as many, or choose another folder with run=FOLDER.",
+                f"distill.steps: {self.settings.steps}, but {last} already has {self.step} steps",
+                "Set at least as many, or choose another folder with run=FOLDER.",
             )
         self.updates.restore(state.get("scaler"))
         if self.launch.main:  # lines past the checkpoint will be written again
-            write_lines(log, [line for line in read_lines(log) if line["step"] <= self.step])
+            write_lines(
+                run.log, [line for line in read_lines(run.log) if line["step"] <= self.step]
+            )
 
-    def run(self) -> None:
-        """Train every stretch: each round is recorded, then trained on with those before it."""
+    def _train_stretches(self) -> None:
+        """Train the remaining stretches; a student round is recorded as its stretch begins."""
         self._measure_teacher_then_shrink()
         if self.previews and self.previews.lacks(self.step):
             with task("Drawing previews, denoising steps", self.previews.work()) as progress:
                 self._preview(self.previews, progress)
         for stretch in self._stretches():
-            # Past its first step a round is whole, and the student that visited it is gone.
+            # After its first step a stretch's round is complete: the student that visited those
+            # states no longer exists, so nothing could be added to it.
             if stretch.source == "student" and self.step == stretch.start:
-                self.launch.record(stretch.number, self.adapter)
+                self.launch.record(stretch.number, self.student.adapter)
             self._train(stretch)
 
     def _stretches(self) -> list[Stretch]:
-        """What is still to be trained: the steps are shared out evenly among the rounds."""
-        sources, steps = self.settings.record.rounds, self.settings.distill.steps
+        """The remaining stretches; the steps are divided evenly among the rounds."""
+        sources, steps = self.launch.session.settings.record.rounds, self.settings.steps
         edges = [steps * number // len(sources) for number in range(len(sources) + 1)]
         stretches = map(Stretch, range(len(sources)), sources, edges[:-1], edges[1:])
         return [stretch for stretch in stretches if self.step < stretch.end]
 
     def _measure_teacher_then_shrink(self) -> None:
-        """Measure all that needs the teacher; then its weights may be stored smaller."""
-        held_out = self.launch.states(0, "held-out") if self.launch.main else []
-        self.measures.measure_unguided(held_out)
-        storage = self.settings.distill.frozen_weights
+        """Measure everything that needs the teacher, then store its weights in fewer bits."""
+        accelerator, storage = self.launch.accelerator, self.settings.frozen_weights
+        self.measures.measure_unguided(
+            self.launch.states(0, "held-out") if self.launch.main else []
+        )
         if storage != "same":
             for stretch in self._stretches():
                 refs = self.launch.states(stretch.number, "training")
@@ -188,25 +187,27 @@ class Training:
             if self.previews and self.previews.teacher_missing():
                 with task("Drawing the teacher, denoising steps", self.previews.work()) as progress:
                     self.previews.draw_teacher(progress)
-            moved = self.student.shrink(storage)
+            change = self.student.shrink(storage)
             if self.launch.main:
-                console.print(f"Frozen weights in {storage}: the output moves by {moved:.1%}.")
-        if self.accelerator.num_processes > 1:
+                console.print(f"Frozen weights in {storage}: the output changes by {change:.1%}.")
+        if accelerator.num_processes > 1:
             denoiser = self.student.denoiser
-            self.student.model = self.accelerator.prepare_model(denoiser)
-            # Autocast stays with the student's calls: the pipeline's own go in its precision.
+            self.student.model = accelerator.prepare_model(denoiser)
+            # prepare_model also puts autocast on the denoiser itself. Only the student's calls
+            # may use it: the pipeline must run in its own precision.
             compat.drop_autocast(denoiser)
 
     def _train(self, stretch: Stretch) -> None:
         """Train from the current step to the end of a stretch."""
-        later = self.settings.record.rounds[stretch.number + 1 :]
-        if self.previews and not self.previews.prompts and "student" not in later:
-            self.session.keep_denoiser_only()
+        session = self.launch.session
+        later_sources = session.settings.record.rounds[stretch.number + 1 :]
+        if self.previews and not self.previews.prompts and "student" not in later_sources:
+            session.keep_denoiser_only()
         refs = self.launch.states(stretch.number, "training")
         self.measures.measure_guidance(stretch.number, refs)
-        with task("Training", self.settings.distill.steps, self.step) as progress:
+        with task("Training", self.settings.steps, self.step) as progress:
             while self.step < stretch.end:
-                self._stop_if_asked()
+                self._stop_on_signal()
                 line = self.train_step(stretch.number, refs)
                 if self.previews:
                     self._write_down(line, self.previews, progress, last=self.step == stretch.end)
@@ -216,8 +217,8 @@ class Training:
         """One optimizer step: forward and backward of every piece, clip, update.
 
         Args:
-            number: The round whose guidance the loss is relative to.
-            refs: The states that it is trained on.
+            number: The stretch's round, whose guidance size normalises the loss.
+            refs: The stretch's states.
 
         Returns:
             The step's log line.
@@ -225,19 +226,20 @@ class Training:
         Raises:
             NonFiniteError: Loss or gradient is not finite; the step is not applied.
         """
-        start, batch_size = time.perf_counter(), self.settings.distill.batch_size
+        start, accelerator = time.perf_counter(), self.launch.accelerator
         self.updates.optimizer.zero_grad()
         pieces = self._pieces(number, refs)
         total = torch.zeros((), device=self.student.device)
         for k, batch in enumerate(pieces, 1):
             strengths = self.student.strengths(batch.guidance)
-            with self.adapter.student_mode(strengths), self._sync(k == len(pieces)):
+            with self.student.adapter.student_mode(strengths), self._sync(k == len(pieces)):
                 errors = sample_errors(self.student.predict(batch), batch)
-                loss = (errors / self.measures.scales(batch, number)).sum() / batch_size
-                self.accelerator.backward(loss)
+                scaled = errors / self.measures.scales(batch, number)
+                loss = scaled.sum() / self.settings.batch_size
+                accelerator.backward(loss)
             total += loss.detach()
         rate, norm, applied = self.updates.apply(self.step)
-        loss_now = float(self.accelerator.reduce(total, "mean"))
+        loss_now = float(accelerator.reduce(total, "mean"))
         if not applied and self.updates.scaler is None:
             raise NonFiniteError(
                 f"step {self.step}: loss {loss_now:g}, gradient norm {norm:g}",
@@ -269,76 +271,74 @@ class Training:
     def _write_down(
         self, line: TrainingLine, previews: Previews, progress: Task, *, last: bool
     ) -> None:
-        """Log, validate, draw and save, each in its turn."""
-        asked = self.settings.distill
-        if self.step % asked.log_every == 0 or last:
+        """Log, validate, draw and save, each at its own interval and at a stretch's end."""
+        if self.step % self.settings.log_every == 0 or last:
             self._log(line)
-        if self.step % asked.validate_every == 0 or last:
+        if self.step % self.settings.validate_every == 0 or last:
             self._log(self.validate())
-        if previews.due(self.step):  # before saving: a checkpoint's previews stand
+        if previews.due(self.step):  # before saving: a checkpoint's previews must exist
             self._preview(previews, progress.aside("previews", previews.work()))
-        if self.step % asked.checkpoint_every == 0 or last:
+        if self.step % self.settings.checkpoint_every == 0 or last:
             self._save()
 
     def _log(self, line: TrainingLine | ValidationLine) -> None:
-        append_line(self.session.run.log, line.to_json())
-        track(self.accelerator, line.to_json())
+        append_line(self.launch.session.run.log, line.to_json())
+        track(self.launch.accelerator, line.to_json())
 
     def _preview(self, previews: Previews, progress: Task) -> None:
         picture = previews.draw(self.step, progress)
         if picture is not None:
-            track_picture(self.accelerator, picture, self.step)
+            track_picture(self.launch.accelerator, picture, self.step)
 
     def _pieces(self, number: int, refs: Sequence[StateRef]) -> list[Batch]:
-        """This process's share of the step's states, cut for accumulation, as calls."""
-        asked, world = self.settings.distill, self.accelerator.num_processes
-        total = asked.batch_size * world
-        name, first = f"round-{number}", self.step * total
-        indices = chosen_indices(len(refs), self.settings.seed, name, first, total)
-        mine = indices[self.accelerator.process_index :: world]
-        size = asked.batch_size // asked.accumulation
+        """This process's share of the step's states, as calls cut for gradient accumulation."""
+        accelerator, settings = self.launch.accelerator, self.settings
+        # Every process computes the same indices and takes each world-th one, so that no state
+        # serves twice in a step.
+        world = accelerator.num_processes
+        total = settings.batch_size * world
+        seed, name = self.launch.session.settings.seed, f"round-{number}"
+        indices = chosen_indices(len(refs), seed, name, self.step * total, total)
+        mine = indices[accelerator.process_index :: world]
+        size = settings.batch_size // settings.accumulation
         cuts = [mine[first : first + size] for first in range(0, len(mine), size)]
         return [batch for cut in cuts for batch in self.student.calls([refs[i] for i in cut])]
 
-    @contextmanager
-    def _sync(self, last: bool) -> Iterator[None]:
+    def _sync(self, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients between processes with the last piece only."""
-        if last:
-            yield
-        else:
-            with self.accelerator.no_sync(self.student.model):
-                yield
+        model = self.student.model
+        return nullcontext() if last else self.launch.accelerator.no_sync(model)
 
-    def _stop_if_asked(self) -> None:
-        """Save and leave when somebody asked to; every process at the same step."""
-        asked = torch.tensor(float(self.launch.stop.signal or 0), device=self.student.device)
-        if self.accelerator.num_processes > 1:
-            asked = self.accelerator.gather(asked.view(1)).max()
-        if asked:
+    def _stop_on_signal(self) -> None:
+        """Save and stop after a signal; every process stops at the same step."""
+        signal = torch.tensor(float(self.launch.stop.signal or 0), device=self.student.device)
+        if self.launch.accelerator.num_processes > 1:
+            signal = self.launch.accelerator.gather(signal.view(1)).max()
+        if signal:
             if self.launch.main:
                 self._save()
-            raise Stopped(int(asked), f"Stopped: a checkpoint of step {self.step} is saved.")
+            raise Stopped(int(signal), f"Stopped: a checkpoint of step {self.step} is saved.")
 
     def _save(self) -> None:
         save_checkpoint(
-            self.session.run,
+            self.launch.session.run,
             self.step,
-            self.adapter,
+            self.student.adapter,
             self.updates.optimizer,
             state={"scaler": self.updates.state(), "training_seconds": self.training_seconds},
-            keep=self.settings.distill.keep_checkpoints,
+            keep=self.settings.keep_checkpoints,
         )
 
 
-def _updates(adapter: Adapter, asked: DistillSettings, scaler: Any) -> Updates:
-    """AdamW on the adapter's tensors, at the schedule's rate."""
+def _make_updates(adapter: Adapter, settings: DistillSettings, scaler: Any) -> Updates:
+    """The settings' optimizer on the adapter's parameters, with their learning-rate schedule."""
     parameters = list(adapter.named_parameters().values())
     rate = partial(
         learning_rate,
-        steps=asked.steps,
-        peak=asked.learning_rate,
-        warmup=asked.warmup,
-        schedule=asked.schedule,
+        steps=settings.steps,
+        peak=settings.learning_rate,
+        warmup=settings.warmup,
+        schedule=settings.schedule,
     )
-    optimizer = make_optimizer(asked.optimizer, parameters, asked.weight_decay)
-    return Updates(optimizer, rate, asked.max_grad_norm, scaler)
+    optimizer = make_optimizer(settings.optimizer, parameters, settings.weight_decay)
+    return Updates(optimizer, rate, settings.max_grad_norm, scaler)

@@ -1,4 +1,4 @@
-"""What a training needs open: run folder, pipeline, devices; and its teacher recorded."""
+"""Open what training needs: run folder, pipeline, devices; and record the teacher."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from guidefold.train.trackers import open_accelerator
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of those that train a run together.
+    """One of the processes that train a run together.
 
     Attributes:
         session: Run folder and pipeline.
         accelerator: Devices, processes and precision.
-        stop: Asked after every step.
+        stop: Whether a signal to stop has arrived; checked before every step.
     """
 
     session: Session
@@ -34,11 +34,11 @@ class Launch:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the one that writes files."""
         return bool(self.accelerator.is_main_process)
 
     def record_teacher(self) -> list[StateRef]:
-        """Record every round that needs no student, while nothing is attached to the denoiser.
+        """Record every round that needs no student, before an adapter is attached to the denoiser.
 
         Returns:
             The states of the first round; the pipeline is left ready to train on them.
@@ -61,27 +61,27 @@ class Launch:
         return refs
 
     def record(self, number: int, adapter: Adapter | None = None) -> None:
-        """Record a round in the main process; the others wait."""
+        """Record a round in the main process while the others wait."""
         if self.main:
             with self.session.all_on_device():
                 fill_round(self.session, number, adapter, self.stop)
         self.accelerator.wait_for_everyone()
 
     def states(self, number: int, split: Split) -> list[StateRef]:
-        """The recorded states of every round up to one."""
+        """The recorded states of all rounds up to ``number``."""
         return recorded_states(self.session.run, number, split)
 
 
 @contextmanager
 def open_launch(settings: Settings) -> Iterator[Launch]:
-    """Open all that training needs."""
+    """Open a run for training, with signals to stop caught."""
     with stop_on_signals() as stop, open_to_train(settings) as (session, accelerator):
         yield Launch(session, accelerator, stop)
 
 
 @contextmanager
 def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
-    """Open a run with its devices and processes; what can be refused early is refused first.
+    """Open a run with its devices and processes, after the checks that need neither.
 
     Raises:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.

@@ -29,12 +29,13 @@ def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class GuidanceSize:
-    """How large guidance is at each noise level.
+    """The size of guidance at each noise level.
 
     ``D(t) = E|(target - unguided) / (g - origin)|^2``
 
     Log-linear between the centres of bins that hold equally many measured states; constant outside.
-    Noise levels at which the teacher is not guided have no size: there the nearest others' counts.
+    Noise levels at which the teacher is not guided have no size: there the nearest level with a
+    size counts.
 
     Attributes:
         timesteps: Bin centres, ascending.
@@ -49,9 +50,9 @@ class GuidanceSize:
         """Fit to measured states.
 
         Args:
-            timesteps: Of the states, in any order.
-            sizes: ``|(target - unguided) / (g - origin)|^2`` of each.
-            bins: At most this many; each holds at least four states where there are as many.
+            timesteps: The states' timesteps, in any order.
+            sizes: ``|(target - unguided) / (g - origin)|^2`` at each state.
+            bins: The most bins to make; each holds at least four states if there are as many.
         """
         pairs = sorted(zip(timesteps, sizes, strict=True))
         count = max(1, min(bins, len(pairs) // 4))
@@ -80,14 +81,14 @@ class GuidanceSize:
 
 
 def loss_scale(size: float, strength: float, floor: float, span: float) -> float:
-    """What a sample's squared error is divided by, so that the loss is residual guidance.
+    """The divisor of a sample's squared error that makes the loss residual guidance.
 
     ``max(|s|, floor)^2 * (g_ref - origin)^2 * D(t)``
 
     Args:
         size: D at the sample's timestep.
         strength: The sample's strength s.
-        floor: Lowest strength to divide by; near 0 there is no guidance to measure by.
+        floor: Lowest strength to divide by; near 0 there is too little guidance to divide by.
         span: ``g_ref - origin``.
     """
     return max(max(abs(strength), floor) ** 2 * span**2 * size, TINY)
@@ -101,7 +102,7 @@ class Level:
         low: Lowest timestep in the range.
         high: Highest timestep in the range.
         residual: ``E|student - target|^2 / E|unguided - target|^2``: 1 nothing folded, 0 all.
-        states: How many states it was measured on.
+        states: Number of states in the range.
     """
 
     low: float
@@ -118,13 +119,13 @@ def residual_by_level(
 ) -> list[Level]:
     """Residual guidance per noise level, from the least noise to the most.
 
-    Levels at which the teacher is not guided are left out: there is nothing to be relative to.
+    Levels at which the teacher is not guided are left out: the ratio is not defined there.
 
     Args:
-        timesteps: Of the states.
+        timesteps: The states' timesteps.
         student_errors: ``|student - target|^2`` at each.
         unguided_errors: ``|unguided - target|^2`` at each.
-        levels: Into how many ranges of equally many states the timesteps are cut.
+        levels: Number of ranges, of equally many states each.
     """
     rows = sorted(zip(timesteps, student_errors, unguided_errors, strict=True))
     count = min(levels, len(rows))
@@ -148,10 +149,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str
     """The learning rate of a step; a function of the step alone, so there is nothing to save.
 
     Args:
-        step: From 0.
-        steps: In all.
-        peak: After the warm-up.
-        warmup: Steps of linear rise.
+        step: Steps done before.
+        steps: Steps of the whole training.
+        peak: The learning rate after the warm-up.
+        warmup: Number of steps of linear rise.
         schedule: ``constant``, or ``cosine`` down to a hundredth of the peak.
     """
     if step < warmup:

@@ -1,4 +1,4 @@
-"""How much memory a process has needed so far."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ USAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes t
 
 
 def peak_memory(device: torch.device) -> dict[str, str | int]:
-    """The most memory that this process has held since it began, all its work together.
+    """The most memory that this process has held since it began.
 
     Args:
-        device: Where the denoiser runs.
+        device: The denoiser's device.
 
     Returns:
         ``{"kind": "allocated", "bytes": ...}``: torch's tensors on an accelerator that counts them;

@@ -1,4 +1,4 @@
-"""AdamW, its moments whole or in 8 bits: its updates, and the state that a checkpoint keeps."""
+"""AdamW with moments in 32 or 8 bits: updates, and the state that a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from guidefold.ground import ConfigError, MismatchError
 from guidefold.run import OptimizerName
 
 LIBRARY = "bitsandbytes"
-SHARED = ("qmap1", "qmap2")  # what the 256 values of a byte stand for: one table for all parameters
+# The float that each of a byte's 256 values stands for: one table, shared by all parameters.
+SHARED = ("qmap1", "qmap2")
 
 
 def check_optimizer(name: OptimizerName) -> None:
-    """Refuse an optimizer that could not be made.
+    """Refuse an optimizer that cannot be made.
 
     Args:
         name: ``adamw`` or ``adamw8bit``.
@@ -36,13 +37,13 @@ def check_optimizer(name: OptimizerName) -> None:
 def make_optimizer(
     name: OptimizerName, parameters: Sequence[nn.Parameter], weight_decay: float
 ) -> torch.optim.Optimizer:
-    """An optimizer without a state yet; the caller sets the learning rate of each step.
+    """Make an optimizer; the caller sets the learning rate of each step.
 
     Args:
-        name: ``adamw``, or ``adamw8bit``: moments of a byte a value, with a float32 for every 256
-            (tensors under 4,096 values keep whole moments).
-        parameters: What it updates.
-        weight_decay: AdamW's.
+        name: ``adamw``, or ``adamw8bit``: a byte for each value of a moment, and a float32 scale
+            for every 256 (tensors under 4,096 values keep float32 moments).
+        parameters: The parameters to update.
+        weight_decay: AdamW's weight decay.
 
     Raises:
         ConfigError: Its package is not installed.
@@ -59,7 +60,7 @@ def make_optimizer(
 def optimizer_tensors(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state by name: ``exp_avg/NAME`` and so on; nothing before the first step."""
+    """The optimizer's state by name, such as ``exp_avg/NAME``; empty before the first step."""
     states = {name: optimizer.state.get(p, {}) for name, p in parameters.items()}
     return {key: torch.as_tensor(value) for key, _, _, value in _entries(states)}
 
@@ -69,10 +70,10 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give the state back.
+    """Load the state that :func:`optimizer_tensors` returned.
 
     Raises:
-        MismatchError: A tensor is missing, left over, or of another kind.
+        MismatchError: A tensor is missing or unknown, or has another shape or dtype.
     """
     states = {name: _first_state(optimizer, p) for name, p in parameters.items()}
     wanted = {key: torch.as_tensor(value) for key, _, _, value in _entries(states)}
@@ -84,7 +85,8 @@ def restore_optimizer(
     for key, mine in wanted.items():
         if (mine.shape, mine.dtype) != (tensors[key].shape, tensors[key].dtype):
             raise MismatchError(
-                f"optimizer: '{key}' is {_kind(tensors[key])} in the file, {_kind(mine)} here"
+                f"optimizer: '{key}' is {_describe(tensors[key])} in the file and "
+                f"{_describe(mine)} in this run"
             )
     for key, name, entry, value in _entries(states):
         if isinstance(value, torch.Tensor):
@@ -115,17 +117,17 @@ def _entries(
             yield entry if entry in SHARED else f"{entry}/{name}", name, entry, value
 
 
-def _kind(tensor: torch.Tensor) -> str:
+def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 class Update(NamedTuple):
-    """What one update was.
+    """The result of one optimizer step.
 
     Attributes:
-        learning_rate: It was made with.
-        gradient_norm: Before clipping.
-        applied: Whether the gradients were finite; else nothing changed.
+        learning_rate: The step's learning rate.
+        gradient_norm: The norm of the gradients before clipping.
+        applied: Whether the gradients were finite; otherwise no parameter changed.
     """
 
     learning_rate: float
@@ -134,13 +136,13 @@ class Update(NamedTuple):
 
 
 class Updates:
-    """An optimizer with a schedule; a step that is not finite is not applied.
+    """An optimizer with a schedule; a step whose gradients are not finite is not applied.
 
     Args:
-        optimizer: Of the adapter's parameters.
+        optimizer: The optimizer of the adapter's parameters.
         rate: The learning rate of a step, counted from 0.
-        max_norm: Gradients are clipped to this norm.
-        scaler: The accelerator's, of float16 gradients; None in other precisions.
+        max_norm: The norm that gradients are clipped to.
+        scaler: The accelerator's scaler of float16 gradients; None in other precisions.
     """
 
     def __init__(
@@ -153,10 +155,10 @@ class Updates:
         self.optimizer, self.rate, self.max_norm, self.scaler = optimizer, rate, max_norm, scaler
 
     def apply(self, step: int) -> Update:
-        """Turn the gradients at hand into new parameters.
+        """Update the parameters from their gradients.
 
         Args:
-            step: Optimizer steps done before, which decides the learning rate.
+            step: Optimizer steps done before; gives the learning rate.
         """
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
@@ -174,10 +176,10 @@ class Updates:
         return Update(rate, float(norm), finite)
 
     def state(self) -> Any:
-        """The scaler's, as JSON can hold it; None where there is no scaler."""
+        """The scaler's state as JSON; None without a scaler."""
         return None if self.scaler is None else self.scaler.state_dict()
 
     def restore(self, state: Any) -> None:
-        """Give the scaler its state back, where there is one."""
+        """Load the scaler's state, if there is a scaler."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)

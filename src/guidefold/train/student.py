@@ -1,4 +1,4 @@
-"""The student: the teacher's denoiser with an adapter, asked for its output at recorded states."""
+"""The student: the teacher's denoiser with an adapter, called at recorded states."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from guidefold.pipeline import COMPONENT
 from guidefold.record import StateRef
 from guidefold.run import Storage
 from guidefold.session import Session
-from guidefold.train.batches import Batch, collate, kind_of, mixes
+from guidefold.train.batches import Batch, batch_key, collate, mixing_is_exact
 from guidefold.train.loss import GuidanceSize, squared_error
 
-FARTHEST = 0.5  # part of what it says that a denoiser may lose with its weights' precision
-
-LOOKED_AT = 64  # states, to find two of one kind
+LARGEST_CHANGE = 0.5  # of the denoiser's output (relative) by weights in fewer bits
+SEARCHED_STATES = 64  # at most so many are read to find two that can share a call
 
 Attach = Callable[[Callable[[], object]], Adapter]
-"""Puts an adapter on a denoiser, given a function that calls the denoiser as training will."""
+"""Attaches an adapter to a denoiser, given a function that calls the denoiser as training will."""
 
 
 class Student:
-    """A denoiser with an adapter attached, fresh: it says what the unguided teacher says.
+    """A denoiser with a fresh adapter, whose output is still the unguided teacher's.
 
     Args:
         denoiser: The teacher's module; wrapped in place.
         findings: What the probe found.
-        dial: Which strength a guidance scale is trained at.
-        refs: Recorded states; one of each denoiser is used to see how the layers are called, two to
-            see whether states of several timesteps and strengths may share a call.
-        attach: Puts on what is trained.
+        dial: Gives the strength that a guidance scale is trained at.
+        refs: Recorded states. One for each denoiser shows how the layers are called, two show
+            whether states of different timesteps and strengths can share a call.
+        attach: Attaches what is trained.
 
     Attributes:
         adapter: What is trained.
-        model: What is called: the denoiser, or a wrapper of it that a launcher made.
-        together: Whether mixed states may share a call.
-        whole: Whether the frozen weights are the teacher's own.
+        model: The module to call: the denoiser, or a launcher's wrapper of it.
+        mixable: Whether states of different timesteps and strengths can share a call.
+        teacher_intact: Whether the frozen weights are the teacher's own.
     """
 
     def __init__(
@@ -58,20 +57,18 @@ class Student:
         self.findings, self.dial = findings, dial
         self.device = next(denoiser.parameters()).device
         self.autocast: Any = nullcontext
-        self.whole = True
-        firsts = collate(_one_of_each(refs, findings.denoisers), None, together=False)
-        self.firsts = [first.to(self.device) for first in firsts]
-        self.first = self.firsts[0]
-        self.adapter = attach(lambda: list(map(self._raw, self.firsts)))
-        with self._stirred():
-            few = _two_of_one_kind(refs)
-            self.together = len(refs) > 1 and mixes(
-                self._predict_at, few, findings.layout, self.device
+        self.teacher_intact = True
+        examples = collate(_one_per_denoiser(refs, findings.denoisers), None, together=False)
+        self.examples = [example.to(self.device) for example in examples]
+        self.adapter = attach(lambda: list(map(self._raw, self.examples)))
+        with self._random_lora_b():
+            self.mixable = len(refs) > 1 and mixing_is_exact(
+                self._predict_at, _two_alike(refs), findings.layout, self.device
             )
 
     def calls(self, refs: Sequence[StateRef]) -> list[Batch]:
-        """Read states and make as few denoiser calls of them as gives the same result."""
-        batches = collate(refs, self.findings.layout, self.together)
+        """Read states and group them into as few denoiser calls as give the same outputs."""
+        batches = collate(refs, self.findings.layout, self.mixable)
         return [batch.to(self.device) for batch in batches]
 
     def predict(self, batch: Batch, model: nn.Module | None = None) -> torch.Tensor:
@@ -84,7 +81,7 @@ class Student:
         Returns:
             Shape of ``batch.target``.
         """
-        # containers of their own: some denoisers empty the lists that they are given
+        # Copied containers: some denoisers empty the lists that they are given.
         args, kwargs = tree_map(lambda tensor: tensor, batch.arguments)
         with self.autocast():
             raw = output_tensor((model or self.model)(*args, **kwargs))
@@ -102,10 +99,10 @@ class Student:
         Args:
             refs: The states.
             batch_size: States per call.
-            adapted: Of the student; else of the unguided teacher.
+            adapted: Measure the student; otherwise the unguided teacher.
         """
-        assert adapted or self.whole, "the teacher's weights are gone"
-        found = [0.0] * len(refs)
+        assert adapted or self.teacher_intact, "the teacher's weights are gone"
+        all_errors = [0.0] * len(refs)
         for first in range(0, len(refs), batch_size):
             for batch in self.calls(refs[first : first + batch_size]):
                 strengths = self.strengths(batch.guidance)
@@ -114,8 +111,8 @@ class Student:
                     output = self.predict(batch, self.denoiser)
                 errors = sample_errors(output, batch).tolist()
                 for place, error in zip(batch.places, errors, strict=True):
-                    found[first + place] = error
-        return found
+                    all_errors[first + place] = error
+        return all_errors
 
     def measure_guidance(self, refs: Sequence[StateRef], batch_size: int) -> GuidanceSize:
         """Measure how large guidance is at each noise level.
@@ -127,9 +124,8 @@ class Student:
         Raises:
             UnfoldableError: Every state was recorded with guidance off.
         """
-        off = self.findings.off
-        nothing = (off, self.findings.origin)
-        guided = [ref for ref in refs if ref.guidance not in nothing]
+        off, origin = self.findings.off, self.findings.origin
+        guided = [ref for ref in refs if ref.guidance not in (off, origin)]
         if not guided:
             raise UnfoldableError(
                 f"record.guidance: every state was recorded at {off:g}, where guidance is off",
@@ -137,60 +133,63 @@ class Student:
             )
         errors = self.errors(guided, batch_size, adapted=False)
         pairs = zip(errors, guided, strict=True)
-        sizes = [error / (ref.guidance - self.findings.origin) ** 2 for error, ref in pairs]
+        sizes = [error / (ref.guidance - origin) ** 2 for error, ref in pairs]
         return GuidanceSize.measure([ref.timestep for ref in guided], sizes)
 
     def enable_checkpointing(self) -> None:
         """Turn gradient checkpointing on.
 
         Raises:
-            UnfoldableError: The denoiser has none, or it changes what the denoiser says.
+            UnfoldableError: The denoiser has none, or it changes the denoiser's output.
         """
         name, remedy = type(self.denoiser).__name__, "Set distill.gradient_checkpointing=false."
         if not compat.supports_checkpointing(self.denoiser):
             raise UnfoldableError(f"{name} has no gradient checkpointing", remedy)
-        plain = self._raw(self.first).detach()
+        plain = self._raw(self.examples[0]).detach()
         self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        if not torch.allclose(self._raw(self.first).detach(), plain, rtol=1e-3, atol=1e-4):
+        if not torch.allclose(self._raw(self.examples[0]).detach(), plain, rtol=1e-3, atol=1e-4):
             raise UnfoldableError(
                 f"{name}: gradient checkpointing changes its output, a fault of this diffusers",
                 remedy,
             )
 
     def shrink(self, storage: Storage) -> float:
-        """Store the frozen weights small; from then on there is no teacher to ask.
+        """Store the frozen weights in fewer bits; the teacher cannot be called afterwards.
 
         Args:
             storage: ``bf16``, ``int8`` or ``int4``.
 
         Returns:
-            How far that moves what the denoiser says, as part of it (root mean square).
+            The relative change of the denoiser's output (root mean square).
 
         Raises:
-            UnfoldableError: It moves it too far, or the denoiser cannot be called any more.
+            UnfoldableError: The change is too large, or the denoiser cannot be called any more.
         """
         name = type(self.denoiser).__name__
         remedy = "Set distill.frozen_weights=same, or bf16."
         before = self._unguided()
-        shrink_weights(self.denoiser, *BITS[storage])  # in teacher mode the adapter is frozen too
-        self.whole = False
+        shrink_weights(
+            self.denoiser, *BITS[storage]
+        )  # not in teacher mode, which freezes the adapter too
+        self.teacher_intact = False
         try:
             after = self._unguided()
         except (AttributeError, TypeError, RuntimeError) as error:
-            said = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             raise UnfoldableError(
-                f"distill.frozen_weights: {name} cannot be called in '{storage}' ({said})", remedy
+                f"distill.frozen_weights: {name} cannot be called in '{storage}' ({reason})", remedy
             ) from error
-        moved = float((after - before).norm() / before.norm().clamp_min(1e-12))
-        if not moved <= FARTHEST:
+        change = float((after - before).norm() / before.norm().clamp_min(1e-12))
+        if not change <= LARGEST_CHANGE:  # also when it is not a number
             raise UnfoldableError(
-                f"distill.frozen_weights: '{storage}' moves what {name} says by {moved:.0%}", remedy
+                f"distill.frozen_weights: '{storage}' changes the output of {name} by {change:.0%}",
+                remedy,
             )
-        return moved
+        return change
 
     def _unguided(self) -> torch.Tensor:
         with self.adapter.teacher_mode():
-            return self.predict(self.first, self.denoiser).float()
+            return self.predict(self.examples[0], self.denoiser).float()
 
     def _raw(self, batch: Batch) -> torch.Tensor:
         args, kwargs = batch.arguments
@@ -201,8 +200,8 @@ class Student:
             return self.predict(batch)
 
     @contextmanager
-    def _stirred(self) -> Iterator[None]:
-        """Give ``lora_B`` random values for a while: while it is zero, strength changes nothing."""
+    def _random_lora_b(self) -> Iterator[None]:
+        """Set ``lora_B`` to random values within the context: at zero, strength has no effect."""
         ups = [p for n, p in self.adapter.named_parameters().items() if ".lora_B." in n]
         noise = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -214,23 +213,24 @@ class Student:
 
 
 def lora_student(session: Session, refs: Sequence[StateRef]) -> Student:
-    """A run's student: a fresh LoRA on the denoiser of its pipeline.
+    """A student with a fresh LoRA on the denoiser of a run's pipeline.
 
     Args:
-        session: The run's.
+        session: The run and its pipeline.
         refs: Recorded states.
     """
-    asked, denoiser = session.settings.adapter, session.denoiser
-    lora = partial(attach, denoiser, asked.targets, asked.rank, session.settings.seed)
+    settings, denoiser = session.settings, session.denoiser
+    targets, rank = settings.adapter.targets, settings.adapter.rank
+    lora = partial(attach, denoiser, targets, rank, settings.seed)
     return Student(denoiser, session.findings, session.dial, refs, lora)
 
 
 def sample_errors(output: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean squared error of each sample, in float32; frames may be rows of their own.
+    """Mean squared error of each sample, in float32, over all rows (such as frames) that it has.
 
     Args:
-        output: Of ``batch.target``'s shape.
-        batch: Whose samples.
+        output: The model output, shape of ``batch.target``.
+        batch: The samples and their targets.
 
     Returns:
         Shape (batch,).
@@ -238,29 +238,29 @@ def sample_errors(output: torch.Tensor, batch: Batch) -> torch.Tensor:
     return squared_error(output, batch.target).view(len(batch.timesteps), -1).mean(1)
 
 
-def _one_of_each(refs: Sequence[StateRef], names: Sequence[str]) -> list[StateRef]:
-    """A recorded state for each denoiser, in the order of the recording.
+def _one_per_denoiser(refs: Sequence[StateRef], names: Sequence[str]) -> list[StateRef]:
+    """One recorded state for each denoiser, in the order of recording.
 
     Raises:
         RunError: A denoiser was never called at a recorded state.
     """
-    found: dict[str, StateRef] = {}
+    chosen: dict[str, StateRef] = {}
     for ref in refs:
         _, kwargs = ref.read().arguments
-        found.setdefault(kwargs.get(COMPONENT, names[0]), ref)
-        if len(found) == len(names):
-            return list(found.values())
-    missing = ", ".join(name for name in names if name not in found)
+        chosen.setdefault(kwargs.get(COMPONENT, names[0]), ref)
+        if len(chosen) == len(names):
+            return list(chosen.values())
+    missing = ", ".join(name for name in names if name not in chosen)
     raise RunError(
-        f"no recorded state asks {missing}",
+        f"no recorded state calls {missing}",
         "Record more states of each trajectory (record.states_per_trajectory), or more steps "
         "(record.steps).",
     )
 
 
-def _two_of_one_kind(refs: Sequence[StateRef]) -> list[StateRef]:
-    """Two recorded states that could share a call, far apart; any two where none are found."""
-    kind = kind_of(refs[0].read())
-    step = max(1, len(refs) // LOOKED_AT)
-    others = (ref for ref in reversed(refs[1::step]) if kind_of(ref.read()) == kind)
-    return [refs[0], next(others, refs[-1])]
+def _two_alike(refs: Sequence[StateRef]) -> list[StateRef]:
+    """The first recorded state and a late one that can share a call; any late one if none can."""
+    key = batch_key(refs[0].read())
+    step = max(1, len(refs) // SEARCHED_STATES)
+    alike = (ref for ref in reversed(refs[1::step]) if batch_key(ref.read()) == key)
+    return [refs[0], next(alike, refs[-1])]

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 import torch
 
 from guidefold.record import StateRef
-from guidefold.train.batches import Batch, some_of
+from guidefold.train.batches import Batch, random_subset
 from guidefold.train.loss import GuidanceSize, Level, loss_scale, residual_by_level
 from guidefold.train.student import Student
 
 
 class TeacherMeasures:
-    """How large guidance is at each noise level, and how far off the unguided teacher is.
+    """The size of guidance at each noise level, and the unguided teacher's validation errors.
 
-    Call both ``measure`` functions while the frozen weights are whole: afterwards there is no
-    teacher.
+    Call both ``measure`` methods before the frozen weights are stored in fewer bits: afterwards
+    there is no teacher.
 
     Args:
-        student: Its denoiser answers as the teacher's, adapter off.
+        student: The student whose denoiser, adapter off, is the teacher.
         batch_size: States per call.
-        states: How many states measure the size of guidance.
-        seed: Draws those states.
-        strength_floor: The lowest strength that errors are divided by; None leaves them as they
-            are.
+        states: Number of states that the size of guidance is measured at.
+        seed: The run's seed, which those states are chosen by.
+        strength_floor: The lowest strength that errors are divided by; None turns the division
+            off.
 
     Attributes:
-        sizes: The size of guidance by round.
+        sizes: The size of guidance, by round.
         held_out: Recorded states to validate on.
         unguided: The unguided teacher's error at each of them.
     """
@@ -57,14 +57,14 @@ class TeacherMeasures:
 
         Args:
             number: The stretch's round.
-            refs: The states that it trains on; a few are drawn by lot.
+            refs: The states that it trains on; some are chosen at random.
         """
         if number not in self.sizes:
-            few = some_of(refs, self.states, self.seed, f"size-{number}")
-            self.sizes[number] = self.student.measure_guidance(few, self.batch_size)
+            subset = random_subset(refs, self.states, self.seed, f"size-{number}")
+            self.sizes[number] = self.student.measure_guidance(subset, self.batch_size)
 
     def scales(self, batch: Batch, number: int) -> torch.Tensor:
-        """What each sample's squared error is divided by in a stretch, shape (batch,)."""
+        """The divisors of the samples' squared errors in a stretch, shape (batch,)."""
         device, floor = self.student.device, self.strength_floor
         if floor is None:
             return torch.ones(len(batch.timesteps), device=device)

@@ -1,4 +1,4 @@
-"""The accelerator of a run, and the experiment trackers that hear how it goes."""
+"""The accelerator of a run, and the experiment trackers that its curves are sent to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PICTURES: dict[str, dict[str, str]] = {
 
 @contextmanager
 def open_accelerator(settings: Settings) -> Iterator[Accelerator]:
-    """An accelerator of our own, and nothing left of it afterwards.
+    """Make an accelerator, and reset accelerate's global state afterwards.
 
     Raises:
         ConfigError: A tracker is unknown, or not installed.
@@ -51,10 +51,10 @@ def open_accelerator(settings: Settings) -> Iterator[Accelerator]:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that could not be told anything.
+    """Refuse a tracker that cannot be used.
 
     Args:
-        names: As accelerate names them.
+        names: Tracker names, as in accelerate.
 
     Raises:
         ConfigError: One is unknown, or its package is not installed.
@@ -75,32 +75,32 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(accelerator: Accelerator, settings: Settings, step: int) -> Iterator[None]:
-    """Keep the run's trackers open; closed whether training ends, stops or fails.
+    """Open the run's trackers, and close them when training ends, stops or fails.
 
     Args:
         accelerator: From :func:`open_accelerator`.
-        settings: What the trackers show as the run's configuration.
-        step: Steps done before; a curve goes on from there.
+        settings: The run's configuration, which the trackers show.
+        step: Steps done before; the curves continue from there.
     """
-    # What a crashed process told of later steps will be told again.
+    # Steps that a crashed process sent after its last checkpoint will be sent again.
     later = {"tensorboard": {"purge_step": step + 1}}
     accelerator.init_trackers(PROJECT, _plain(settings), later)
     try:
         yield
     finally:
-        # Not end_training: it also ends the process group, which a second run here would need.
+        # Not end_training: it also ends the process group, which a later run needs.
         for tracker in accelerator.trackers:
             tracker.finish()
 
 
 def track(accelerator: Accelerator, line: Mapping[str, Any]) -> None:
-    """Tell the trackers the figures of a log line; a figure that is None is left out."""
-    known = {name: line[name] for name in CURVES if line.get(name) is not None}
-    accelerator.log(known, step=line["step"])
+    """Send the figures of a log line to the trackers, without those that are None."""
+    figures = {name: line[name] for name in CURVES if line.get(name) is not None}
+    accelerator.log(figures, step=line["step"])
 
 
 def track_picture(accelerator: Accelerator, picture: Image, step: int) -> None:
-    """Show a picture to the trackers that can show one."""
+    """Send a picture to the trackers that can show one."""
     pixels = np.asarray(picture.convert("RGB"))[None]  # (1, height, width, 3)
     for tracker in accelerator.trackers:
         if tracker.name in PICTURES:

@@ -48,7 +48,7 @@ from guidefold.run import (
     write_lines,
 )
 from guidefold.session import open_session
-from guidefold.train import Student, open_launch, train
+from guidefold.train import Student, Training, open_launch
 
 Attach = Callable[[nn.Module, str, int, int, Callable[[], object]], Adapter]
 """Puts on what is trained: ``attach`` from the lora wing, or a function with its arguments."""
@@ -276,7 +276,8 @@ def train_with(settings: Settings, attach: Attach) -> None:
         refs, session, adapter = launch.record_teacher(), launch.session, settings.adapter
         denoiser = session.denoiser
         trained = partial(attach, denoiser, adapter.targets, adapter.rank, settings.seed)
-        train(launch, Student(denoiser, session.findings, session.dial, refs, trained))
+        student = Student(denoiser, session.findings, session.dial, refs, trained)
+        Training(launch, student).run()
 
 
 def _curve(settings: Settings, recording: int, total: int) -> dict[str, Any]:
