@@ -37,14 +37,14 @@ def test_a_weight_is_off_by_at_most_half_a_step_of_its_scale(store: type, steps:
     weight = torch.randn(24, 2 * GROUP) * torch.logspace(-3, 2, 24)[:, None]
     blocks = (24, 2, GROUP) if store is Weight4 else (24, 1, 2 * GROUP)
     step = weight.view(blocks).abs().amax(2, keepdim=True) / steps
-    off = (store(weight).whole(torch.float32) - weight).view(blocks).abs()
+    off = (store(weight).unpack(torch.float32) - weight).view(blocks).abs()
     assert bool((off <= 0.5001 * step).all())
     assert float((off / step).max()) > 0.45  # the bound is the tight one
 
 
 def test_sixteen_bits_are_off_by_at_most_half_a_unit_of_their_last_place() -> None:
     weight = torch.randn(24, 48) * torch.logspace(-3, 2, 24)[:, None]
-    off = (Weight16(weight).whole(torch.float32) - weight) / weight
+    off = (Weight16(weight).unpack(torch.float32) - weight) / weight
     assert float(off.abs().max()) <= 2**-8
 
 
@@ -52,13 +52,15 @@ def test_whole_numbers_up_to_the_largest_come_back_exactly() -> None:
     eight = torch.randint(-127, 128, (4, 128)).float().index_fill(1, torch.tensor([0]), 127.0)
     four = torch.randint(-7, 8, (4, 128)).float()
     four[:, ::GROUP] = -7.0
-    assert torch.equal(Weight8(eight).whole(torch.float32), eight)
-    assert torch.equal(Weight4(four).whole(torch.float32), four)
+    assert torch.equal(Weight8(eight).unpack(torch.float32), eight)
+    assert torch.equal(Weight4(four).unpack(torch.float32), four)
 
 
 def test_a_channel_of_zeros_stays_one() -> None:
     for store in (Weight8, Weight4):
-        assert torch.equal(store(torch.zeros(2, GROUP)).whole(torch.float32), torch.zeros(2, GROUP))
+        assert torch.equal(
+            store(torch.zeros(2, GROUP)).unpack(torch.float32), torch.zeros(2, GROUP)
+        )
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -69,7 +71,7 @@ def test_a_shrunk_layer_is_the_plain_one_with_its_rounded_weight(name: str, bits
     frozen = shrunk(layer, bits)
     value = torch.randn(shape, requires_grad=True)
     with torch.no_grad():
-        rounded = frozen.weight.whole(torch.float32)
+        rounded = frozen.weight.unpack(torch.float32)
     expected = torch.func.functional_call(layer, {"weight": rounded}, (value,))
     out = frozen(value)
     torch.testing.assert_close(out, expected)
@@ -87,7 +89,7 @@ def test_autocast_computes_as_it_does_with_a_plain_layer(name: str, bits: int) -
     value = torch.randn(shape, requires_grad=True)
     with torch.no_grad():
         # A whole weight is made in the precision that is computed in.
-        rounded = frozen.weight.whole(torch.bfloat16)
+        rounded = frozen.weight.unpack(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         expected = torch.func.functional_call(layer, {"weight": rounded}, (value,))
         out = frozen(value)

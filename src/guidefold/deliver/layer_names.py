@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from guidefold.lora import ALL
+from guidefold.lora import LAYER_TYPES
 
 OUTER = {
     "conv_in": "input_blocks.0.0",
@@ -85,7 +85,7 @@ class LayerNames:
 
 def layer_names(denoiser: nn.Module, component: str = "") -> LayerNames:
     """Collect a denoiser's layer names; ``component`` as in :class:`LayerNames`."""
-    layers = frozenset(n for n, m in denoiser.named_modules() if isinstance(m, ALL))
+    layers = frozenset(n for n, m in denoiser.named_modules() if isinstance(m, LAYER_TYPES))
     config = getattr(denoiser, "config", None)
     config = dict(config) if isinstance(config, Mapping) else {}  # a text encoder's is no mapping
     embedding = config.get("addition_embed_type")

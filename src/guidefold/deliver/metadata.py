@@ -16,7 +16,7 @@ from guidefold import __version__
 from guidefold.deliver.formats import Tensors, factors
 from guidefold.deliver.layer_names import LayerNames, client_facts
 from guidefold.ground import RunError
-from guidefold.lora import UNKNOWN, Dial, Mark, layers_of
+from guidefold.lora import UNKNOWN_DIAL, Dial, Mark, layers_of
 from guidefold.run import METADATA, Format, RunFolder, check_folder, public_name, read_json
 from guidefold.session import Session
 
@@ -28,7 +28,7 @@ ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 def read_dial(folder: Path) -> Dial:
     """The measured dial of the adapter in a folder; without marks where none was measured."""
     path = folder / METADATA
-    return Dial.from_json(read_json(path)) if path.exists() else UNKNOWN
+    return Dial.from_json(read_json(path)) if path.exists() else UNKNOWN_DIAL
 
 
 def describe_adapter(

@@ -1,4 +1,4 @@
-"""The LoRA.
+"""LoRA adapters.
 
 Layers that can be adapted, the adapter in training, the adapter as clients load it, frozen
 weights in fewer bits, and the dial between strength and guidance. The only wing that imports
@@ -6,7 +6,7 @@ peft.
 """
 
 from guidefold.lora.adapter import Adapter, attach
-from guidefold.lora.dial import BEYOND, STRENGTHS, UNKNOWN, Compared, Dial, Mark
+from guidefold.lora.dial import STRENGTH_MARGIN, STRENGTHS, UNKNOWN_DIAL, Compared, Dial, Mark
 from guidefold.lora.frozen_weights import BITS, shrink_weights
 from guidefold.lora.loaded import (
     DIFFUSERS_FILE,
@@ -26,18 +26,18 @@ from guidefold.lora.loaded import (
     set_strength,
     unload_adapter,
 )
-from guidefold.lora.targets import ALL, candidates, count_targets, watched
+from guidefold.lora.targets import LAYER_TYPES, candidates, count_targets, watched
 
 __all__ = [
-    "ALL",
-    "BEYOND",
     "BITS",
     "DIFFUSERS_FILE",
+    "LAYER_TYPES",
     "NAME",
     "PEFT_CONFIG",
     "PEFT_FILE",
     "STRENGTHS",
-    "UNKNOWN",
+    "STRENGTH_MARGIN",
+    "UNKNOWN_DIAL",
     "Adapter",
     "Compared",
     "Dial",

@@ -1,4 +1,4 @@
-"""The LoRA on the teacher's own weights: the only file that imports peft.
+"""The LoRA on the teacher's own weights, while it is trained.
 
 Attaching changes the teacher by not one bit. :meth:`Adapter.teacher_mode` is the only switch
 between teacher and student; :meth:`Adapter.student_mode` sets each sample's strength.
@@ -35,13 +35,13 @@ from guidefold.pipeline import unwrap
 
 @dataclass
 class Adapter:
-    """A LoRA attached to a denoiser. Make one with :func:`attach`.
+    """A LoRA attached to a denoiser; made by :func:`attach`.
 
     Attributes:
         denoiser: The teacher's module, its linear layers and convolutions wrapped in place.
         rank: The rank; alpha equals it.
         layers: The adapted layers by name.
-        left_out: Layers that the preset names but that cannot be wrapped, with the reason.
+        left_out: Layers of the preset that cannot be wrapped, with the reason.
     """
 
     denoiser: nn.Module
@@ -53,17 +53,17 @@ class Adapter:
     _student_depth: int = 0
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable tensors by the names that the file gives them."""
-        owned = (".lora_A.", ".lora_B.")
+        """Trainable tensors by their names in the adapter's file."""
+        parts = (".lora_A.", ".lora_B.")
         return {
             name.replace(f".{NAME}.", "."): parameter
             for name, parameter in unwrap(self.denoiser).named_parameters()
-            if any(part in name for part in owned) and f".{NAME}." in name
+            if any(part in name for part in parts) and f".{NAME}." in name
         }
 
     @contextmanager
     def teacher_mode(self) -> Iterator[None]:
-        """The teacher answers: adapter off, no gradients. Re-entrant.
+        """Make the denoiser the teacher: adapter off, no gradients. Re-entrant.
 
         Raises:
             InputError: The adapter is fused; un-fusing would move the base weights.
@@ -83,10 +83,10 @@ class Adapter:
 
     @contextmanager
     def student_mode(self, strength: torch.Tensor | float, *, train: bool = True) -> Iterator[None]:
-        """The student answers: adapter on, each sample at its own strength.
+        """Make the denoiser the student: adapter on, each sample at its own strength.
 
         One context covers forward and backward: with gradient checkpointing the forward runs again
-        within the backward, and it must meet the same strength.
+        within the backward, and a changed strength would give wrong gradients without an error.
 
         Args:
             strength: Shape (batch,), or one number for all.
@@ -111,10 +111,10 @@ class Adapter:
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over tensors; all of them, or none.
+        """Load tensors: all of them, or none.
 
         Raises:
-            MismatchError: A name or a shape differs; both sides are named.
+            MismatchError: A name or a shape differs.
             CorruptFileError: A value is not finite.
         """
         own = self.state_dict()
@@ -135,7 +135,7 @@ class Adapter:
         set_peft_model_state_dict(unwrap(self.denoiser), dict(tensors), adapter_name=NAME)
 
     def detach(self) -> None:
-        """Take the adapter off; the denoiser is as it was."""
+        """Take the adapter off; the denoiser is as before :func:`attach`."""
         unload_adapter(unwrap(self.denoiser))
 
     def _enable(self, enabled: bool) -> None:
@@ -157,6 +157,8 @@ class Adapter:
         if rows % batch:
             raise UnfoldableError(f"a layer sees {rows} rows for {batch} samples")
         strength = self._strength.repeat_interleave(rows // batch).to(output)
+        # Not by peft's `scaling`: it is one number for all samples, and diffusers multiplies it in
+        # place.
         return output * strength.view(-1, *[1] * (output.ndim - 1))
 
 
@@ -169,15 +171,15 @@ def attach(
         denoiser: The module; its weights are frozen.
         preset: ``attention``, ``linear`` or ``all``.
         rank: The rank; alpha equals it.
-        seed: Of the initial ``lora_A``; ``lora_B`` starts at zero.
+        seed: The run's seed, for the initial ``lora_A``; ``lora_B`` starts at zero.
         dry_run: Calls the denoiser once as training will.
 
     Returns:
         The adapter, in float32 whatever the denoiser's precision.
 
     Raises:
-        InputError: A LoRA is on the denoiser already.
-        UnfoldableError: No layer matches, or peft wrapped others than intended.
+        InputError: The denoiser has a LoRA already.
+        UnfoldableError: No layer matches, or peft wrapped other layers than intended.
     """
     denoiser = unwrap(denoiser)
     if adapted_layers(denoiser):
@@ -186,6 +188,8 @@ def attach(
             "Fuse it into the base first: fuse_lora, unload_lora_weights, save_pretrained.",
         )
     denoiser.requires_grad_(False)
+    # A few layers are called in a way that peft's wrappers do not take. They are found by watching
+    # one call, and left out by name.
     intended, left_out = find_targets(denoiser, preset, dry_run)
     if not intended:
         raise UnfoldableError(

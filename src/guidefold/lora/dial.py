@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from guidefold.ground import InputError, evenly_chosen
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # that show what a dial does
-BEYOND = 1.25  # how far past the highest trained strength the student may still be used
-APART = 0.2  # share of the guidance by which the measured dial may differ from the nominal one
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the pictures that show a dial
+STRENGTH_MARGIN = 1.25  # usable strengths reach this factor past the highest trained one
+DIAL_TOLERANCE = 0.2  # difference of measured and nominal dial, as a share of the span
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Mark:
     Attributes:
         guidance: A guidance scale.
         strength: The strength at which the student comes nearest to the teacher at that scale.
-        residual: The residual guidance that is left there.
+        residual: The residual guidance at that strength.
     """
 
     guidance: float
@@ -31,7 +31,7 @@ class Mark:
 
 
 class Compared(NamedTuple):
-    """Where the pictures of teacher and student are compared.
+    """The settings at which pictures of teacher and student are compared.
 
     Attributes:
         guidance: The teacher's guidance scale.
@@ -66,15 +66,17 @@ class Dial:
     proportional: bool = True
 
     @staticmethod
-    def from_json(about: Mapping[str, Any]) -> Dial:
-        """Read a dial from what a written adapter says of itself.
+    def from_json(metadata: Mapping[str, Any]) -> Dial:
+        """Read a dial from a written adapter's metadata.
 
         Args:
-            about: The content of ``guidefold.json``, or the same within a file's metadata.
+            metadata: The content of ``guidefold.json``, or the same in a file's metadata.
         """
-        low, high = about["guidance_range"]
-        marks = tuple(Mark(**mark) for mark in about.get("dial_table", []))
-        return Dial(about["findings"]["origin"], about["g_ref"], (low, high), marks, about["dial"])
+        low, high = metadata["guidance_range"]
+        marks = tuple(Mark(**mark) for mark in metadata.get("dial_table", []))
+        return Dial(
+            metadata["findings"]["origin"], metadata["g_ref"], (low, high), marks, metadata["dial"]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The dial's fields of ``guidefold.json``; the origin stands among the findings."""
@@ -87,7 +89,7 @@ class Dial:
 
     @property
     def span(self) -> float:
-        """How far strength 1 lies above the origin, in guidance scale."""
+        """The distance in guidance scale from strength 0 to strength 1."""
         return self.g_ref - self.origin
 
     def nominal_strength(self, guidance: float) -> float:
@@ -113,7 +115,7 @@ class Dial:
 
     def warning(self, strength: float) -> str:
         """A warning where a strength lies far outside the trained ones; empty otherwise."""
-        if 0 <= strength <= BEYOND * max(self.strongest, 1.0):
+        if 0 <= strength <= STRENGTH_MARGIN * max(self.strongest, 1.0):
             return ""
         return (
             f"Beware: strength {strength:g} is outside 0 to {self.strongest:.3g}, where the "
@@ -121,7 +123,7 @@ class Dial:
         )
 
     def measured_strength(self, guidance: float) -> float:
-        """The strength that serves a guidance scale best, as it was measured.
+        """The strength at which the student is nearest to a guidance scale, as measured.
 
         Raises:
             InputError: The scale lies outside the marks, or there are none.
@@ -142,30 +144,32 @@ class Dial:
         return found
 
     def measured_guidance(self, strength: float) -> float:
-        """The guidance scale that a strength serves best; outside the marks, the nominal one."""
+        """The guidance scale that a strength is measured as; the nominal one outside the marks."""
         found = _between([(s, g) for g, s in self._points()], strength)
         return self.nominal_guidance(strength) if found is None else found
 
     @property
     def measured_otherwise(self) -> float | None:
-        """The guidance scale that strength 1 measures as, where that is not about ``g_ref``.
+        """The measured guidance scale of strength 1, if it differs from ``g_ref``.
 
-        Infinite beyond the marks; None where the two agree, or nothing was measured.
+        Infinite if the marks end below strength 1; None if the two agree within
+        :data:`DIAL_TOLERANCE`, or nothing was measured.
         """
         if not self.marks:
             return None
         reached = self.marks[-1].strength >= 1
         measured = self.measured_guidance(1.0) if reached else math.inf
-        return None if abs(measured - self.g_ref) <= APART * self.span else measured
+        return None if abs(measured - self.g_ref) <= DIAL_TOLERANCE * self.span else measured
 
     @property
     def stands_for(self) -> str:
-        """The guidance scale of strength 1 in words; two scales where it measures otherwise."""
+        """The guidance scale of strength 1 in words; nominal and measured if the two differ."""
         measured = self.measured_otherwise
         if measured is None:
             return f"guidance {self.g_ref:g}"
-        found = f"over {self.marks[-1].guidance:.3g}" if math.isinf(measured) else f"{measured:.3g}"
-        return f"guidance {self.g_ref:g} as trained, {found} as measured"
+        last = self.marks[-1].guidance
+        text = f"over {last:.3g}" if math.isinf(measured) else f"{measured:.3g}"
+        return f"guidance {self.g_ref:g} as trained, {text} as measured"
 
     def table(self, most: int) -> list[dict[str, str]]:
         """The dial as rows of formatted numbers: its marks, else the nominal dial.
@@ -187,9 +191,9 @@ class Dial:
         """Complete the guidance scale and the strength that pictures are compared at.
 
         Args:
-            guidance: The teacher's; None takes ``g_ref``.
-            strength: The student's; None takes the one that was measured for a given scale, or
-                without marks the one that was trained for it.
+            guidance: The teacher's guidance scale; None takes ``g_ref``.
+            strength: The student's strength; None takes the one measured for a given scale, or
+                without marks the one trained for it.
 
         Raises:
             InputError: The marks do not reach the scale.
@@ -219,7 +223,7 @@ class Dial:
         return [(self.origin, 0.0), *((mark.guidance, mark.strength) for mark in self.marks)]
 
 
-UNKNOWN = Dial(0.0, 1.0, (0.0, 1.0))  # of an adapter that comes without guidefold.json
+UNKNOWN_DIAL = Dial(0.0, 1.0, (0.0, 1.0))  # of an adapter without guidefold.json
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float | None:

@@ -1,4 +1,4 @@
-"""lora.loaded."""
+"""A written adapter in a stock pipeline: load, set its strength, switch off, fuse, unload."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ from torch import nn
 
 from guidefold.ground import InputError, compat
 
-NAME = "guidefold"
-
-
+NAME = "guidefold"  # of the adapter, in peft
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-
-
 PEFT_FILE = "adapter_model.safetensors"
-
-
 PEFT_CONFIG = "adapter_config.json"
 
 
 def adapter_config(rank: int, layers: Sequence[str]) -> dict[str, Any]:
-    """What plain peft reads beside the tensors, as JSON: the ``adapter_config.json``."""
+    """The content of ``adapter_config.json``, which peft reads beside the tensors."""
     pattern = "|".join(re.escape(name) for name in layers)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})", inference_mode=True)
-    values = config.to_dict()
+    values = config.to_dict()  # JSON has no sets
     return {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
 
 
@@ -43,19 +37,19 @@ def load_adapter(
     folder: Path,
     strength: float,
 ) -> None:
-    """Load a written adapter as any client would: no code of ours stays in the pipeline.
+    """Load a written adapter as any client would, without code of this package in the pipeline.
 
     Args:
         pipeline: A stock pipeline without a LoRA.
-        denoisers: The components that are adapted; those after the first have a folder of their
-            own, of their name, within ``folder``.
+        denoisers: The adapted components; each after the first has a folder of its name within
+            ``folder``.
         loader: ``diffusers`` (``load_lora_weights``) or ``peft`` (``PeftModel.from_pretrained``).
         folder: Where the adapter was written.
         strength: The multiplier on the adapter.
     """
     for name in denoisers:
-        place = part_folder(folder, denoisers, name)
-        load_part(pipeline, denoisers, name, loader, place / DIFFUSERS_FILE)
+        path = part_folder(folder, denoisers, name) / DIFFUSERS_FILE
+        load_part(pipeline, denoisers, name, loader, path)
         set_strength(getattr(pipeline, name), strength)
 
 
@@ -66,10 +60,10 @@ def load_part(
 
     Args:
         pipeline: A stock pipeline.
-        denoisers: The components that are adapted.
-        name: The one that the file is for.
+        denoisers: The adapted components.
+        name: The component that the file is for.
         loader: ``diffusers`` or ``peft``.
-        path: The file; of peft its folder alone counts.
+        path: The file; peft reads its own file names in the same folder.
     """
     module = getattr(pipeline, name)
     if loader == "peft":
@@ -83,19 +77,19 @@ def load_part(
 
 
 def part_folder(folder: Path, denoisers: Sequence[str], name: str) -> Path:
-    """Where one denoiser's files lie: the first one's in the folder itself."""
+    """The folder of one denoiser's files: ``folder`` itself for the first denoiser."""
     return folder if name == denoisers[0] else folder / name
 
 
 def set_strength(denoiser: nn.Module, strength: float) -> None:
-    """Turn the dial of a loaded adapter, as a client's strength slider does."""
+    """Set the strength of a loaded adapter, as a client's strength slider does."""
     for layer in denoiser.modules():
         if isinstance(layer, LoraLayer):
             layer.set_scale(NAME, strength)
 
 
 def check_turned_on(denoiser: nn.Module) -> None:
-    """Refuse a loaded adapter that has no say, or no dial any more.
+    """Refuse an adapter that is not in effect, or whose strength can no longer be set.
 
     Raises:
         InputError: It was fused, taken off, switched off, or another LoRA was loaded over it.
@@ -114,17 +108,17 @@ def check_turned_on(denoiser: nn.Module) -> None:
 
 
 def adapted_layers(denoiser: nn.Module) -> set[str]:
-    """The names of the layers that hold a LoRA, whoever put it there."""
+    """The names of the layers that hold a LoRA, Guidefold's or another."""
     return {name for name, layer in denoiser.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def layers_of(names: Collection[str]) -> list[str]:
-    """The layers that peft's names of tensors speak of, in order."""
+    """The names of the layers that peft's tensor names belong to, sorted."""
     return sorted({name.removesuffix(".lora_A.weight") for name in names if ".lora_A." in name})
 
 
 def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
-    """A loaded LoRA's tensors by peft's names, what its alpha does folded in, on the CPU."""
+    """A loaded LoRA's tensors by peft's names, on the CPU, alpha folded into ``lora_B``."""
     found = {}
     for layer, module in denoiser.named_modules():
         if isinstance(module, LoraLayer):
@@ -135,12 +129,12 @@ def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def unload_adapter(denoiser: Any) -> None:
-    """Take every LoRA off a denoiser, whoever put it there."""
+    """Take every LoRA off a denoiser, Guidefold's or another."""
     compat.remove_adapters(denoiser)
 
 
 def fuse_adapter(denoiser: nn.Module) -> None:
-    """Add a loaded LoRA to the weights and take its layers off; there is no way back."""
+    """Add a loaded LoRA to the weights and take its layers off; this cannot be undone."""
     for layer in denoiser.modules():
         if isinstance(layer, LoraLayer):
             layer.merge(safe_merge=True)
@@ -149,7 +143,7 @@ def fuse_adapter(denoiser: nn.Module) -> None:
 
 @contextmanager
 def adapter_off(denoiser: nn.Module) -> Iterator[None]:
-    """Switch a loaded LoRA off for a while."""
+    """Switch a loaded LoRA off within the context."""
     layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)

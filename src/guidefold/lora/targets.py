@@ -13,14 +13,14 @@ from guidefold.run import Preset
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 LINEAR = (nn.Linear,)
-ALL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-MORE = "called with more than one plain argument"
+LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+UNSUPPORTED_CLAYER_TYPES = "called with more than one plain argument"
 
 
 def find_targets(
     denoiser: nn.Module, preset: str, dry_run: Callable[[], object]
 ) -> tuple[list[str], dict[str, str]]:
-    """The layers of a preset that can be wrapped, and those that cannot.
+    """Find the layers of a preset that can be wrapped, and those that cannot.
 
     Args:
         denoiser: The module.
@@ -37,26 +37,26 @@ def find_targets(
 
 @contextmanager
 def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
-    """Watch how layers are called: what is not called as peft calls it cannot be wrapped.
+    """Watch how layers are called: peft's wrappers take one plain tensor and nothing else.
 
     Yields:
-        Why each layer cannot be wrapped; once the context is left, empty where it can.
+        The reason why each layer cannot be wrapped; after the context, empty if it can.
     """
     reasons = dict.fromkeys(layers, "not called in a pass")
 
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            plain = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
-            if not plain:
-                reasons[name] = MORE
-            elif reasons[name] != MORE:
+            supported = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+            if not supported:
+                reasons[name] = UNSUPPORTED_CLAYER_TYPES
+            elif reasons[name] != UNSUPPORTED_CLAYER_TYPES:
                 reasons[name] = ""
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
     hooks = [watch(name, layer) for name, layer in layers.items()]
     try:
-        # Compiled code passes over hooks, and over layers.
+        # Compiled code skips hooks.
         with torch.compiler.set_stance("force_eager"):
             yield reasons
     finally:
@@ -68,10 +68,10 @@ def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
 
 
 def candidates(denoiser: nn.Module, preset: str) -> dict[str, nn.Module]:
-    """The layers that a preset names, whether they can be wrapped or not."""
-    kinds = ALL if preset == "all" else LINEAR
+    """The layers of a preset, whether they can be wrapped or not."""
+    types = LAYER_TYPES if preset == "all" else LINEAR
     named: dict[str, nn.Module] = {
-        n: m for n, m in denoiser.named_modules() if isinstance(m, kinds)
+        n: m for n, m in denoiser.named_modules() if isinstance(m, types)
     }
     if preset != "attention":
         return named

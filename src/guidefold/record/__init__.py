@@ -1,7 +1,7 @@
-"""Record what the teacher does.
+"""Record trajectories.
 
-Which trajectories a round holds, one batch of them, all rounds of a run, their files, and parts
-that several machines recorded.
+Plans of a round's trajectories, the recorder of one batch, all rounds of a run, their files, and
+the joining of shards that several machines recorded.
 """
 
 from guidefold.record.gather import gather

@@ -1,4 +1,4 @@
-"""Bring together what several machines have recorded of one run."""
+"""Join the trajectories that several machines have recorded of one run."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from guidefold.run import (
 
 
 def gather(run: Path, parts: Sequence[Path]) -> int:
-    """Copy the trajectories of other runs that this one lacks.
+    """Copy the trajectories that a run lacks from other runs.
 
     Args:
-        run: The run's folder; made where there is none.
+        run: The run's folder; created if it does not exist.
         parts: Runs that were recorded with the same settings and the same pipeline.
 
     Returns:
-        How many trajectories were copied.
+        The number of trajectories copied.
 
     Raises:
-        InputError: There are no other runs, or no such runs.
+        InputError: No other run is named, or one does not exist.
         MismatchError: Settings, pipeline or a trajectory's plan differ.
         CorruptFileError: A part is damaged.
     """
     others = [part for part in parts if part.resolve() != run.resolve()]
     if not others:
         raise InputError(f"{run}: nothing to gather", "Name other runs than the one it goes to.")
-    found = [require_run(part) for part in others]
+    folders = [require_run(part) for part in others]
     with locked(run):
-        return sum(_take(RunFolder(run), part) for part in found)
+        return sum(_copy_missing(RunFolder(run), part) for part in folders)
 
 
-def _take(run: RunFolder, part: RunFolder) -> int:
-    """Copy what one part has and the run lacks."""
+def _copy_missing(run: RunFolder, part: RunFolder) -> int:
+    """Copy the trajectories of one part that the run lacks."""
     _check_same_run(run, part)
     copied = 0
     for theirs in part.rounds():
         ours = run.trajectories / theirs.name
-        have = {line.index: line for line in read_round(ours, verify=False)}
+        existing = {line.index: line for line in read_round(ours, verify=False)}
         for line in read_round(theirs):  # each file is compared with its line
-            known = have.get(line.index)
+            known = existing.get(line.index)
             if known is None:
                 write_bytes(ours / line.file, (theirs / line.file).read_bytes())
                 append_line(ours / LINES, line.to_json())
@@ -70,7 +70,7 @@ def _take(run: RunFolder, part: RunFolder) -> int:
 
 
 def _check_same_run(run: RunFolder, part: RunFolder) -> None:
-    """One run's parts have its settings and its pipeline; the first part gives both."""
+    """Compare settings and pipeline of run and part; a new run takes over the part's."""
     settings = load_settings(part.config)
     if run.config.exists():
         check_same(load_settings(run.config), settings, run.path)

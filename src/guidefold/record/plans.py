@@ -1,4 +1,4 @@
-"""Which trajectories a round holds: a function of the settings alone, so that it can be resumed."""
+"""Plan the trajectories of a round from the settings alone, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Plan:
     """One trajectory to record; a function of the settings alone.
 
     Attributes:
-        index: Its place in the round.
-        split: Which prompts it is of.
-        prompt: What the pipeline is asked for.
-        seed: Of its noise.
+        index: Its index in the round.
+        split: Whether its prompt is a training or a held-out one.
+        prompt: The prompt.
+        seed: The seed of the pipeline's noise.
         guidance: The teacher's guidance scale.
         steps: The pipeline's number of steps.
     """
@@ -53,15 +53,15 @@ def plan_round(
 
 
 def kept_indices(plan: Plan, states: int, count: int) -> list[int]:
-    """Which steps of a trajectory are kept: one drawn from each of equal stretches.
+    """The indices of the steps to keep: a random one from each of equal parts of a trajectory.
 
     Args:
-        plan: The trajectory's.
-        states: How many are kept, at most.
-        count: How many steps there are.
+        plan: The trajectory's plan.
+        states: The most states to keep.
+        count: Number of steps of the trajectory.
     """
-    wanted = min(states, count)
-    edges = [round(k * count / wanted) for k in range(wanted + 1)]
+    parts = min(states, count)
+    edges = [round(k * count / parts) for k in range(parts + 1)]
     return [
         low + int(unit(plan.seed, "kept", k) * (high - low))
         for k, (low, high) in enumerate(pairwise(edges))

@@ -1,4 +1,4 @@
-"""Record trajectories: plan them, drive and follow the pipeline, write shards, resume."""
+"""Record trajectories: drive and follow the pipeline, write files, resume."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def record_round(
     """Record what is missing of a round.
 
     Args:
-        folder: The round's.
-        source: Who visits the states.
+        folder: The round's folder.
+        source: The round's state source.
         batches: From :func:`plan_round`.
         recorder: The pipeline, ready to be recorded.
-        stop: Asked between batches.
+        stop: Whether a signal to stop has arrived; checked before every batch.
         shard: ``(i, n)``: record every n-th batch only, from the i-th.
 
     Returns:
@@ -71,16 +71,15 @@ def record_round(
     for line in lines:
         _check_line(line, plans.get(line.index), recorder.stamp(source), folder)
     mine = batches[shard[0] - 1 :: shard[1]]
-    asked = {plan.index for batch in mine for plan in batch}
-    done = {line.index for line in lines} & asked
+    wanted = {plan.index for batch in mine for plan in batch}
+    done = {line.index for line in lines} & wanted
     missing = [batch for batch in mine if any(plan.index not in done for plan in batch)]
-    title = f"Recording {source} states"
-    with task(title, len(asked), len(done)) as progress:
+    with task(f"Recording {source} states", len(wanted), len(done)) as progress:
         for batch in missing:
             if stop:
                 assert stop.signal is not None
                 raise Stopped(
-                    stop.signal, f"Stopped: {len(done)} of {len(asked)} trajectories recorded."
+                    stop.signal, f"Stopped: {len(done)} of {len(wanted)} trajectories recorded."
                 )
             before, start = len(done), time.perf_counter()
             recorded = recorder.record(source, batch)
@@ -105,13 +104,13 @@ class Recorder:
     Args:
         pipeline: The pipeline.
         findings: What the probe found.
-        dial: Which strength the student visits states at.
+        dial: Gives the strength at which the student visits states.
         inputs: The arguments of the pipeline's call for ``(prompts, guidance, steps)``.
-        seed: Of the answers of a denoiser's stand-in.
-        states: How many states of each trajectory are kept.
+        seed: The run's seed, for the random outputs of the denoiser's stub.
+        states: Number of states kept of each trajectory.
         dtype: Precision of stored latents and embeddings; None keeps theirs.
-        adapter: The student's, for its own states.
-        adapter_hash: The checksum of the adapter's file.
+        adapter: The student's adapter, for the state source ``student``.
+        adapter_hash: The checksum of that adapter's file.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class Recorder:
         self.listened = denoisers(pipeline, findings.denoisers)
 
     def stamp(self, source: StateSource) -> dict[str, Any]:
-        """What every line of a round has in common."""
+        """The fields that all manifest lines of a round share."""
         stamp = {
             "source": source,
             "base": self.findings.fingerprint,
@@ -145,8 +144,12 @@ class Recorder:
     def record(
         self, source: StateSource, batch: Sequence[Plan]
     ) -> list[tuple[Plan, list[KeptState]]]:
-        """Record one batch: ``(plan, kept states)`` for each of it."""
-        if len(batch) > 1 and not self._together(batch):
+        """Record one batch of plans.
+
+        Returns:
+            ``(plan, kept states)`` for each plan.
+        """
+        if len(batch) > 1 and not self._batchable(batch):
             return [entry for plan in batch for entry in self.record(source, [plan])]
         seeds, prompts = [plan.seed for plan in batch], [plan.prompt for plan in batch]
         on, off = (
@@ -155,21 +158,21 @@ class Recorder:
         )
         visit = {"teacher": self._teacher, "student": self._student, "noise": self._noise}[source]
         driven, targets = visit(on, off, seeds)
-        asked = self._ask(off, seeds, driven)
+        dry_run = self._dry_run(off, seeds, driven)
         return [
-            (plan, self._keep(plan, row, len(batch), asked, targets))
+            (plan, self._keep(plan, row, len(batch), dry_run, targets))
             for row, plan in enumerate(batch)
         ]
 
-    def _together(self, batch: Sequence[Plan]) -> bool:
-        """Whether these prompts may share the pipeline's calls."""
+    def _batchable(self, batch: Sequence[Plan]) -> bool:
+        """Whether the plans' prompts can share the pipeline's calls."""
         plain = not any(plan.prompt.columns for plan in batch)
         return plain and self.findings.layout is not None and self.findings.mixed_lengths
 
     def _teacher(
         self, on: Mapping[str, Any], _off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
-        """The teacher visits, and gives its targets on the way."""
+        """The teacher visits the states; its model outputs are the targets."""
         driven = drive(self.pipeline, on, seeds, self.listened)
         return driven, driven
 
@@ -188,7 +191,7 @@ class Recorder:
     def _student(
         self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
-        """The student visits; the teacher is asked for its targets there."""
+        """The student visits the states; the teacher follows and gives the targets."""
         assert self.adapter is not None
         guidance = float(on[self.findings.guidance_argument])
         with self.adapter.student_mode(self.dial.trained_strength(guidance), train=False):
@@ -196,29 +199,35 @@ class Recorder:
         with self.adapter.teacher_mode():
             return driven, follow(self.pipeline, on, seeds, self.listened, driven)
 
-    def _ask(self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]) -> DryRun:
-        """Which arguments the student would use there; the output map must be as probed."""
+    def _dry_run(
+        self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]
+    ) -> DryRun:
+        """Find the student's arguments at the driven states.
+
+        Raises:
+            CaptureError: The output map is not the probed one.
+        """
         teacher = nullcontext() if self.adapter is None else self.adapter.teacher_mode()
         with teacher:  # for the stub's templates
-            asked = follow_stubbed(self.pipeline, off, seeds, self.listened, driven, self.stub)
-        if asked.output_map != self.findings.output_map:
+            dry_run = follow_stubbed(self.pipeline, off, seeds, self.listened, driven, self.stub)
+        if dry_run.output_map != self.findings.output_map:
             raise CaptureError(
-                f"output map '{asked.output_map}' instead of '{self.findings.output_map}'"
+                f"output map '{dry_run.output_map}' instead of '{self.findings.output_map}'"
             )
-        return asked
+        return dry_run
 
     def _keep(
-        self, plan: Plan, row: int, count: int, asked: DryRun, targets: Sequence[Step]
+        self, plan: Plan, row: int, count: int, dry_run: DryRun, targets: Sequence[Step]
     ) -> list[KeptState]:
-        """The states of one sample that are kept, spread over the trajectory."""
+        """One sample's kept states, spread over the trajectory."""
         kept = []
         for index in kept_indices(plan, self.states, len(targets)):
-            target = asked.training_target(index, targets[index].model_output)
+            target = dry_run.training_target(index, targets[index].model_output)
             kept.append(
                 KeptState(
-                    arguments=self._one(asked.arguments[index], row, count),
+                    arguments=self._one(dry_run.arguments[index], row, count),
                     target=target.tensor_split(count)[row].cpu(),
-                    timestep=asked.timesteps[index],
+                    timestep=dry_run.timesteps[index],
                     index=index,
                 )
             )
@@ -232,13 +241,13 @@ class Recorder:
 def add_noise(
     scheduler: Any, clean: torch.Tensor, index: int, seeds: Sequence[int]
 ) -> torch.Tensor:
-    """The clean latents, noised to the level of a step.
+    """Add noise to clean latents, up to the noise level of a step.
 
     Args:
         scheduler: In the middle of a run, about to take step ``index``.
         clean: Shape (batch, ...).
         index: The step; past the last one the latents stay clean.
-        seeds: One per sample.
+        seeds: One for each sample.
 
     Raises:
         UnfoldableError: The scheduler cannot add noise.

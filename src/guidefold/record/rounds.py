@@ -1,4 +1,4 @@
-"""Record a run's rounds: which are due, with whose student, into which folder."""
+"""Record the rounds of a run into their folders."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from guidefold.record.trajectory_files import (
 from guidefold.run import LINES, RunFolder, Settings, sha256
 from guidefold.session import Session, open_session
 
-ALL = (1, 1)
-"""The shard that is the whole."""
+WHOLE_ROUND = (1, 1)
+"""The shard that holds every batch."""
 
 
-def record(settings: Settings, shard: tuple[int, int] = ALL) -> Path:
-    """Record every round that needs no trained student; what is damaged is recorded again.
+def record(settings: Settings, shard: tuple[int, int] = WHOLE_ROUND) -> Path:
+    """Record every round that needs no trained student; damaged trajectories are recorded again.
 
     Args:
         settings: The run's.
-        shard: ``(i, n)``: only every n-th batch, from the i-th; the others are recorded elsewhere,
-            and :func:`~guidefold.record.gather.gather` brings them together.
+        shard: ``(i, n)``: record every n-th batch only, from the i-th;
+            :func:`~guidefold.record.gather.gather` joins the shards that machines have recorded.
 
     Returns:
         The run's folder.
@@ -47,7 +47,7 @@ def record(settings: Settings, shard: tuple[int, int] = ALL) -> Path:
         return record_rounds(session, shard)
 
 
-def record_rounds(session: Session, shard: tuple[int, int] = ALL) -> Path:
+def record_rounds(session: Session, shard: tuple[int, int] = WHOLE_ROUND) -> Path:
     """:func:`record` within an open session."""
     session.require()
     with stop_on_signals() as stop:
@@ -63,16 +63,16 @@ def fill_round(
     number: int,
     adapter: Adapter | None,
     stop: Stop,
-    shard: tuple[int, int] = ALL,
+    shard: tuple[int, int] = WHOLE_ROUND,
 ) -> None:
-    """Record what is missing of a round.
+    """Record the missing trajectories of a round.
 
     Args:
         session: Run folder and pipeline.
         number: The round.
-        adapter: The student's, where it visits the states.
-        stop: Asked between batches.
-        shard: Which part of it.
+        adapter: The student's adapter if its state source is ``student``; otherwise None.
+        stop: Whether a signal to stop has arrived; checked before every batch.
+        shard: ``(i, n)``, as of :func:`record`.
 
     Raises:
         MismatchError: The folder holds trajectories of another plan or another base.
@@ -81,7 +81,7 @@ def fill_round(
     settings, source = session.settings, session.settings.record.rounds[number]
     recorder = recorder_for(session.pipeline, session.findings, session.dial, settings)
     if source == "student":
-        # The student that visits is the one of the checkpoint that stands when its round begins.
+        # Its round is recorded before any step is trained on it: the last checkpoint is the student.
         recorder.adapter = adapter
         recorder.adapter_hash = sha256(session.run.checkpoints()[-1] / "adapter.safetensors")
     batches = plan_round(settings, session.prompts, session.held_out, number)
@@ -94,33 +94,33 @@ def fill_round(
 def recorder_for(
     pipeline: DiffusionPipeline, findings: Findings, dial: Dial, settings: Settings
 ) -> Recorder:
-    """A recorder of a pipeline, as the settings ask for it; without a student."""
-    asked = settings.record
+    """Make a recorder of a pipeline from the settings, without a student's adapter."""
+    options = settings.record
     return Recorder(
         pipeline,
         findings,
         dial,
         partial(run_inputs, pipeline, findings, settings.pipeline),
         seed=settings.seed,
-        states=asked.states_per_trajectory,
-        dtype=DTYPES[asked.dtype] if asked.dtype else None,
+        states=options.states_per_trajectory,
+        dtype=DTYPES[options.dtype] if options.dtype else None,
     )
 
 
 def something_missing(
     settings: Settings, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
 ) -> bool:
-    """Whether a run still has to record or to draw; else it needs its denoiser alone.
+    """Whether a run still has to record or to draw, which needs more than its denoiser.
 
     Args:
         settings: The run's.
-        prompts: For training.
-        held_out: For measuring.
+        prompts: Training prompts.
+        held_out: Held-out prompts.
     """
     if settings.distill.preview_prompts:
         return True
     for number in range(len(settings.record.rounds)):
-        # What is damaged is found when it is read in earnest.
+        # Damaged files are found when they are read for training.
         lines = read_round(RunFolder(settings.run).round(number), verify=False)
         batches = plan_round(settings, prompts, held_out, number)
         if {plan.index for batch in batches for plan in batch} - {line.index for line in lines}:
@@ -129,7 +129,7 @@ def something_missing(
 
 
 def _announce(session: Session) -> None:
-    """Say what is begun with: which prompts go where, and a dial that nothing will be read off."""
+    """Print the number of prompts, and warnings about prompts, base and dial."""
     settings = session.settings
     dropped = plural(count_duplicates(settings.prompts.path), "duplicate")
     console.print(
@@ -153,6 +153,6 @@ def _announce(session: Session) -> None:
 
 
 def recorded_states(run: RunFolder, number: int, split: Split) -> list[StateRef]:
-    """The recorded states of every round up to one."""
+    """The recorded states of all rounds up to ``number``."""
     folders = [run.round(k) for k in range(number + 1)]
     return [ref for f in folders for ref in state_refs(f, read_round(f), split)]

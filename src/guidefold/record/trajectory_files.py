@@ -1,6 +1,6 @@
 """Finished trajectories on disk: one safetensors file each, one manifest line each.
 
-What is the same at every kept step (prompt embeddings) is stored once, what differs is stacked.
+Tensors that are equal at every kept step (prompt embeddings) are stored once, others stacked.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Split = Literal["training", "held-out"]
 
 @dataclass(frozen=True)
 class KeptState:
-    """One state of a trajectory, with what a training step needs.
+    """One state of a trajectory, with the arguments and the target that training needs.
 
     Attributes:
         arguments: ``(args, kwargs)`` of the student's denoiser call for one sample.
         target: The teacher's model output, leading size 1.
-        timestep: As the scheduler was given it.
-        index: Which step of the trajectory.
+        timestep: As given to the scheduler.
+        index: The step's index in the trajectory.
     """
 
     arguments: Tree
@@ -47,13 +47,13 @@ class KeptState:
 
 @dataclass(frozen=True)
 class StateRef:
-    """Where a recorded state lies, and what is known of it without opening the file.
+    """The place of a recorded state, and what the manifest says about it.
 
     Attributes:
         path: The trajectory's file.
-        row: Which of its kept states.
+        row: Index among the file's kept states.
         guidance: The teacher's guidance scale.
-        timestep: As the scheduler was given it.
+        timestep: As given to the scheduler.
     """
 
     path: Path
@@ -63,8 +63,8 @@ class StateRef:
 
     def read(self) -> KeptState:
         """Read the state from its file."""
-        about = self.path.stat()
-        return _open(self.path, about.st_ino, about.st_mtime_ns).state(self.row)
+        status = self.path.stat()
+        return _open(self.path, status.st_ino, status.st_mtime_ns).state(self.row)
 
 
 def write_trajectory(
@@ -75,7 +75,7 @@ def write_trajectory(
     """Write one trajectory.
 
     Args:
-        path: Where to.
+        path: The file.
         states: The kept states, in order.
         dtype: Precision of stored latents and embeddings; None keeps theirs.
 
@@ -121,18 +121,18 @@ def read_round(folder: Path, *, verify: bool = True) -> list[TrajectoryLine]:
 
 
 def drop_damaged(folder: Path) -> None:
-    """Forget the trajectories whose files are missing or altered, so that they are recorded anew.
+    """Drop manifest lines whose files are missing or altered, so that they are recorded again.
 
-    Each is a function of its seed: what is recorded is what was.
+    A trajectory is a function of its seed: the new recording equals the lost one.
     """
     lines = TrajectoryLine.read_lines(folder / LINES)
-    whole = [line for line in lines if _is_whole(folder, line)]
-    if len(whole) < len(lines):
-        write_lines(folder / LINES, [line.to_json() for line in whole])
+    intact = [line for line in lines if _is_intact(folder, line)]
+    if len(intact) < len(lines):
+        write_lines(folder / LINES, [line.to_json() for line in intact])
 
 
 def state_refs(folder: Path, lines: Sequence[TrajectoryLine], split: Split) -> list[StateRef]:
-    """Every recorded state of one split, in an order that does not depend on the writing."""
+    """Every recorded state of one split, in the order of the plans, not of the manifest."""
     chosen = sorted((line for line in lines if line.split == split), key=lambda x: x.index)
     return [
         StateRef(folder / line.file, row, line.guidance, timestep)
@@ -148,7 +148,7 @@ def _check(folder: Path, line: TrajectoryLine) -> None:
     check_file(folder / line.file, line.sha256, line.size, remedy)
 
 
-def _is_whole(folder: Path, line: TrajectoryLine) -> bool:
+def _is_intact(folder: Path, line: TrajectoryLine) -> bool:
     try:
         _check(folder, line)
     except CorruptFileError:
@@ -157,7 +157,7 @@ def _is_whole(folder: Path, line: TrajectoryLine) -> bool:
 
 
 class _Trajectory:
-    """An open file; its tensors are read as they are asked for."""
+    """An open file, whose stacked tensors are read state by state."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -193,10 +193,10 @@ class _Trajectory:
 
 @lru_cache(maxsize=256)
 def _open(path: Path, _inode: int, _written: int) -> _Trajectory:
-    """One process may record anew into a folder that it has read: a new file is opened anew."""
+    """Open a trajectory; inode and time are part of the key, since a file may be replaced."""
     return _Trajectory(path)
 
 
 def _narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Lower the precision of latents and embeddings; timesteps and tables need theirs."""
+    """Lower the precision of latents and embeddings, but not of timesteps and tables."""
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.ndim >= 3 else tensor

@@ -8,7 +8,7 @@ from itertools import pairwise, takewhile
 
 import torch
 
-from guidefold.lora import BEYOND, Mark
+from guidefold.lora import STRENGTH_MARGIN, Mark
 from guidefold.record import StateRef
 from guidefold.train.loss import GuidanceSize
 from guidefold.train.student import Student
@@ -50,7 +50,7 @@ def strength_grid(highest: float) -> list[float]:
     Args:
         highest: The strength of the highest recorded guidance scale, by the nominal dial.
     """
-    top = BEYOND * max(highest, 1.0)
+    top = STRENGTH_MARGIN * max(highest, 1.0)
     return [top * k / STEPS for k in range(STEPS + 1)]
 
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
+
+Row = TypeVar("Row")
 
 TINY = 1e-12
 # Where guidance is this much smaller than at its largest, it is off, and what is left is rounding.
@@ -56,8 +59,7 @@ class GuidanceSize:
         """
         pairs = sorted(zip(timesteps, sizes, strict=True))
         count = max(1, min(bins, len(pairs) // 4))
-        edges = [round(k * len(pairs) / count) for k in range(count + 1)]
-        groups = [pairs[a:b] for a, b in pairwise(edges)]
+        groups = _equal_groups(pairs, count)
         means = {
             sum(t for t, _ in group) / len(group): sum(size for _, size in group) / len(group)
             for group in groups
@@ -128,9 +130,7 @@ def residual_by_level(
         levels: Number of ranges, of equally many states each.
     """
     rows = sorted(zip(timesteps, student_errors, unguided_errors, strict=True))
-    count = min(levels, len(rows))
-    edges = [round(k * len(rows) / count) for k in range(count + 1)]
-    groups = [rows[a:b] for a, b in pairwise(edges)]
+    groups = _equal_groups(rows, min(levels, len(rows)))
     sums = [(sum(r[1] for r in group), sum(r[2] for r in group)) for group in groups]
     least = OFF_SHARE * max(unguided for _, unguided in sums)
     return [
@@ -161,3 +161,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str
         return peak
     part = (step - warmup) / max(1, steps - warmup)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+
+
+def _equal_groups(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
+    """Cut rows into consecutive groups of equal size, or as nearly as their number allows."""
+    edges = [round(k * len(rows) / count) for k in range(count + 1)]
+    return [rows[a:b] for a, b in pairwise(edges)]
