@@ -188,7 +188,9 @@ def test_the_plain_loss_is_the_mean_squared_error(
     real, expected = Training.train_step, []
 
     def train_step(self: Training, *stretch: Any) -> TrainingLine:
-        with self.adapter.teacher_mode():  # before its first step the student is the teacher
+        with (
+            self.student.adapter.teacher_mode()
+        ):  # before its first step the student is the teacher
             answers = [(self.student.predict(b), b.target) for b in self._pieces(*stretch)]
         expected.append(float(torch.cat([a - t for a, t in answers]).square().mean()))
         return real(self, *stretch)
@@ -274,7 +276,7 @@ def test_while_training_encoders_are_gone_or_parked(
     real = Training.train_step
 
     def train_step(self: Training, *stretch: Any) -> TrainingLine:
-        found.append((self.session.others_on_cpu, self.session.pipeline.vae is None))
+        found.append((self.launch.session.others_on_cpu, self.launch.session.pipeline.vae is None))
         return real(self, *stretch)
 
     monkeypatch.setattr(Training, "train_step", train_step)

@@ -81,7 +81,7 @@ def fill_round(
     settings, source = session.settings, session.settings.record.rounds[number]
     recorder = recorder_for(session.pipeline, session.findings, session.dial, settings)
     if source == "student":
-        # Its round is recorded before any step is trained on it: the last checkpoint is the student.
+        # Its round is recorded before its stretch begins: the last checkpoint is the student.
         recorder.adapter = adapter
         recorder.adapter_hash = sha256(session.run.checkpoints()[-1] / "adapter.safetensors")
     batches = plan_round(settings, session.prompts, session.held_out, number)
