@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidefold.bench.memory.memory_watch import Watch
+from guidefold.bench.memory.memory_watch import MemoryWatch
 from guidefold.lora.frozen_weights import (
     BITS,
     GROUP,
@@ -114,7 +114,7 @@ def test_a_shrunk_layer_still_tells_what_it_computes_in(bits: int) -> None:
 def test_only_the_few_bits_wait_for_the_backward_pass(name: str) -> None:
     layer, shape = LAYERS[name]
     frozen, value = shrunk(layer), torch.randn(shape, requires_grad=True)
-    with Watch() as watch:
+    with MemoryWatch() as watch:
         watch.mark("here before", [*frozen.parameters(), value])
         out = frozen(value)
         assert sum(watch.live.values()) - watch.live["here before"] == out.nbytes
