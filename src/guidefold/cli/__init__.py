@@ -1,1 +1,1 @@
-"""The command line, a module for each group of verbs. Heavy imports wait until a verb runs."""
+"""The command line: a module for each group of commands, which import torch when they run."""

@@ -1,11 +1,10 @@
-"""``guidefold bench`` and ``guidefold plan``; torch waits until one of them runs."""
+"""``guidefold bench``, ``reproduce`` and ``plan``; torch is imported when one of them runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,14 +12,14 @@ import typer
 
 from guidefold.cli.options import AsJson, Overrides
 from guidefold.ground import InputError, console
-from guidefold.run import Precision, Preset
+from guidefold.run import Precision, Preset, load_settings
 
 if TYPE_CHECKING:
     from guidefold.bench.speed import Options, Row, TimedModel
 
-WIDE = 160  # characters; of tables that go to a file
+WIDE = 160  # characters in a line of a table that is written to a file
 bench = typer.Typer(
-    help="Measure what the paper (Golnari 2023, arXiv 2312.06899) claims.",
+    help="Measure claims of the paper (Golnari 2023, arXiv 2312.06899).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -30,27 +29,27 @@ bench = typer.Typer(
 def memory(
     *,
     arch: Annotated[
-        str, typer.Option(help="sd15, sd21, sdxl, sd3, or a .toml file like theirs.")
+        str, typer.Option(help="Architecture: sd15, sd21, sdxl, sd3, or a .toml file.")
     ] = "sd15",
     how: Annotated[
         Literal["estimate", "cpu", "cuda"],
-        typer.Option(help="Estimate it without device or weights, or measure it on a device."),
+        typer.Option(help="Estimate without device or weights, or measure on a device."),
     ] = "estimate",
-    batch: Annotated[int, typer.Option(help="Samples in a step.")] = 4,
+    batch: Annotated[int, typer.Option(help="Samples per step.")] = 4,
     size: Annotated[
-        int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
+        int | None, typer.Option(help="Side of the pictures in pixels. Default: the model's own.")
     ] = None,
     dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
-    rank: Annotated[int, typer.Option(help="Of the adapter.")] = 4,
-    targets: Annotated[Preset, typer.Option(help="Layers that the adapter takes.")] = "attention",
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 4,
+    targets: Annotated[Preset, typer.Option(help="Layers that the adapter changes.")] = "attention",
     case: Annotated[
-        list[str] | None, typer.Option(help="One case; repeatable; all by default.")
+        list[str] | None, typer.Option(help="Case to measure; repeatable. Default: all.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Peak memory of a training step: the paper's Table 1.
+    """Estimate or measure the peak memory of a training step.
 
-    Then the method down from there, rung by rung.
+    The cases of the paper's Table 1, then a ladder of further savings, one by one.
     """
     from guidefold.bench.choices import select
     from guidefold.bench.memory import (
@@ -67,7 +66,7 @@ def memory(
     check_device(how)
     pixels = architecture.size if size is None else size
     workload = ArchitectureWorkload(architecture, batch, pixels, dtype, rank, targets)
-    with _progress_aside(as_json):
+    with _progress_on_stderr(as_json):
         rows = bench_memory(chosen, workload, how)
     if as_json:
         typer.echo(json.dumps(to_json(rows, workload, how), indent=2))
@@ -80,39 +79,40 @@ def speed(
     *,
     pipeline: Annotated[
         str | None,
-        typer.Argument(help="bundled (the default), a folder, a single file or a hub id."),
+        typer.Argument(help="Pipeline: bundled (the default), folder, file or hub id."),
     ] = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="A published denoiser alone, random weights: sd15, ... or a .toml file."),
+        typer.Option(help="Denoiser to time alone, with random weights: sd15, ... or .toml."),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(help="Pictures in a call; repeatable; 1 and 4 by default.")
+        list[int] | None, typer.Option(help="Pictures per call; repeatable. Default: 1 and 4.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.")] = 20,
+    steps: Annotated[int, typer.Option(help="Denoising steps per picture.")] = 20,
     size: Annotated[
-        int | None, typer.Option(help="Side of the pictures, pixels; by default the model's own.")
+        int | None, typer.Option(help="Side of the pictures in pixels. Default: the model's own.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often every method is timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Number of times that each method is timed.")] = 5,
     dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = "fp32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    rank: Annotated[int, typer.Option(help="Of the random adapter.")] = 32,
-    targets: Annotated[Preset, typer.Option(help="Layers that the random adapter takes.")] = "all",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, ...")] = "auto",
+    rank: Annotated[int, typer.Option(help="Rank of the random adapter.")] = 32,
+    targets: Annotated[Preset, typer.Option(help="Layers of the random adapter.")] = "all",
     adapter: Annotated[
-        Path | None, typer.Option(help="A run's folder: its adapter, not a random one.")
+        Path | None, typer.Option(help="Run folder whose adapter replaces the random one.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Also with torch.compile, if it works.")
+        bool,
+        typer.Option("--compile/--no-compile", help="Also time with torch.compile, if it works."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time of teacher, student and Selective Guidance.
+    """Time teacher, student and Selective Guidance.
 
-    Runs are interleaved, and the unguided teacher is the bound.
+    The methods take turns; the unguided teacher is the lower bound.
     """
     if arch is not None and pipeline is not None:
         raise InputError(f"{pipeline} and --arch {arch}: two things to measure", "Name one.")
-    from guidefold.bench.speed import Options
+    from guidefold.bench.speed import Options, bench_speed, find_device, make_rows, to_json
 
     options = Options(
         batches=tuple(batch or (1, 4)),
@@ -120,15 +120,13 @@ def speed(
         rounds=rounds,
         size=size,
         dtype=dtype,
+        device=find_device(device),
         rank=rank,
         targets=targets,
         adapter=adapter,
         compiled=compiled,
     )
-    from guidefold.bench.speed import bench_speed, find_device, make_rows, to_json
-
-    options = replace(options, device=find_device(device))
-    with _progress_aside(as_json):
+    with _progress_on_stderr(as_json):
         model = _timed_model(pipeline, arch, options)
         rows = make_rows(bench_speed(model, options), model.clocks)
     if as_json:
@@ -138,7 +136,7 @@ def speed(
 
 
 def _timed_model(pipeline: str | None, arch: str | None, options: Options) -> TimedModel:
-    """What is timed: a whole pipeline, or a published denoiser alone."""
+    """The pipeline or the denoiser that is timed."""
     from guidefold.bench.memory import load_architecture
     from guidefold.bench.speed import DenoiserAlone, WholePipeline
 
@@ -161,20 +159,20 @@ def _print_speed(rows: Sequence[Row], model: TimedModel, options: Options) -> No
 @bench.command()
 def fidelity(
     *,
-    config: Annotated[str, typer.Argument(help="A preset or a TOML file.")] = "demo",
+    config: Annotated[str, typer.Argument(help="Preset or TOML file.")] = "demo",
     overrides: Overrides = None,
     out: Annotated[
-        Path, typer.Option(help="Where runs are kept; what is finished there is not run again.")
+        Path, typer.Option(help="Folder of the runs; finished ones are not repeated.")
     ] = Path("runs/fidelity"),
     method: Annotated[
-        list[str] | None, typer.Option(help="One method; repeatable; all by default.")
+        list[str] | None, typer.Option(help="Method to compare; repeatable. Default: all.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Alignment and distance from the CFG picture, by method.
+    """Compare methods by alignment and distance from the CFG picture.
 
-    The paper's methods beside Guidefold's default, at about equal denoiser passes.
+    The paper's methods and Guidefold's default, at about equal denoiser passes.
     """
     from guidefold.bench.choices import select
     from guidefold.bench.fidelity import (
@@ -191,7 +189,7 @@ def fidelity(
 
     methods = select(METHODS, method or [], "method")
     trials = Trials(out, config, tuple(overrides or []))
-    with _progress_aside(as_json):
+    with _progress_on_stderr(as_json):
         found = bench_fidelity(trials, methods, range(seeds))
     write_pictures(trials, methods, found)
     if as_json:
@@ -208,17 +206,17 @@ def fidelity(
 def reproduce(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings of the fidelity runs as section.key=value."),
+        typer.Argument(help="Settings of the fidelity runs, as section.key=value."),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Where to; a stopped reproduction goes on there.")
+        Path, typer.Option(help="Output folder; a stopped reproduction continues in it.")
     ] = Path("runs/paper"),
-    seeds: Annotated[int, typer.Option(min=1, help="Of the fidelity runs.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of the fidelity runs.")] = 3,
     part: Annotated[
-        list[str] | None, typer.Option(help="One part; repeatable; all by default.")
+        list[str] | None, typer.Option(help="Part to run; repeatable. Default: all.")
     ] = None,
 ) -> None:
-    """Run every claim of the source paper, and write paper.md: its figures beside ours."""
+    """Measure every claim of the source paper; write paper.md with its figures beside ours."""
     from guidefold.bench.choices import select
     from guidefold.bench.reproduce import PARTS, fidelity_part
     from guidefold.bench.reproduce import reproduce as run
@@ -229,17 +227,16 @@ def reproduce(
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="A preset, a TOML file, or a run folder.")],
+    config: Annotated[str, typer.Argument(help="Preset, TOML file or run folder.")],
     overrides: Overrides = None,
     memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB to compare with; by default the device's.")
+        float | None,
+        typer.Option(min=0, help="Memory to compare with, in GiB. Default: the device's."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a run's training step fits, before a weight is downloaded or read."""
-    from guidefold.run import load_settings
-
-    settings = load_settings(config, list(overrides or []))
+    """Check whether a training step fits into memory, before any weight is downloaded or read."""
+    settings = load_settings(config, overrides)
     from guidefold.bench.memory import GIB, describe, make_plan
 
     found = make_plan(settings, None if memory is None else int(memory * GIB))
@@ -250,10 +247,10 @@ def plan(
 
 
 @contextmanager
-def _progress_aside(aside: bool) -> Iterator[None]:
-    """Show progress on standard error for a while, so that standard output is JSON alone."""
+def _progress_on_stderr(needed: bool) -> Iterator[None]:
+    """Print progress on standard error if needed, so that standard output holds JSON alone."""
     before = console.stderr
-    console.stderr = aside or before
+    console.stderr = needed or before
     try:
         yield
     finally:

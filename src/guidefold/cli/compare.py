@@ -1,4 +1,4 @@
-"""``guidefold compare``; torch and the server wait until it runs."""
+"""``guidefold compare``; torch and the server are imported when it runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from guidefold.cli.export import settings_of_run
-from guidefold.cli.options import Run
+from guidefold.cli.options import Run, settings_of_run
 from guidefold.ground import FailedError, InputError, console
 
 
 def compare(
     run: Run,
     port: Annotated[
-        int | None, typer.Option(min=1024, max=65535, help="Of the page; by default a free one.")
+        int | None,
+        typer.Option(min=1024, max=65535, help="Port of the page. Default: any free port."),
     ] = None,
 ) -> None:
-    """Open a trained run as a page: draw with teacher and student.
+    """Serve a page that draws with teacher and student.
 
-    Prompt, seed and strength as you like; for a browser on this machine, until Ctrl-C.
+    Choose prompt, seed and strength in a browser on this machine; Ctrl-C stops the server.
     """
     settings = settings_of_run(run)
     for name in ("starlette", "uvicorn"):
@@ -32,7 +32,7 @@ def compare(
             )
     from guidefold.show import open_live, serving
 
-    # also where a script started this in the background, which ignores Ctrl-C
+    # A shell starts background processes with SIGINT ignored; stop on it there too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with open_live(settings) as live, serving(live, port or 0) as address:

@@ -1,46 +1,47 @@
-"""``guidefold export``, ``verify`` and ``convert``; torch waits until one of them runs."""
+"""``guidefold export``, ``verify`` and ``convert``; torch is imported when one of them runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guidefold.cli.options import AsJson, Run
+from guidefold.cli.options import AsJson, Run, settings_of_run
 from guidefold.ground import InputError, console, plural
 from guidefold.run import Format, LoraFormat, Precision
 
 if TYPE_CHECKING:
     from guidefold.deliver import Reading, Verdict
-    from guidefold.run import Settings
 
 
 def export(
     run: Run,
     kind: Annotated[
         Literal[Format, "all"] | None,
-        typer.Option("--format", help="Whose format; all writes every one that fits."),
+        typer.Option("--format", help="Format to write; all writes every one that fits."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder, one in it for each format; by default RUN/export.")
+        Path | None,
+        typer.Option(help="Output folder; each format gets a sub-folder. Default: RUN/export."),
     ] = None,
     dtype: Annotated[
-        Precision | None, typer.Option(help="By default fp32, of fused weights the base's.")
+        Precision | None,
+        typer.Option(help="Precision of the file. Default: fp32; fused weights keep the base's."),
     ] = None,
     strength: Annotated[
-        float, typer.Option(help="What the run's strength is that becomes strength 1.")
+        float, typer.Option(help="Adapter strength to bake in as the file's strength 1.")
     ] = 1.0,
     guidance: Annotated[
-        float | None, typer.Option(help="In its place: the guidance that strength 1 stands for.")
+        float | None,
+        typer.Option(help="Guidance scale to bake in, instead of --strength (by the dial)."),
     ] = None,
 ) -> None:
     """Write the last checkpoint as an adapter, and check it.
 
-    It is loaded again as a client would, and compared with what was trained. With --format, in the
-    format that a client reads; with --guidance 6 as well, so that strength 1 is guidance 6.
+    The check loads the file as a client would, and compares it with the trained student. --format
+    writes a client's format; with --guidance 6 as well, strength 1 of the file is guidance 6.
     """
     from guidefold import api
 
@@ -54,7 +55,7 @@ def export(
         console.print(f"Written and checked: {api.export(settings)}", markup=False)
         return
     if guidance is not None and strength != 1.0:
-        raise InputError("--guidance and --strength say the same twice", "Give one of them.")
+        raise InputError("--guidance and --strength exclude each other", "Give one of them.")
     made = api.deliver(settings, kind, out, dtype, strength, guidance)
     for verdict in made.verdicts:
         _print_verdict(verdict)
@@ -63,18 +64,19 @@ def export(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder of some.")],
+    path: Annotated[Path, typer.Argument(help="Safetensors file, or a folder of such files.")],
     run: Annotated[
-        Path | None, typer.Option(help="The run that it comes from: predictions are compared.")
+        Path | None, typer.Option(help="Run that wrote the file; compares predictions with it.")
     ] = None,
     pipeline: Annotated[
-        str | None, typer.Option(help="Without a run: the pipeline that it is for.")
+        str | None, typer.Option(help="Base pipeline of the file, in place of --run.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read written files as their clients do.
+    """Check exported files as their clients read them.
 
-    What diffusers, ComfyUI, Forge, A1111, InvokeAI and sd-scripts would drop, and what comes out.
+    Which keys diffusers, ComfyUI, Forge, A1111, InvokeAI and sd-scripts would ignore, and whether
+    the weights match the run.
     """
     from guidefold import api
 
@@ -89,36 +91,28 @@ def verify(
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="A LoRA's .safetensors file, or a peft folder.")],
-    to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
-    pipeline: Annotated[str, typer.Option(help="What the file was made for.")],
-    out: Annotated[Path, typer.Option(help="A .safetensors file; for peft a folder.")],
+    file: Annotated[
+        Path, typer.Argument(help="LoRA to convert: a .safetensors file, or a peft folder.")
+    ],
+    to: Annotated[LoraFormat, typer.Option(help="Format to write.")],
+    pipeline: Annotated[str, typer.Option(help="Base pipeline of the LoRA.")],
+    out: Annotated[Path, typer.Option(help="Output file (.safetensors); a folder for peft.")],
 ) -> None:
-    """Write somebody's LoRA in another format, mended."""
+    """Convert a LoRA to another format; fixes key names and alpha."""
     from guidefold import api
 
     _print_verdict(api.convert(file, to, pipeline, out))
 
 
-def settings_of_run(run: Path, overrides: Sequence[str] | None = None) -> Settings:
-    """The settings of a run that has begun; no preset stands for one."""
-    refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
-    if refused or not run.exists():  # a command that was refused leaves its lock behind
-        raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
-    from guidefold.run import load_settings
-
-    return load_settings(run, list(overrides or []))
-
-
 def _print_verdict(verdict: Verdict, *, with_run: bool = False) -> None:
-    """A file, and what each client reads of it."""
+    """Print the result of checking a file: what each client ignores, and the problems."""
     console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
-    others = [r.client for r in verdict.readings if _reads_nothing(r, verdict.keys)]
+    unsuited = [r.client for r in verdict.readings if _reads_nothing(r, verdict.keys)]
     for reading in verdict.readings:
-        if reading.dropped is not None and reading.client not in others:
-            console.print(f"  {reading.client:12}{_told(reading, verdict.keys)}", markup=False)
-    if others:
-        console.print(f"  not for {', '.join(others)}: there is a format for each", markup=False)
+        if reading.dropped is not None and reading.client not in unsuited:
+            console.print(f"  {reading.client:12}{_describe(reading, verdict.keys)}", markup=False)
+    if unsuited:
+        console.print(f"  not for {', '.join(unsuited)}: other formats are", markup=False)
     unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
     if unknown:
         console.print(f"  not known to load onto this denoiser: {', '.join(unknown)}", markup=False)
@@ -138,12 +132,12 @@ def _print_verdict(verdict: Verdict, *, with_run: bool = False) -> None:
 
 
 def _reads_nothing(reading: Reading, keys: int) -> bool:
-    """Whether the format is another client's altogether."""
+    """Whether a client reads no key of a file that is not meant for it."""
     return not reading.meant and len(reading.dropped or ()) == keys
 
 
-def _told(reading: Reading, keys: int) -> str:
-    """What a client makes of a file, in words."""
+def _describe(reading: Reading, keys: int) -> str:
+    """The layers that a client ignores, in words."""
     dropped = reading.dropped or ()
     lost = sorted({key.partition(".lora_")[0].removesuffix(".alpha") for key in dropped})
     if len(dropped) == keys:
@@ -151,5 +145,5 @@ def _told(reading: Reading, keys: int) -> str:
     if not lost:
         return "reads every key"
     names = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
-    beside = "" if reading.meant else "; the format is not meant for it"
-    return f"drops {plural(len(lost), 'layer')}: {names}{beside}"
+    unsuited = "" if reading.meant else "; the format is not meant for it"
+    return f"drops {plural(len(lost), 'layer')}: {names}{unsuited}"

@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command runs, so that ``--help`` answers at once."""
+"""The command line. torch is imported when a command runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,16 +15,13 @@ from rich.console import Console
 from guidefold import __version__
 from guidefold.cli.bench import bench, plan, reproduce
 from guidefold.cli.compare import compare
-from guidefold.cli.export import convert, export, settings_of_run, verify
-from guidefold.cli.options import Overrides, Run
-from guidefold.cli.outcome import show_results, teach
+from guidefold.cli.export import convert, export, verify
+from guidefold.cli.options import Overrides, Run, settings_of_run
+from guidefold.cli.outcome import distill_and_export, show_results
 from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
 from guidefold.ground import GuidefoldError, InputError, Stopped, console, plural
-from guidefold.run import KINDS, RunFolder
-
-if TYPE_CHECKING:
-    from guidefold.run import Settings
+from guidefold.run import KINDS, RunFolder, find_config, load_settings, presets
 
 app = typer.Typer(
     name="guidefold",
@@ -35,27 +31,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(bench, name="bench")  # shown after the commands, which stand in a user's order
-
-
-def _presets() -> list[str]:
-    from guidefold.run import presets
-
-    return presets()
-
+app.add_typer(bench, name="bench")  # shown after the commands, which follow the order of use
 
 Config = Annotated[
     str,
     typer.Argument(
-        help="A preset (sd15, sdxl, sd3, demo), a TOML file, or a run folder to go on with.",
-        autocompletion=_presets,
+        help="Preset (sd15, sdxl, sd3, demo), TOML file, or run folder to continue.",
+        autocompletion=presets,
     ),
 ]
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Run the command line; every foreseen mistake ends in a message, never in a traceback."""
+    """Run the command line; a foreseen mistake ends in a message, never in a traceback."""
     _quiet()
     try:
         app()
@@ -94,30 +83,28 @@ def _root(
 def demo(overrides: Overrides = None) -> None:
     """Fold the bundled teacher's guidance on a CPU, in minutes.
 
-    From recording to pictures: the same as distill and evaluate with the preset 'demo'.
+    The same as distill and evaluate with the preset 'demo'.
     """
     from guidefold import api
     from guidefold.demo import judge_of
 
-    settings = _settings("demo", overrides)
+    settings = load_settings("demo", overrides)
     with api.open_run(settings) as run:
-        teach(run)
+        distill_and_export(run)
         results = run.evaluate(judge_of(settings.pipeline.source)) if run.main else None
     if results is not None:
         show_results(results, settings)
 
 
 app.command()(probe)
-app.command(short_help="Say whether a run's training step fits into memory.")(plan)
+app.command(short_help="Check whether a run's training step fits into memory.")(plan)
 
 
 @app.command()
 def config(
-    preset: Annotated[str, typer.Argument(help="A preset's name.", autocompletion=_presets)],
+    preset: Annotated[str, typer.Argument(help="Name of a preset.", autocompletion=presets)],
 ) -> None:
     """Print a commented preset, to save and to change."""
-    from guidefold.run import find_config
-
     typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
 
 
@@ -126,26 +113,28 @@ def record(
     config: Config,
     overrides: Overrides = None,
     shard: Annotated[
-        str, typer.Option(help="I/N: this machine's part of N, brought together by 'gather'.")
+        str, typer.Option(help="Part to record, as I/N; 'gather' brings the N parts together.")
     ] = "1/1",
 ) -> None:
-    """Record the teacher's trajectories; goes on where it stopped."""
+    """Record the teacher's trajectories; continues where it stopped."""
     number, count = _shard(shard)
     from guidefold import api
 
-    run = api.record(_settings(config, overrides), (number, count))
+    run = api.record(load_settings(config, overrides), (number, count))
     if count > 1:
-        console.print(f"Recorded {shard}. When all stand: guidefold gather RUN {run} ...")
+        console.print(
+            f"Recorded {shard}. When all parts are recorded: guidefold gather RUN {run} ..."
+        )
     else:
         console.print(f"Recorded. Next: guidefold distill {run}", markup=False)
 
 
 @app.command()
 def gather(
-    run: Annotated[Path, typer.Argument(help="The folder to bring them together in.")],
-    parts: Annotated[list[Path], typer.Argument(help="Runs that were recorded with --shard.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that receives the trajectories.")],
+    parts: Annotated[list[Path], typer.Argument(help="Run folders recorded with --shard.")],
 ) -> None:
-    """Bring together what several machines have recorded of one run."""
+    """Collect in one run what several machines recorded."""
     from guidefold import api
 
     count = api.gather(run, parts)
@@ -157,14 +146,14 @@ def gather(
 def distill(config: Config, overrides: Overrides = None) -> None:
     """Record what is missing, train, write and check the adapter.
 
-    Goes on where it stopped. Example:
+    Continues where it stopped. Example:
 
     guidefold distill sd15 pipeline.source=FOLDER run=runs/mine
     """
     from guidefold import api
 
-    with api.open_run(_settings(config, overrides)) as run:
-        teach(run)
+    with api.open_run(load_settings(config, overrides)) as run:
+        distill_and_export(run)
 
 
 @app.command()
@@ -173,36 +162,36 @@ def sample(
     run: Run,
     overrides: Overrides = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeatable.")
+        list[str] | None, typer.Option("--prompt", "-p", help="Prompt to draw; repeatable.")
     ] = None,
     inputs: Annotated[
-        str | None, typer.Option(help="Prompts from a file, or the rows of a .jsonl file.")
+        str | None, typer.Option(help="Prompt file, or a .jsonl file of call arguments.")
     ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
             *("--kind", "-k"),
-            help="Who draws; repeatable; all by default.",
+            help="Kind of picture; repeatable. Default: all.",
             metavar=f"<{'|'.join(KINDS)}>",
             autocompletion=lambda: list(KINDS),
         ),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", "-s", min=0, help="Repeatable.")
+        list[int] | None, typer.Option("--seed", "-s", min=0, help="Seed; repeatable. Default: 0.")
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="Of the adapter; by default 1, or what --guidance is by the dial."),
+        typer.Option(help="Adapter strength. Default: 1, or the strength measured for --guidance."),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", "-g", help="Of the teacher; the strength follows the dial."),
+        typer.Option("--guidance", "-g", help="Teacher's guidance scale; the dial sets strength."),
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="An adapter folder; by default the run's.")
+        Path | None, typer.Option(help="Adapter folder. Default: the run's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples.")] = None,
-    more: Annotated[  # how this verb alone took overrides before
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/samples.")] = None,
+    more: Annotated[  # the older way to pass settings, of this command alone
         list[str] | None, typer.Option("--set", hidden=True)
     ] = None,
 ) -> None:
@@ -211,7 +200,7 @@ def sample(
         if name not in KINDS:
             raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
     if not prompt and inputs is None:
-        raise typer.BadParameter("say what to draw", param_hint="--prompt or --inputs")
+        raise typer.BadParameter("name a prompt", param_hint="--prompt or --inputs")
     from guidefold import api
     from guidefold.pipeline import read_prompts
 
@@ -225,8 +214,8 @@ def sample(
         guidance=guidance,
         adapter=adapter,
     )
-    beside = plural(len(files) - 1, "file")
-    console.print(f"Written: {files[0]} and {beside} beside it", markup=False)
+    others = plural(len(files) - 1, "file")
+    console.print(f"Written: {files[0]} and {others} beside it", markup=False)
 
 
 @app.command()
@@ -251,7 +240,7 @@ app.command()(push)
 def report(run: Run) -> None:
     """Write a run's page, report.html, also while it trains.
 
-    Pictures, dial, curves and costs.
+    The page shows pictures, dial, curves and costs.
     """
     from guidefold import api
 
@@ -259,13 +248,7 @@ def report(run: Run) -> None:
 
 
 app.command()(compare)
-app.command(short_help="Run the source paper's claims, and write paper.md.")(reproduce)
-
-
-def _settings(source: str | Path, overrides: Sequence[str] | None = None) -> Settings:
-    from guidefold.run import load_settings
-
-    return load_settings(source, list(overrides or []))
+app.command(short_help="Measure the source paper's claims; write paper.md.")(reproduce)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -287,12 +270,12 @@ def _main_process() -> bool:
 
 
 def _quiet() -> None:
-    """Libraries keep their notes to themselves; set their variables to hear them."""
+    """Silence other libraries' notes; an environment variable that is set keeps them."""
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # peft imports bitsandbytes where it is, which then speaks of kernels that nobody asked for
+    # peft imports bitsandbytes where it is installed, which logs about kernels on import
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console.quiet = not _main_process()
     if not sys.warnoptions:

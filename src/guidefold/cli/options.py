@@ -5,8 +5,19 @@ from typing import Annotated
 
 import typer
 
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+from guidefold.ground import InputError
+from guidefold.run import Settings, load_settings
+
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def settings_of_run(run: Path, overrides: list[str] | None = None) -> Settings:
+    """Read the settings of a run folder; a preset's name is refused."""
+    refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
+    if refused or not run.exists():  # a command that was refused leaves its lock behind
+        raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
+    return load_settings(run, overrides)

@@ -1,41 +1,40 @@
-"""What the verbs print of an adapter that was written, and of a run that was measured."""
+"""Summaries on the terminal: of a written adapter, and of a measured run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from guidefold.ground import console, plural
-from guidefold.run import KINDS, RunFolder
+from guidefold.run import KINDS, METADATA, Results, RunFolder, read_json
 
 if TYPE_CHECKING:
     from guidefold import api
     from guidefold.lora import Dial
-    from guidefold.run import Results, Settings
+    from guidefold.run import Settings
 
 
-def teach(run: api.Run) -> None:
-    """Record, train, write, check."""
+def distill_and_export(run: api.Run) -> None:
+    """Record, train, write and check the adapter; print where it is and its dial."""
     from guidefold.lora import Dial
 
     run.distill()
     if not run.main:
         return
     folder = run.export()
-    about = json.loads((folder / "guidefold.json").read_text(encoding="utf-8"))
-    loader = about["findings"]["loader"]
+    metadata = read_json(folder / METADATA)
+    loader = metadata["findings"]["loader"]
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
-    console.print(f"  {about['usage_hint']}", markup=False)
-    dial = Dial.from_json(about)
+    console.print(f"  {metadata['usage_hint']}", markup=False)
+    dial = Dial.from_json(metadata)
     for line in _dial_lines(dial):
         console.print(f"  {line}", markup=False)
     if dial.measured_otherwise is not None:
         console.print(
-            "Beware: strength 1 does not measure as the scale it was trained for, which means that "
-            "too little is folded yet: train longer (distill.steps)."
+            "Beware: the guidance measured at strength 1 is not the scale it was trained for: too "
+            "little is folded yet; train longer (distill.steps)."
         )
     if loader == "diffusers":
         console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
@@ -53,16 +52,14 @@ def _dial_lines(dial: Dial) -> list[str]:
 
 
 def show_results(results: dict[str, Any], settings: Settings) -> None:
-    """Write the page of a measured run, print the table."""
+    """Write the page of a measured run and print its results."""
     from guidefold import api
-    from guidefold.run import Results
 
     page = api.report(settings)
     _print_results(Results.model_validate(results), RunFolder(settings.run), page)
 
 
 def _print_results(results: Results, run: RunFolder, page: Path) -> None:
-    """The table that a measurement ends with."""
     table = Table(box=None, pad_edge=False)
     for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
         table.add_column(heading, justify="left" if not heading else "right")

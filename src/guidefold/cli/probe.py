@@ -1,35 +1,35 @@
-"""``guidefold probe``; torch waits until it runs."""
+"""``guidefold probe``; torch is imported when it runs."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from guidefold.cli.options import AsJson, Overrides
 from guidefold.ground import UnfoldableError, console
-
-if TYPE_CHECKING:
-    from guidefold.run import Settings
+from guidefold.run import Settings, make_settings
 
 
 def probe(
-    pipeline: Annotated[str, typer.Argument(help="A folder, a .safetensors file, or a hub id.")],
+    pipeline: Annotated[
+        str, typer.Argument(help="Pipeline: a folder, a .safetensors file, or a hub id.")
+    ],
     overrides: Overrides = None,
     config: Annotated[
-        str | None, typer.Option(help="A diffusers folder that describes a single file.")
+        str | None, typer.Option(help="Diffusers folder that describes a single file.")
     ] = None,
     inputs: Annotated[
         str | None,
-        typer.Option(help="Prompts, or a .jsonl file whose fields are its call's arguments."),
+        typer.Option(help="Prompt file, or a .jsonl file whose fields are call arguments."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find out whether a pipeline's guidance can be folded.
 
-    What was found and what follows from it; where it cannot be folded, why, and what would help.
-    A pipeline that needs more than a prompt is given the first rows of its inputs.
+    Prints the findings and what they imply; for a pipeline that cannot be folded, the reason and
+    the remedy. A pipeline that needs more than a prompt gets the first rows of --inputs.
     """
     settings = _settings(pipeline, overrides, config, inputs)
     from guidefold import api
@@ -42,45 +42,43 @@ def probe(
         signs_of_distillation,
     )
 
-    asked, rows = settings.pipeline, []
+    wanted, rows = settings.pipeline, []
     if inputs is not None:
         rows = [row for row in api.load_prompts(inputs) if row.columns]
-        kind = pipeline_class(asked.source)
+        kind = pipeline_class(wanted.source)
         if kind is not None:
             check_rows(kind, rows)
     opened = api.open_pipeline(
-        asked.source,
-        config=asked.config,
-        dtype=DTYPES[asked.dtype],
-        device=resolve_device(asked.device),
+        wanted.source,
+        config=wanted.config,
+        dtype=DTYPES[wanted.dtype],
+        device=resolve_device(wanted.device),
     )
     guidance = settings.adapter.g_ref
     signs = signs_of_distillation(opened)
     try:
-        refuse_folded(opened, asked.source)
+        refuse_folded(opened, wanted.source)
         findings = api.probe(
-            opened, asked.call, guidance, asked.negative_prompt, asked.guided_share, rows
+            opened, wanted.call, guidance, wanted.negative_prompt, wanted.guided_share, rows
         )
     except UnfoldableError as error:
         if as_json:
-            why = {"foldable": False, "why": error.message, "remedy": error.remedy}
-            typer.echo(json.dumps(why, indent=2))
+            refusal = {"foldable": False, "why": error.message, "remedy": error.remedy}
+            typer.echo(json.dumps(refusal, indent=2))
         raise
     if as_json:
         found = {"foldable": True, **findings.to_json(), "signs_of_distillation": signs}
         typer.echo(json.dumps(found, indent=2))
     else:
-        beware = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
-        console.print("\n".join([*describe_findings(findings), *beware]), markup=False)
+        warnings = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
+        console.print("\n".join([*describe_findings(findings), *warnings]), markup=False)
 
 
 def _settings(
     pipeline: str, overrides: list[str] | None, config: str | None, inputs: str | None
 ) -> Settings:
-    from guidefold.run import make_settings
-
     values: dict[str, Any] = {"run": "unused", "pipeline": {"source": pipeline}}
     if inputs is not None:
         values["prompts"] = {"path": inputs}
-    described = [] if config is None else [f"pipeline.config={config}"]
-    return make_settings(values, [*described, *(overrides or [])], "guidefold probe")
+    option = [] if config is None else [f"pipeline.config={config}"]
+    return make_settings(values, [*option, *(overrides or [])], "guidefold probe")

@@ -1,4 +1,4 @@
-"""``guidefold pack`` and ``push``; heavy imports wait until one of them runs."""
+"""``guidefold pack`` and ``push``; torch is imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guidefold.cli.export import settings_of_run
-from guidefold.cli.options import Run
+from guidefold.cli.options import Run, settings_of_run
 from guidefold.ground import InputError, console, plural
+from guidefold.run import readable_size
 
 if TYPE_CHECKING:
     from guidefold.show import Upload
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 Licence = Annotated[
     str | None,
     typer.Option(
-        "--license", help="The base's, as the hub spells it, where its own card is not here."
+        "--license",
+        help="License id of the base model (as on the Hub), if its model card is not at hand.",
     ),
 ]
 
 
 def pack(
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="The folder; by default RUN/hub.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/hub.")] = None,
     licence: Licence = None,
 ) -> None:
-    """Write a folder that a hub repository can be made of.
+    """Write a folder in the layout of a Hub repository.
 
-    Adapter, a file for other clients, model card, pictures, ComfyUI workflow.
+    It holds the adapter, a file for other clients, model card, pictures and a ComfyUI workflow.
     """
     from guidefold import api
 
@@ -44,12 +45,12 @@ def pack(
 
 def push(
     run: Run,
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Seen by its owner alone.")] = False,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Private repository.")] = False,
     licence: Licence = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without confirmation.")] = False,
 ) -> None:
-    """Upload a run's adapter to the hub; shows it first, and asks."""
+    """Upload a run's adapter to the Hub, after confirmation."""
     from guidefold import api
 
     def agree(upload: Upload) -> bool:
@@ -57,7 +58,7 @@ def push(
         if yes:
             return True
         if not sys.stdin.isatty():
-            raise InputError("push asks before it uploads, and nobody is there", "Say --yes.")
+            raise InputError("push needs confirmation, but there is no terminal", "Pass --yes.")
         return typer.confirm("Upload?")
 
     settings = settings_of_run(run)
@@ -66,14 +67,12 @@ def push(
 
 
 def _print_upload(upload: Upload) -> None:
-    from guidefold.run import readable_size
-
     for name, size in upload.files.items():
         console.print(f"  {readable_size(size):>10}  {name}", markup=False)
-    whole = f"{plural(len(upload.files), 'file')}, {readable_size(sum(upload.files.values()))}"
-    seen = "private" if upload.private else "public"
+    total = f"{plural(len(upload.files), 'file')}, {readable_size(sum(upload.files.values()))}"
+    access = "private" if upload.private else "public"
     state = "there already; files of these names are replaced" if upload.exists else "new"
-    console.print(f"{whole} to {upload.repository} ({seen}, {state})", markup=False)
+    console.print(f"{total} to {upload.repository} ({access}, {state})", markup=False)
     _print_remarks(upload.remarks)
 
 

@@ -246,5 +246,5 @@ def test_where_nobody_can_be_asked_the_command_says_how_to_go_on(
 ) -> None:
     code, _, err = command("push", run, NAME)
     assert code == 2
-    assert "Say --yes" in err
+    assert "Pass --yes" in err
     assert untouched(api)
