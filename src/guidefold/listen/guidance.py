@@ -140,10 +140,14 @@ def find_origin(
     ratio = float((d_h * d_g).sum()) / size
     bent = float((d_h - ratio * d_g).square().sum()) / max(float(d_h.square().sum()), 1e-12)
     origin = (h - ratio * g) / (1 - ratio) if ratio != 1 else float("inf")
-    # Only values that pipelines are known to have: a strange origin is noise, or not linear.
+    return _known_origin(origin, g, off) if bent <= STRAIGHT else (off, False)
+
+
+def _known_origin(origin: float, g: float, off: float) -> tuple[float, bool]:
+    """The origin among those that pipelines are known to have; another is noise, or not linear."""
     for candidate in (off, *OFF_VALUES):
         if abs(origin - candidate) <= NEAR * max(1.0, abs(g - candidate)):
-            return (candidate, True) if bent <= STRAIGHT else (off, False)
+            return candidate, True
     return off, False
 
 
