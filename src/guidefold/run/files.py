@@ -18,12 +18,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guidefold.ground import CorruptFileError, FailedError, NonFiniteError
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "MANIFEST.json"
 PAUSES = (0.1, 0.5, 2.0)

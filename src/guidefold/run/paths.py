@@ -1,4 +1,4 @@
-"""run.paths."""
+"""Paths in settings: made absolute in a run's own configuration, and left out of what is published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""run.tensors."""
+"""Safetensors files: written whole or not at all, read whole, with JSON under one metadata key."""
 
 from __future__ import annotations
 
