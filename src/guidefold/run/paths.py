@@ -1,4 +1,4 @@
-"""Paths in settings: made absolute in a run's own configuration, and left out of what is published."""
+"""Paths in settings: absolute in a run's own configuration, left out of what is published."""
 
 from __future__ import annotations
 
