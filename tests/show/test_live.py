@@ -43,12 +43,12 @@ def sampled(trained: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict
     out = tmp_path_factory.mktemp("sampled")
     at_three = trained.evaluate.model_copy(update={"guidance": 3.0})  # of 1 to 5, strength 0.5
     settings = trained.model_copy(update={"evaluate": at_three})
-    sample(
-        settings, [COMPARISON.prompt], out, kinds=("teacher", "unguided"), seeds=[COMPARISON.seed]
-    )
-    alone = {"seeds": [COMPARISON.seed], "strength": COMPARISON.strength}
-    sample(settings, [COMPARISON.prompt], out, kinds=("student",), **alone)
-    return {kind: (out / f"{kind}-000.png").read_bytes() for kind in KINDS}
+    prompts, seeds = [COMPARISON.prompt], [COMPARISON.seed]
+    _, teacher, unguided = sample(settings, prompts, out, kinds=KINDS[:2], seeds=seeds)
+    alone = {"seeds": seeds, "strength": COMPARISON.strength}
+    _, student = sample(settings, prompts, out, kinds=KINDS[2:], **alone)
+    files = dict(zip(KINDS, (teacher, unguided, student), strict=True))
+    return {kind: file.read_bytes() for kind, file in files.items()}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Pictures of the user's own prompts: the files that are written, and what is refused."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,14 @@ def test_samples_are_written_one_file_a_picture_and_the_grid_first(
     out = tmp_path / "out"
     kinds = ("unguided", "teacher")
     files = sample(begun("sd15"), PROMPTS[:2], out, kinds=kinds, seeds=(1, 2))
-    names = [f"{kind}-{k:03d}.png" for kind in kinds for k in range(4)]
-    assert [path.name for path in files] == ["grid.png", *names]
+    grid, *names = [path.name for path in files]
+    assert grid.startswith("grid-a-red-cat-")
+    scales = ("unguided.png", "teacher-g5.png")
+    prompts = ("a-red-cat", "a-big-blue-house-near-the-old-tree")
+    expected = [(p, f"seed{s}", end) for end in scales for p in prompts for s in (1, 2)]
+    for name, (prompt, seed, end) in zip(names, expected, strict=True):
+        assert name.startswith(f"{prompt}-{seed}-")
+        assert name.endswith(f"-{end}")
     assert sorted(files) == sorted(out.iterdir())
     sizes = [opened(path).size for path in files]
     assert sizes == [(200 + 2 * 134, 44 + 4 * 134)] + [(16, 16)] * 8
@@ -61,12 +68,13 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it(begun: Any, tmp_path: 
 
 def test_a_video_is_written_as_a_gif_of_its_frames(begun: Any, tmp_path: Path) -> None:
     sheet, video = sample(begun("wan"), PROMPTS[:1], tmp_path / "out", kinds=("teacher",))
-    assert video.name == "teacher-000.gif"
+    assert video.name.endswith("-teacher-g5.gif")
+    assert sheet.name.startswith("grid-")
     with Image.open(video) as opened:
         assert opened.n_frames == ZOO["wan"].call["num_frames"]
         assert opened.size == (32, 32)
         assert opened.info["duration"] in (120, 125, 130)
-    assert sheet.name == "grid.png"
+        assert json.loads(opened.info["comment"])["prompt"] == PROMPTS[0]
 
 
 def test_a_teacher_asked_for_where_guidance_is_off_is_unguided(begun: Any, tmp_path: Path) -> None:
@@ -120,4 +128,28 @@ def test_a_negative_prompt_that_the_student_ignores_is_told(
 
 def test_the_same_prompt_with_the_same_seed_is_drawn_once(begun: Any, tmp_path: Path) -> None:
     files = sample(begun("sd15"), ["a cat"], tmp_path, kinds=["unguided"], seeds=[3, 4, 3])
-    assert [file.name for file in files] == ["grid.png", "unguided-000.png", "unguided-001.png"]
+    assert [file.name.split("-")[2] for file in files[1:]] == ["seed3", "seed4"]
+
+
+def test_other_prompts_and_settings_leave_every_earlier_file_as_it_was(
+    begun: Any, tmp_path: Path
+) -> None:
+    settings, out, kinds = begun("sd15"), tmp_path / "out", ["teacher", "unguided"]
+    first = sample(settings, ["a red cat"], out, kinds=kinds)
+    before = {path: path.read_bytes() for path in first}
+    second = sample(settings, ["a blue dog"], out, kinds=["unguided"])
+    shorter = settings.evaluate.model_copy(update={"steps": 1})
+    others = settings.model_copy(update={"evaluate": shorter})
+    third = sample(others, ["a red cat"], out, kinds=["teacher"])
+    assert sorted(out.iterdir()) == sorted({*first, *second, *third})
+    assert len({*first, *second, *third}) == 3 + 2 + 2
+    assert {path: path.read_bytes() for path in first} == before
+    assert sorted(sample(settings, ["a red cat"], out, kinds=kinds)) == sorted(first)
+
+
+def test_a_picture_holds_what_it_was_drawn_with(begun: Any, tmp_path: Path) -> None:
+    sheet, picture = sample(begun("sd15"), ["a chat doré 猫"], tmp_path, kinds=["teacher"])
+    facts = {"kind": "teacher", "prompt": "a chat doré 猫", "seed": 0, "guidance": 5.0}
+    facts |= {"strength": None, "steps": 2}
+    assert json.loads(opened(picture).info["guidefold"]) == facts
+    assert json.loads(opened(sheet).info["guidefold"]) == {"pictures": [facts]}

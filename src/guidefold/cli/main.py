@@ -20,7 +20,7 @@ from guidefold.cli.options import Overrides, Run, settings_of_run
 from guidefold.cli.outcome import distill_and_export, show_results
 from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
-from guidefold.ground import GuidefoldError, InputError, Stopped, console, plural
+from guidefold.ground import GuidefoldError, InputError, Stopped, console
 from guidefold.run import KINDS, RunFolder, find_config, load_settings, presets
 
 app = typer.Typer(
@@ -214,8 +214,9 @@ def sample(
         guidance=guidance,
         adapter=adapter,
     )
-    others = plural(len(files) - 1, "file")
-    console.print(f"Written: {files[0]} and {others} beside it", markup=False)
+    console.print(f"Written: {files[0]}", markup=False)
+    for file in files[1:]:
+        console.print(f"  {file.name}", markup=False)
 
 
 @app.command()

@@ -35,6 +35,24 @@ class PictureRequest:
     steps: int
     strength: float | None = None
 
+    @property
+    def name(self) -> str:
+        """The kind with its guidance scale or strength, for file names: ``teacher-g5``."""
+        scales = {"teacher": f"-g{self.guidance:g}", "student": f"-s{self.strength or 0:g}"}
+        return self.kind + scales.get(self.kind, "")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The request as JSON values, for a picture file's metadata."""
+        return {
+            "kind": self.kind,
+            "prompt": self.prompt.label,
+            "seed": self.seed,
+            "guidance": self.guidance,
+            "strength": self.strength,
+            "steps": self.steps,
+        }
+
 
 def picture_requests(
     session: Session,

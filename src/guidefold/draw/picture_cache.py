@@ -139,8 +139,8 @@ class EvaluationPictures(PictureCache[PictureLine]):
         self, request: PictureRequest, index: int, picture: Picture, batch: Drawn
     ) -> PictureLine:
         """Write the picture file, then its line."""
-        path = self.folder / f"{_stem(request)}-{index:04d}.png"
-        write_bytes(path, png(picture))
+        path = self.folder / f"{request.name}-{index:04d}.png"
+        write_bytes(path, png(picture, request.facts))
         line = PictureLine(
             file=path.name,
             sha256=sha256(path),
@@ -171,12 +171,6 @@ class EvaluationPictures(PictureCache[PictureLine]):
             "prompt": request.prompt.key,
             "seed": request.seed,
         }
-
-
-def _stem(request: PictureRequest) -> str:
-    """The start of a file name, which tells scales and strengths apart."""
-    scales = {"teacher": f"-g{request.guidance:g}", "student": f"-s{request.strength or 0:g}"}
-    return request.kind + scales.get(request.kind, "")
 
 
 def _canonical(value: dict[str, Any]) -> str:

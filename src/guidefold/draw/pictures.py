@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from guidefold.run import Kind
 
 Picture = Image.Image
+# One text chunk of our own: ComfyUI reads a chunk ``prompt`` and A1111 ``parameters``, each in a
+# form of its own.
+FACTS_KEY = "guidefold"
 
 
 @dataclass
@@ -79,18 +84,35 @@ def grid(
     return sheet
 
 
-def png(picture: Picture) -> bytes:
-    """A picture as PNG bytes."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+def png(picture: Picture, facts: Mapping[str, Any] | None = None) -> bytes:
+    """A picture as PNG bytes.
+
+    Args:
+        picture: The picture.
+        facts: What it was drawn with, as JSON values; written into the text chunk ``guidefold``.
+    """
+    buffer, metadata = io.BytesIO(), PngInfo()
+    if facts is not None:
+        metadata.add_text(FACTS_KEY, _as_text(facts))
+    picture.save(buffer, "PNG", optimize=True, pnginfo=metadata)
     return buffer.getvalue()
 
 
-def animation(frames: Sequence[Picture]) -> bytes:
-    """Frames as a GIF of 8 frames a second."""
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=125, loop=0)
+def animation(frames: Sequence[Picture], facts: Mapping[str, Any]) -> bytes:
+    """Frames as a GIF of 8 frames a second.
+
+    Args:
+        frames: The frames.
+        facts: What they were drawn with, as JSON values; written into the GIF's comment.
+    """
+    buffer, comment = io.BytesIO(), _as_text(facts).encode()
+    settings: dict[str, Any] = {"duration": 125, "loop": 0, "comment": comment}
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], **settings)
     return buffer.getvalue()
+
+
+def _as_text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, ensure_ascii=False)
 
 
 def _wrap(text: str, width: float, font: Any) -> str:

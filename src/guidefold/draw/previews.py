@@ -55,7 +55,7 @@ class Previews(PictureCache[Path]):
     def store(self, request: PictureRequest, index: int, picture: Picture, batch: Drawn) -> Path:
         """Write the picture."""
         path = self.key(request)
-        write_bytes(path, png(picture))
+        write_bytes(path, png(picture, request.facts))
         return path
 
     def missing(self, requests: Sequence[PictureRequest]) -> list[PictureRequest]:
@@ -108,7 +108,8 @@ class Previews(PictureCache[Path]):
             f"student\nstep {step}",
         ]
         sheet = grid(list(zip(*columns, strict=True)), headings, [p.label for p in self.prompts])
-        write_bytes(self.folder / f"step-{step:06d}.png", png(sheet))
+        facts = {**self.empty_index.to_json(), "steps": [step]}
+        write_bytes(self.folder / f"step-{step:06d}.png", png(sheet, facts))
         # Later steps are of a training that went back to an older checkpoint: they come again.
         self.steps = [*(s for s in self.steps if s < step), step]
         write_json(self.index, {**self.empty_index.to_json(), "steps": self.steps})
@@ -142,8 +143,9 @@ class Previews(PictureCache[Path]):
     def _draw_student(self, step: int, progress: Task) -> list[Picture]:
         requests = picture_requests(self.session, "student", self.prompts)
         pictures = self.draw_anew(requests, progress.advance).pictures
-        for k, picture in enumerate(pictures):
-            write_bytes(self.folder / f"student-{k}-step-{step:06d}.png", png(picture))
+        for k, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
+            data = png(picture, {**request.facts, "training_step": step})
+            write_bytes(self.folder / f"student-{k}-step-{step:06d}.png", data)
         return pictures
 
     def _teacher_requests(self) -> list[list[PictureRequest]]:

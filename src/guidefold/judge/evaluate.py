@@ -148,7 +148,7 @@ def evaluate_weights(session: Session, judge: Judge | None, weights: StudentWeig
     results = _results(session, measured)
     write_json(run.index, _index(session, measured).to_json())
     write_json(run.results, results.to_json())
-    write_bytes(run.grid, png(_grid(session, measured)))
+    write_bytes(run.grid, png(_grid(session, measured), _grid_facts(session, measured)))
     return results
 
 
@@ -293,6 +293,17 @@ def _grid(session: Session, measured: Measured) -> Picture:
     prompts = [p.label for p in measured.prompts[: session.settings.evaluate.grid_prompts]]
     rows = [[measured.drawn[kind].pictures[k] for kind in KINDS] for k in range(len(prompts))]
     return grid(rows, [heading(kind, measured.drawn[kind]) for kind in KINDS], prompts)
+
+
+def _grid_facts(session: Session, measured: Measured) -> dict[str, Any]:
+    """The metadata of the grid's file."""
+    count = session.settings.evaluate.grid_prompts
+    return {
+        "prompts": [prompt.label for prompt in measured.prompts[:count]],
+        "seeds": measured.seeds[:count],
+        **session.compared._asdict(),
+        "steps": session.settings.evaluate.steps,
+    }
 
 
 def _distance(one: Picture, two: Picture) -> float:

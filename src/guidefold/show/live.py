@@ -139,7 +139,7 @@ class LivePictures(PictureCache[Finished]):
             "guidance": request.guidance,
             "strength": request.strength,
         }
-        return Finished(secrets.token_hex(16), png(picture), facts)
+        return Finished(secrets.token_hex(16), png(picture, request.facts), facts)
 
     def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
         """Set the adapter's strength; None switches it off within the context."""

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from guidefold.deliver import find_adapter, open_adapter, read_dial
-from guidefold.draw import Drawn, animation, draw, grid, heading, picture_requests, png
+from guidefold.draw import (
+    Drawn,
+    PictureRequest,
+    animation,
+    draw,
+    grid,
+    heading,
+    picture_requests,
+    png,
+)
 from guidefold.ground import InputError, console, task
 from guidefold.pipeline import Prompt
 from guidefold.run import KINDS, Kind, Settings, ensure_folder, require_run, write_bytes
 from guidefold.session import open_session
+
+LONGEST_NAME = 40  # characters of the prompt in a file's name
+
+
+@dataclass(frozen=True)
+class Column:
+    """The pictures of one kind.
+
+    Attributes:
+        requests: The requests, one per picture.
+        drawn: The pictures.
+    """
+
+    requests: list[PictureRequest]
+    drawn: Drawn
 
 
 def sample(
@@ -27,10 +56,13 @@ def sample(
 ) -> list[Path]:
     """Draw prompts, and write each picture and a labelled grid.
 
+    A file's name follows from what its picture depends on, so that other prompts, seeds, scales
+    or settings never replace it. Each file's metadata holds the same facts.
+
     Args:
         settings: The run's settings.
         prompts: Texts, or rows of an inputs file.
-        out: The folder for ``grid.png`` and a file per picture.
+        out: The folder for the grid and a file per picture.
         kinds: The kinds that draw; one column each.
         seeds: Every prompt is drawn with every seed; equal pairs once.
         strength: The adapter's strength; None takes the one for the guidance scale.
@@ -60,12 +92,15 @@ def sample(
             "is folded in training (pipeline.negative_prompt)."
         )
     pairs = list({(row.key, seed): (row, seed) for row in rows for seed in seeds}.values())
-    drawn = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
-    pictures = [[drawn[kind].pictures[k] for kind in kinds] for k in range(len(pairs))]
+    columns = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
+    files = [path for column in columns for path in _write(out, column, settings)]
+    pictures = list(zip(*(column.drawn.pictures for column in columns), strict=True))
+    headings = [heading(k, column.drawn) for k, column in zip(kinds, columns, strict=True)]
     captions = [f"{row.label} (seed {seed})" for row, seed in pairs]
-    sheet = out / "grid.png"
-    write_bytes(sheet, png(grid(pictures, [heading(k, drawn[k]) for k in kinds], captions)))
-    return [sheet, *(path for kind in kinds for path in _write(out, kind, drawn[kind]))]
+    sheet = out / f"grid-{_slug(rows[0])}-{_digest([path.name for path in files])}.png"
+    facts = {"pictures": [request.facts for column in columns for request in column.requests]}
+    write_bytes(sheet, png(grid(pictures, headings, captions), facts))
+    return [sheet, *files]
 
 
 def _checked(prompts: Sequence[str | Prompt], strength: float | None) -> list[Prompt]:
@@ -84,10 +119,10 @@ def _draw_kinds(
     strength: float | None,
     guidance: float | None,
     adapter: Path | None,
-) -> dict[Kind, Drawn]:
-    """Draw every pair of prompt and seed by every kind."""
+) -> list[Column]:
+    """Draw every pair of prompt and seed by every kind; a column for each of ``kinds``."""
     rows, seeds = [row for row, _ in pairs], [seed for _, seed in pairs]
-    drawn: dict[Kind, Drawn] = {}
+    columns: dict[Kind, Column] = {}
     with open_session(settings) as session:
         _check_scale(guidance, session.findings.off)
         total = len(kinds) * len(pairs) * settings.evaluate.steps
@@ -100,8 +135,9 @@ def _draw_kinds(
                     open_adapter(session, strength, adapter)
                 scale = guidance if kind == "teacher" else None
                 requests = picture_requests(session, kind, rows, seeds, guidance=scale)
-                drawn[kind] = draw(session, requests, progress.advance)
-    return drawn
+                drawn = draw(session, requests, progress.advance)
+                columns[kind] = Column(requests, drawn)
+    return [columns[kind] for kind in kinds]
 
 
 def _check_scale(guidance: float | None, off: float) -> None:
@@ -112,11 +148,33 @@ def _check_scale(guidance: float | None, off: float) -> None:
         )
 
 
-def _write(out: Path, kind: Kind, drawn: Drawn) -> list[Path]:
-    """A PNG per picture, a GIF per video."""
-    files = {f"{kind}-{k:03d}.png": png(picture) for k, picture in enumerate(drawn.pictures)}
-    if drawn.frames:
-        files = {f"{kind}-{k:03d}.gif": animation(f) for k, f in enumerate(drawn.frames)}
-    for name, data in files.items():
-        write_bytes(out / name, data)
-    return [out / name for name in files]
+def _write(out: Path, column: Column, settings: Settings) -> list[Path]:
+    """Write a PNG per picture, or a GIF per video."""
+    paths = []
+    for k, request in enumerate(column.requests):
+        path = out / f"{_name(request, settings)}.{'gif' if column.drawn.frames else 'png'}"
+        if column.drawn.frames:
+            data = animation(column.drawn.frames[k], request.facts)
+        else:
+            data = png(column.drawn.pictures[k], request.facts)
+        write_bytes(path, data)
+        paths.append(path)
+    return paths
+
+
+def _name(request: PictureRequest, settings: Settings) -> str:
+    """A file name for people, with a digest of all that it leaves out."""
+    wanted = settings.pipeline
+    call = [wanted.call, wanted.negative_prompt, wanted.guided_share]
+    digest = _digest([request.prompt.key, request.seed, request.steps, *call])
+    return f"{_slug(request.prompt)}-seed{request.seed}-{digest}-{request.name}"
+
+
+def _slug(prompt: Prompt) -> str:
+    """The beginning of a prompt in letters and digits that every file system takes."""
+    text = re.sub(r"[^a-z0-9]+", "-", prompt.label.lower()).strip("-")
+    return text[:LONGEST_NAME].rstrip("-") or "prompt"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
