@@ -100,7 +100,10 @@ def test_a_prompt_is_typed_the_dial_set_and_all_three_are_drawn(page: Page) -> N
     page.draw()
     assert page.text("#title") == "a small blue dog (seed 2)"
     assert page.figures() == {
-        "student": ("student: a small blue dog", "student\nstrength 0.5, 4 passes, 0.250 s"),
+        "student": (
+            "student: a small blue dog",
+            "student\nstrength 0.5, 4 passes, 0.250 s fused, 0.250 s loaded",
+        ),
         "teacher": ("CFG teacher: a small blue dog", "CFG teacher\nguidance 3, 8 passes, 0.250 s"),
         "unguided": ("unguided: a small blue dog", "unguided\nguidance 1, 4 passes, 0.250 s"),
     }

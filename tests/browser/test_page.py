@@ -125,6 +125,58 @@ def test_one_slider_wipes_all(browser: Browser, page: Path):
         assert browser.colours(stack, 0.5) == [RED]
 
 
+# Enlarging
+
+
+def large(browser: Browser) -> tuple[str, list[str]]:
+    """The words of the picture in the open dialog, and its colours."""
+    (picture,) = browser.visible("#enlarged img")
+    return picture.get_attribute("alt"), browser.colours(picture, 0.5)
+
+
+def test_enter_enlarges_a_picture_and_arrows_go_on_to_its_neighbours(browser: Browser, page: Path):
+    browser.open(page)
+    button = browser.press("#cards .zoom", Keys.ENTER)
+    assert large(browser) == (f"CFG teacher: {PROMPTS[0]}", [RED])
+    assert browser.visible("#enlarged img")[0].size["width"] > 500
+    keyboard = ActionChains(browser.driver)
+    keyboard.send_keys(Keys.ARROW_RIGHT).perform()
+    assert large(browser) == (f"unguided: {PROMPTS[0]}", [LIME])
+    ActionChains(browser.driver).send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT).perform()
+    assert large(browser) == (f"student: {PROMPTS[0]}", [BLUE])
+    ActionChains(browser.driver).send_keys(Keys.ESCAPE).perform()
+    assert browser.visible("#enlarged") == []
+    assert browser.driver.switch_to.active_element == button
+
+
+def test_a_click_enlarges_each_picture_the_students_too_and_a_drag_does_not(
+    browser: Browser, page: Path
+):
+    browser.open(page)
+    for number, colour in enumerate((RED, LIME, BLUE)):
+        browser.visible("#cards img")[number].click()
+        assert large(browser)[1] == [colour]
+        browser.one("#enlarged img").click()
+        assert browser.visible("#enlarged") == []
+    stack = browser.one(".stack")
+    drag = ActionChains(browser.driver, duration=20).move_to_element(stack).click_and_hold()
+    drag.move_by_offset(30, 0).release().perform()
+    assert browser.visible("#enlarged") == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pictures_drawn_large_are_shown_at_256_pixels_or_more(
+    browser: Browser, tmp_path: Path, width: int
+):
+    run = measured(previewed(begun(tmp_path / "run"), size=600), size=600)
+    page = run / "report.html"
+    page.write_text(render(gather(RunFolder(run))), encoding="utf-8")
+    browser.open(page, width)
+    assert {p.size["width"] >= 256 for p in browser.visible("article img:not(.over)")} == {True}
+    root = browser.one("html")
+    assert root.get_property("scrollWidth") <= width
+
+
 # Filtering
 
 
@@ -247,9 +299,11 @@ def test_every_control_is_reached_by_tab_in_the_order_of_reading(browser: Browse
     browser.js("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     # of radio buttons, Tab reaches the one that is chosen
     expected = browser.visible(
-        "a, select, summary, pre, .scroll[tabindex], input:not([type=radio]), input:checked"
+        "a, select, summary, pre, .scroll[tabindex], input:not([type=radio]), input:checked, .zoom"
     )
-    assert len(expected) == 7 + 1 + 1 + 1 + 3 + 2 + 3 * 2 + 1 + 3 + 1  # links, ..., table, settings
+    pictures = 9 + 4 + 6
+    others = 7 + 1 + 1 + 1 + 3 + 2 + 3 * 2 + 1 + 3 + 1  # links, ..., table, settings
+    assert len(expected) == pictures + others
     for element in expected:
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
         assert browser.driver.switch_to.active_element == element

@@ -67,6 +67,19 @@ def test_long_names_leave_the_bars_their_room() -> None:
     assert [row[0] for row in chart.rows] == names
 
 
+def test_a_lines_highest_point_lies_below_the_top_of_the_chart() -> None:
+    """Of a flat line too, whose own margin would be nothing."""
+    chart = curves("Flat", {"loss": [(1, 0.75), (2, 0.76)]}, "step", "loss")
+    (line,) = paths(chart.light, COLOURS["light"][0])[:1]
+    heights = [float(y) for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", line.get("d", ""))]
+    axis = [
+        float(y)
+        for d in re.findall(r'd="(M [^"]*)"', source(chart.light))
+        for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", d)
+    ]
+    assert min(heights) > min(axis) + 8
+
+
 def test_a_line_charts_words_tell_where_each_line_begins_and_ends() -> None:
     alt = line_chart().alt
     assert alt == "Training. loss: 1 at 10, 0.25 at 30; held out: 0.75 at 10, 0.5 at 30."

@@ -25,7 +25,13 @@ def test_parts_stand_one_after_the_other() -> None:
 
 def test_values_are_escaped_and_style_and_script_are_not() -> None:
     values = {"name": "<b>", "pipeline": "&", "steps": 1, "prompt": "</textarea>", "dial": '["]'}
-    values |= {"start": 0, "dial_trained": True, "longest_prompt": 1, "largest_seed": 1}
+    values |= {
+        "start": 0,
+        "dial_trained": True,
+        "warning": "",
+        "longest_prompt": 1,
+        "largest_seed": 1,
+    }
     text = fill("compare.html", "a > b {}", "1 < 2;", "", **values)
     assert "<style>a > b {}</style>" in text
     assert "<script>1 < 2;</script>" in text

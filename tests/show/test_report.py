@@ -23,6 +23,7 @@ from pages import (
     STEPS,
     begun,
     draw,
+    levels,
     measured,
     previewed,
     recorded,
@@ -34,13 +35,15 @@ from PIL import Image, ImageColor
 from guidefold.ground.errors import CorruptFileError, RunError
 from guidefold.ground.progress import evenly_chosen
 from guidefold.run.config import dump_toml, load_settings
-from guidefold.run.files import read_json
+from guidefold.run.files import append_line, read_json
 from guidefold.run.folder import RunFolder
 from guidefold.run.paths import without_paths
 from guidefold.run.settings import KINDS
 from guidefold.show.report import _duration, _smooth, gather, render, report
 from guidefold.show.report_pictures import LARGEST, MANY, SHOWN_STEPS
 
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-0.1.0"
+SECONDS = ["seconds", "seconds, LoRA not fused"]
 VOID = {"meta", "link", "img", "input", "source", "br", "hr"}
 REFERENCES = ("src", "srcset", "href", "action", "poster", "data")
 
@@ -485,16 +488,18 @@ def test_a_folder_without_a_run_gets_no_page(whole: Shown, tmp_path: Path) -> No
 
 def test_the_headline_holds_the_results_figures(whole: Shown) -> None:
     found = whole.facts["headline"]
-    assert [figure for figure, _ in found] == ["20 passes", "95.0%", "88%"]  # 0.76 / 0.8, 1 - 1/8
+    assert [figure for figure, _ in found] == ["20 passes", "4x", "95.0%", "88%"]
     assert "makes 40" in found[0][1]
-    assert "over 3 paired prompts (95% interval 90% to 100%)" in found[1][1]
+    assert "0.25 s to 0.0625 s per picture" in found[1][1]
+    assert "2x with the LoRA loaded" in found[1][1]
+    assert "over 3 paired prompts (95% interval 90% to 100%)" in found[2][1]
 
 
 def test_without_a_judge_nothing_is_said_of_alignment(tmp_path: Path) -> None:
     run = measured(trained(begun(tmp_path / "run")), judged=False)
     found = gather(RunFolder(run))
-    assert [figure for figure, _ in found["headline"]] == ["20 passes", "88%"]
-    assert found["table"][0] == ["who", "passes", "seconds", "saturation"]
+    assert [figure for figure, _ in found["headline"]] == ["20 passes", "4x", "88%"]
+    assert found["table"][0] == ["kind", "passes", *SECONDS, "saturation"]
     assert [chart.title for chart in found["charts"]] == [
         "Training",
         "Residual guidance by noise level",
@@ -514,14 +519,52 @@ def test_marks_follow_the_judges_verdicts(whole: Shown) -> None:
 def test_the_table_says_what_each_kind_costs(whole: Shown) -> None:
     headings, rows = whole.facts["table"]
     measured = ["alignment", "Fréchet distance", "recall", "saturation"]
-    assert headings == ["who", "passes", "seconds", *measured]
+    assert headings == ["kind", "passes", *SECONDS, *measured]
     assert rows == [
-        ["CFG teacher", "40", "0.250", "0.800", "-", "-", "0.500"],
-        ["unguided", "20", "0.125", "0.300", "3.250", "0.500", "0.500"],
-        ["student", "20", "0.125", "0.760", "0.500", "0.750", "0.500"],
-        ["student, fused", "20", "0.062", "", "", "", ""],
+        ["CFG teacher", "40", "0.250", "", "0.800", "-", "-", "0.500"],
+        ["unguided", "20", "0.125", "", "0.300", "3.250", "0.500", "0.500"],
+        ["student", "20", "0.062", "0.125", "0.760", "0.500", "0.750", "0.500"],
     ]
-    assert "as a set, with the teacher's" in whole.html.replace("&#39;", "'")
+    assert "each kind's set of pictures" in whole.html.replace("&#39;", "'")
+
+
+def with_residual(run: Path, residual: float) -> str:
+    found = read_json(run / "results.json")
+    found["residual_guidance"]["teacher_states"]["mean"] = residual
+    write(run / "results.json", found)
+    return html(run)
+
+
+def test_a_run_that_folds_too_little_says_so_and_names_the_settings(run: Path) -> None:
+    warned = with_residual(run, 0.71)
+    for words in ("Only 29% of the guidance is folded", "distill.steps=80 (now 40)"):
+        assert words in warned
+    assert "adapter.rank (now 32)" in warned
+    assert "is folded: train longer" not in with_residual(run, 0.45)
+
+
+def test_a_run_that_still_trains_is_not_called_undertrained(tmp_path: Path) -> None:
+    assert "train longer" not in html(trained(begun(tmp_path / "one"), steps=20))
+    done = trained(begun(tmp_path / "two"))
+    line = {"step": 40, "residual_guidance": 0.9, "levels": levels(0.9)}
+    append_line(done / "log.jsonl", line)
+    assert "Only 10% of the guidance" in html(done)
+
+
+def test_an_adapter_stands_with_code_for_each_client(run: Path) -> None:
+    findings = read_json(FIXTURE / "probe.json")
+    about = {"usage_hint": "guidance_scale=1", "findings": findings}
+    write(run / "adapter" / "guidefold.json", about)
+    found = gather(RunFolder(run))
+    uses = {use.client: use for use in found["uses"]}
+    assert {"Python", "ComfyUI", "Forge", "AUTOMATIC1111"} <= uses.keys()
+    code = uses["Python"].code
+    compile(code, "code", "exec")
+    for words in ('"adapter"', "fuse_lora()", "guidance_scale=1.0"):
+        assert words in code
+    assert uses["ComfyUI"].code == "guidefold export . --format all"
+    assert "models/loras" in uses["ComfyUI"].note
+    assert render(found).count("data-copy") == len(uses) + 1  # and once in the script
 
 
 def test_the_run_says_what_it_took(whole: Shown) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from guidefold.ground import console, plural
-from guidefold.run import KINDS, METADATA, Results, RunFolder, read_json
+from guidefold.run import KINDS, METADATA, Results, RunFolder, read_json, read_log
 
 if TYPE_CHECKING:
     from guidefold import api
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def distill_and_export(run: api.Run) -> None:
     """Record, train, write and check the adapter; print where it is and its dial."""
     from guidefold.lora import Dial
+    from guidefold.show import folded_share
 
     run.distill()
     if not run.main:
@@ -31,11 +32,8 @@ def distill_and_export(run: api.Run) -> None:
     dial = Dial.from_json(metadata)
     for line in _dial_lines(dial):
         console.print(f"  {line}", markup=False)
-    if dial.measured_otherwise is not None:
-        console.print(
-            "Beware: the guidance measured at strength 1 is not the scale it was trained for: too "
-            "little is folded yet; train longer (distill.steps)."
-        )
+    settings, log = run.session.settings, read_log(run.session.run.log)
+    _print_warning(folded_share(None, log), settings)
     if loader == "diffusers":
         console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
 
@@ -54,24 +52,41 @@ def _dial_lines(dial: Dial) -> list[str]:
 def show_results(results: dict[str, Any], settings: Settings) -> None:
     """Write the page of a measured run and print its results."""
     from guidefold import api
+    from guidefold.show import folded_share
 
     page = api.report(settings)
-    _print_results(Results.model_validate(results), RunFolder(settings.run), page)
+    measured, run = Results.model_validate(results), RunFolder(settings.run)
+    _print_results(measured, run, page)
+    _print_warning(folded_share(measured, read_log(run.log)), settings)
+
+
+def _print_warning(folded: float | None, settings: Settings) -> None:
+    """Print a warning where the adapter folds too little."""
+    from guidefold.show import undertrained
+
+    if warning := undertrained(folded, settings):
+        console.print(f"Beware: {warning}", markup=False)
 
 
 def _print_results(results: Results, run: RunFolder, page: Path) -> None:
+    from guidefold.show import seconds_of, speed_up
+
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "alignment", "passes / picture", "denoiser s / picture"):
+    headings = ("", "alignment", "passes / picture", "denoiser s / picture", "LoRA not fused")
+    for heading in headings:
         table.add_column(heading, justify="left" if not heading else "right")
     for kind in KINDS:
         row = results.of(kind)
         alignment = "-" if row.alignment is None else f"{row.alignment:.3f}"
-        seconds = f"{row.denoiser_seconds_per_image:.3f}"
-        table.add_row(kind, alignment, f"{row.passes_per_image:g}", seconds)
-    fused = f"{results.student.denoiser_seconds_per_image_fused:.3f}"
-    table.add_row("student, fused", "", "", fused)
+        seconds = ["" if value is None else f"{value:.3f}" for value in seconds_of(row)]
+        table.add_row(kind, alignment, f"{row.passes_per_image:g}", *seconds)
     console.print()
     console.print(table)
+    if (faster := speed_up(results)) is not None:
+        console.print(
+            f"\nThe student, its adapter fused, is {faster[0]:.2g} times as fast as the teacher "
+            f"({faster[1]:.2g} times with the LoRA loaded and not fused)."
+        )
     residual = results.residual_guidance
     console.print(
         f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "

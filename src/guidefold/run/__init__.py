@@ -33,6 +33,7 @@ from guidefold.run.folder import LINES, METADATA, RunFolder, ensure_folder, lock
 from guidefold.run.paths import hub_id, public_name, rooted, without_paths
 from guidefold.run.records import (
     AGAIN,
+    KindResults,
     Log,
     NoiseLevel,
     PeakMemory,
@@ -84,6 +85,7 @@ __all__ = [
     "DistillSettings",
     "Format",
     "Kind",
+    "KindResults",
     "Log",
     "LoraFormat",
     "NoiseLevel",

@@ -11,5 +11,19 @@ from guidefold.show.live import open_live
 from guidefold.show.report import report
 from guidefold.show.sample import sample
 from guidefold.show.server import serving
+from guidefold.show.summary import folded_share, seconds_of, speed_up, undertrained
 
-__all__ = ["Upload", "curves", "open_live", "pack", "push", "report", "sample", "serving"]
+__all__ = [
+    "Upload",
+    "curves",
+    "folded_share",
+    "open_live",
+    "pack",
+    "push",
+    "report",
+    "sample",
+    "seconds_of",
+    "serving",
+    "speed_up",
+    "undertrained",
+]

@@ -18,6 +18,7 @@ INKS = {"light": "#1c2330", "dark": "#e6e9ef"}
 # 'bright' and 'light' schemes, https://sronpersonalpages.nl/~pault/)
 COLOURS = {"light": ("#4477aa", "#aa3377", "#228833"), "dark": ("#77aadd", "#ee99bb", "#bbcc33")}
 MARKERS = ("o", "s", "^")
+HEADROOM = 1.08  # of a chart above its highest point, so that its marker is whole
 STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "guidefold",  # the same chart is the same file
@@ -72,7 +73,9 @@ def curves(
             axes.plot(x, y, color=colour, label=name, marker=symbol, markersize=4)
         if falling:
             axes.invert_xaxis()
-        axes.set_ylim(bottom=0)
+        # The axis's own margin is a share of the data's range: of a flat line, next to nothing.
+        highest = max(y for points in series.values() for _, y in points)
+        axes.set_ylim(0, HEADROOM * highest if highest > 0 else 1)
 
     ends = [
         f"{name}: {points[0][1]:.3g} at {points[0][0]:g}, {points[-1][1]:.3g} at {points[-1][0]:g}"

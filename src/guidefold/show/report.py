@@ -34,6 +34,8 @@ from guidefold.show.report_pictures import (
     pictures_by_step,
     pictures_by_strength,
 )
+from guidefold.show.summary import folded_share, seconds_of, speed_up, undertrained
+from guidefold.show.usage import usage
 
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
 EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
@@ -85,6 +87,8 @@ def gather(run: RunFolder) -> dict[str, Any]:
         "name": run.name,
         "state": _state(settings, trajectories, log, results),
         "headline": _headline(results) if results else [],
+        "warning": _warning(settings, log, results),
+        "uses": usage(settings, about),
         "table": _table(results) if results else None,
         "results": results,
         "pictures": pictures_by_prompt(run, index) if index else [],
@@ -113,7 +117,7 @@ def render(page: Mapping[str, Any]) -> str:
     Returns:
         The document.
     """
-    style, script = read_parts("page.css"), read_parts("wipe.js", "page.js")
+    style, script = read_parts("page.css"), read_parts("wipe.js", "enlarge.js", "page.js")
     policy = content_policy(style, script, "img-src data:")
     return fill("page.html", style, script, policy, **page)
 
@@ -133,15 +137,22 @@ def _state(
     return f"recording: {len(recorded)} trajectories so far" if recorded else "begun"
 
 
+def _warning(settings: Settings, log: Log, results: Results | None) -> str:
+    """A warning where the trained adapter folds too little; empty while it trains."""
+    training = log.step < settings.distill.steps
+    return "" if training else undertrained(folded_share(results, log), settings)
+
+
 def _headline(results: Results) -> list[tuple[str, str]]:
-    """The two or three main results, each a figure with its meaning."""
+    """The main results, each a figure with its meaning."""
     student, teacher = results.student, results.teacher
-    figures = [
-        (
-            f"{student.passes_per_image:g} passes",
-            f"a picture, where the guided teacher makes {teacher.passes_per_image:g}",
-        )
-    ]
+    passes = f"per picture; the guided teacher makes {teacher.passes_per_image:g}"
+    figures = [(f"{student.passes_per_image:g} passes", passes)]
+    if (faster := speed_up(results)) is not None:
+        times = f"{teacher.denoiser_seconds_per_image:.3g} s to {seconds_of(student)[0]:.3g} s"
+        meaning = f"as fast in the denoiser with the adapter fused ({times} per picture)"
+        loaded = f"{faster[1]:.2g}x with the LoRA loaded and not fused"
+        figures.append((f"{faster[0]:.2g}x", f"{meaning}; {loaded}"))
     if teacher.alignment and student.alignment is not None:
         ratio = student.alignment / teacher.alignment
         meaning = f"of the teacher's alignment, over {plural(results.prompts, 'paired prompt')}"
@@ -161,13 +172,11 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for kind in KINDS:
         measured = results.of(kind)
-        passes, seconds = measured.passes_per_image, measured.denoiser_seconds_per_image
+        seconds = ["" if value is None else f"{value:.3f}" for value in seconds_of(measured)]
         values = [getattr(measured, name) for name in names]
         numbers = ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append([NAMES[kind], f"{passes:g}", f"{seconds:.3f}", *numbers])
-    fused = f"{student.denoiser_seconds_per_image_fused:.3f}"
-    rows.append(["student, fused", f"{student.passes_per_image:g}", fused, *[""] * len(names)])
-    return ["who", "passes", "seconds", *names.values()], rows
+        rows.append([NAMES[kind], f"{measured.passes_per_image:g}", *seconds, *numbers])
+    return ["kind", "passes", "seconds", "seconds, LoRA not fused", *names.values()], rows
 
 
 def _charts(log: Log, results: Results | None, adapter: Mapping[str, Any]) -> list[Chart]:

@@ -27,8 +27,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guidefold.ground import InputError
+from guidefold.run import Results, read_log
 from guidefold.show.html import content_policy, fill, read_parts
 from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT, Comparison, LivePictures
+from guidefold.show.summary import folded_share, undertrained
 
 HOME = "127.0.0.1"  # the loopback address only: others are open to the network
 TOKEN = "X-Guidefold-Token"
@@ -236,6 +238,10 @@ def _page(live: LivePictures, style: str, script: str, policy: str) -> str:
         dial=json.dumps(live.dial),
         start=[strength for strength, _ in live.dial].index(session.compared.strength),
         dial_trained=session.settings.adapter.dial,
+        warning=undertrained(
+            folded_share(Results.read(session.run.results), read_log(session.run.log)),
+            session.settings,
+        ),
         longest_prompt=LONGEST_PROMPT,
         largest_seed=LARGEST_SEED,
     )

@@ -66,6 +66,15 @@ def read_card(folder: Path) -> ModelCard:
 # What lies there
 
 
+def test_an_adapter_that_folds_too_little_is_published_with_a_warning(
+    packed: Callable[[str], Run],
+) -> None:
+    for run in map(packed, (MEASURED, "sd3")):  # measured, and validated alone
+        (remark,) = [remark for remark in run[1] if remark.startswith("The card warns: Only ")]
+        assert "is folded: train longer, for example with distill.steps=" in remark
+        assert "of the guidance is folded: train longer" in read_card(hub(run)).text
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_holds_all_that_a_repository_needs(
     packed: Callable[[str], Run], name: str

@@ -21,9 +21,19 @@ from guidefold.judge import LIBRARIES
 from guidefold.listen import Findings
 from guidefold.lora import DIFFUSERS_FILE, Dial
 from guidefold.pipeline import DTYPES
-from guidefold.run import KINDS, Results, Settings, dump_toml, hub_id, public_name, without_paths
+from guidefold.run import (
+    KINDS,
+    Results,
+    Settings,
+    dump_toml,
+    hub_id,
+    public_name,
+    read_log,
+    without_paths,
+)
 from guidefold.session import Session
 from guidefold.show.report_pictures import NAMES
+from guidefold.show.summary import folded_share, seconds_of, undertrained
 
 REPOSITORY = "OWNER/NAME"
 """The placeholder for the repository's name, which push replaces."""
@@ -36,6 +46,7 @@ TASKS = {
     "text-to-audio": "TEXT2AUDIO",
 }
 """The hub's pipeline tags, and the names of diffusers' lists of such pipelines."""
+SECONDS = ("seconds, teacher = 1", "seconds, LoRA not fused")
 TAGS = ("lora", "guidance-distillation", "classifier-free-guidance", "guidefold")
 # Characters with a meaning in Markdown: emphasis, links, tables, code, formulas, URLs, mentions.
 SPECIAL = re.compile(r"([\\`*_\[\]{}|~$:@#])|(?<=www)\.")
@@ -86,6 +97,7 @@ def card(session: Session, content: PackedContent) -> str:
         "passes": f"{findings.passes_on:g}",
         "metadata": content.metadata,
         "stands_for": dial.stands_for,
+        "warning": undertrained(folded_share(content.results, read_log(session.run.log)), settings),
         "pictures": content.pictures,
         "results": content.results,
         "evaluated": content.evaluated,
@@ -173,17 +185,14 @@ def front_matter(
 def table(results: Results) -> list[list[str]]:
     """Headings and rows of the results; seconds as shares of the teacher's."""
     judged = results.teacher.alignment is not None
-    seconds = results.teacher.denoiser_seconds_per_image
-    rows = [["", *(["alignment"] if judged else []), "passes a picture", "seconds, teacher = 1"]]
+    total = results.teacher.denoiser_seconds_per_image
+    rows = [["", *(["alignment"] if judged else []), "passes per picture", *SECONDS]]
     for kind in KINDS:
         measured = results.of(kind)
         aligned = [f"{measured.alignment:.3f}"] if judged else []
-        share = _share(measured.denoiser_seconds_per_image, seconds)
-        rows.append([NAMES[kind], *aligned, f"{measured.passes_per_image:g}", share])
-    student = results.student
-    fused = _share(student.denoiser_seconds_per_image_fused, seconds)
-    passes = f"{student.passes_per_image:g}"
-    return [*rows, ["student, fused", *([""] if judged else []), passes, fused]]
+        seconds = [_share(value, total) for value in seconds_of(measured)]
+        rows.append([NAMES[kind], *aligned, f"{measured.passes_per_image:g}", *seconds])
+    return rows
 
 
 def code(session: Session, *, images: bool) -> str:
@@ -204,16 +213,16 @@ def code(session: Session, *, images: bool) -> str:
     arguments = [_literal(prompt.text)] if prompt.text else []
     arguments += [f"{name}={_literal(value)}" for name, value in call.items()]
     arguments += [f"generator=torch.Generator().manual_seed({seed})"]
-    lines = ["import torch", *_opening_lines(settings, findings)]
+    lines = ["import torch", *opening_lines(settings, findings)]
     lines += [
         f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
     ]
-    lines += [*_loading_lines(findings), f"{'picture' if images else 'result'} = pipeline("]
+    lines += [*loading_lines(findings), f"{'picture' if images else 'result'} = pipeline("]
     lines += [f"    {argument}," for argument in arguments]
     return "\n".join([*lines, ").images[0]" if images else ")[0]"])
 
 
-def _opening_lines(settings: Settings, findings: Findings) -> list[str]:
+def opening_lines(settings: Settings, findings: Findings) -> list[str]:
     """The lines that open the base."""
     base = public_name(settings.pipeline.source) or ""
     dtype = str(DTYPES[settings.pipeline.dtype])
@@ -235,22 +244,27 @@ def _opening_lines(settings: Settings, findings: Findings) -> list[str]:
     ]
 
 
-def _loading_lines(findings: Findings) -> list[str]:
-    """The lines that load the adapter, as :func:`~guidefold.lora.loaded.load_part` does."""
+def loading_lines(findings: Findings, adapter: str = REPOSITORY) -> list[str]:
+    """The lines that load the adapter, as :func:`~guidefold.lora.loaded.load_part` does.
+
+    Args:
+        findings: The probe's findings.
+        adapter: The adapter's repository or folder.
+    """
     first, *others = findings.denoisers
     if findings.loader == "peft":
         return [
-            f'PeftModel.from_pretrained(pipeline.{name}, "{REPOSITORY}"'
+            f'PeftModel.from_pretrained(pipeline.{name}, "{adapter}"'
             + ("" if name == first else f', subfolder="{name}"')
             + ")"
             for name in findings.denoisers
         ]
     file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="guidance"'
-    lines = ["pipeline.load_lora_weights(", f'    "{REPOSITORY}", {file}', ")"]
+    lines = ["pipeline.load_lora_weights(", f'    "{adapter}", {file}', ")"]
     # Keys of every file begin with the first denoiser's name, which diffusers takes off as prefix.
     for name in others:
         part = f'    subfolder="{name}", prefix="{first}",'
-        lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{REPOSITORY}", {file},', part, ")"]
+        lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{adapter}", {file},', part, ")"]
     dial = [] if others else ['pipeline.set_adapters("guidance", 1.0)  # the dial']
     return [*lines, *dial]
 
@@ -288,5 +302,8 @@ def _clients(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
                 yield {**use, "place": place, "file": inside(verdict).as_posix()}
 
 
-def _share(seconds: float, total: float) -> str:
+def _share(seconds: float | None, total: float) -> str:
+    """A time as a share of another; empty where there is none."""
+    if seconds is None:
+        return ""
     return f"{seconds / total:.2f}" if total else "-"

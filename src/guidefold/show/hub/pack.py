@@ -28,6 +28,7 @@ from guidefold.run import (
     finished_folder,
     hub_id,
     read_json,
+    read_log,
     require_run,
     restore_folder,
     sha256,
@@ -40,6 +41,7 @@ from guidefold.show.hub.card import WORKFLOW, PackedContent, card
 from guidefold.show.hub.comfyui import describe_workflow, unsuitable
 from guidefold.show.hub.licences import licence_for
 from guidefold.show.hub.workflow import graph, to_api, to_ui
+from guidefold.show.summary import folded_share, undertrained
 
 CARD = "README.md"
 WORKFLOW_API = "comfyui-workflow-api.json"
@@ -227,6 +229,8 @@ def _remarks(settings: Settings, content: PackedContent, run: RunFolder) -> Iter
             "No base_model in the card's front matter: the base is no repository of the hub here. "
             f"If it is one, write base_model: OWNER/NAME into {CARD}."
         )
+    if warning := undertrained(folded_share(content.results, read_log(run.log)), settings):
+        yield f"The card warns: {warning}"
     if content.results is None:
         older = Results.read(run.results, AGAIN)
         what = _mismatch(older, content.metadata) if older else "is not measured yet"

@@ -1,4 +1,4 @@
-// Asks for pictures and shows them. Whatever comes from elsewhere is written as text, never as HTML.
+// Requests pictures and shows them. Whatever comes from elsewhere is written as text, never as HTML.
 
 const QUICK = 3000; // milliseconds: a drawing that took less is made again as the dial moves
 const POLL = 150;
@@ -22,7 +22,7 @@ async function ask(path, options = {}) {
   try {
     answer = await fetch(path, { ...options, headers });
   } catch {
-    throw new Error("Nobody answers: 'guidefold compare' has ended. Start it again.");
+    throw new Error("The server does not answer: 'guidefold compare' has ended. Start it again.");
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
@@ -43,12 +43,19 @@ function complain(text) {
   part("fault").hidden = !text;
 }
 
+const seconds = (value) => `${value < 100 ? value.toPrecision(3) : value.toFixed()} s`;
+
+function time(kind, about) { // fused, the student makes the unguided teacher's passes and no others
+  if (kind !== "student") return seconds(about.seconds);
+  const fused = shown.unguided && !waits("unguided") ? `${seconds(shown.unguided.about.seconds)} fused, ` : "";
+  return `${fused}${seconds(about.seconds)} loaded`;
+}
+
 function describe(kind, about) {
   const set = kind === "student" ? `strength ${number(about.strength)}` : `guidance ${number(about.guidance)}`;
   const bold = document.createElement("b");
   bold.textContent = NAMES[kind];
-  const cost = `${number(about.passes)} passes, ${about.seconds < 100 ? about.seconds.toPrecision(3) : about.seconds.toFixed()} s`;
-  return [bold, `${set}, ${cost}`];
+  return [bold, `${set}, ${number(about.passes)} passes, ${time(kind, about)}`];
 }
 
 function image(about, alt, address) {
@@ -66,11 +73,14 @@ async function show(kind, about, wish) {
   const alt = `${NAMES[kind]}: ${wish.prompt}`;
   shown[kind] = { id: about.id, address: URL.createObjectURL(data), about, alt };
   const figure = document.querySelector(`[data-kind="${kind}"]`);
-  figure.querySelector("figcaption").replaceChildren(...describe(kind, about));
   const place = figure.querySelector(".stack, .frame");
   place.style.setProperty("--shape", `${about.width} / ${about.height}`);
   place.replaceChildren(image(about, alt, shown[kind].address));
   figure.classList.remove("waiting");
+  for (const drawn of Object.keys(shown)) { // the student's time is known with the unguided one's
+    const caption = document.querySelector(`[data-kind="${drawn}"] figcaption`);
+    caption.replaceChildren(...describe(drawn, shown[drawn].about));
+  }
   part("result").hidden = false;
   lay();
 }
