@@ -72,7 +72,7 @@ def test_an_adapter_that_folds_too_little_is_published_with_a_warning(
     for run in map(packed, (MEASURED, "sd3")):  # measured, and validated alone
         (remark,) = [remark for remark in run[1] if remark.startswith("The card warns: Only ")]
         assert "is folded: train longer, for example with distill.steps=" in remark
-        assert "of the guidance is folded: train longer" in read_card(hub(run)).text
+        assert "of the guidance is folded" in read_card(hub(run)).text
 
 
 @pytest.mark.parametrize("name", FAMILIES)
