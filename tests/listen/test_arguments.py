@@ -6,18 +6,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
 from guidefold.ground.errors import UnfoldableError
 from guidefold.listen.arguments import (
     NotBatchableError,
     find_layout,
-    flatten,
     join,
+    objects_of,
     split,
     tensors_of,
     tree_map,
     trees_close,
-    unflatten,
+    trees_equal,
 )
 
 
@@ -152,21 +153,6 @@ def test_a_form_that_does_not_double_is_refused_by_its_path(one: Any, two: Any) 
         find_layout(({"mask": one}, 0), ({"mask": two}, 0))
 
 
-def test_flatten_and_back_is_the_same_tree_and_its_skeleton_is_json() -> None:
-    tree = list(arguments([1, 2]))
-    skeleton, tensors = flatten(tree)
-    assert all("." in name for name in tensors)
-    assert_same(unflatten(json.loads(json.dumps(skeleton)), tensors.__getitem__), tree)
-
-
-@pytest.mark.parametrize(
-    "leaf", [object(), {(1,): 2}, {torch.eye(2)}], ids=["object", "key", "set"]
-)
-def test_a_leaf_that_no_file_holds_is_refused_by_its_path(leaf: Any) -> None:
-    with pytest.raises(UnfoldableError, match=r"arguments\.deep\.1: the denoiser is called with a"):
-        flatten({"deep": [0, leaf]})
-
-
 def test_tree_map_reaches_every_tensor_and_leaves_the_rest() -> None:
     tree = arguments([1, 2])
     doubled = tree_map(lambda t: t * 2, tree)
@@ -203,3 +189,47 @@ def test_trees_that_differ_in_one_leaf_are_not_alike(change: str) -> None:
     assert trees_close(one, one)
     assert not trees_close(one, other)
     assert not trees_close(other, one)
+
+
+def cache(*samples: int) -> QwenImage21KVCache:
+    """A cache of two layers, the first filled; every batched leaf tells its sample's number."""
+    filled = QwenImage21KVCache(2)
+    keys = torch.tensor(samples, dtype=torch.float32).view(-1, 1, 1, 1)
+    filled.get_layer(0).store(keys, keys + 0.5)
+    return filled
+
+
+def test_an_object_is_batched_by_its_attributes() -> None:
+    layout = find_layout({"kv": cache(1)}, {"kv": cache(1, 2)})
+    assert json.loads(json.dumps(layout)) == layout
+    one, two = split({"kv": cache(4, 7)}, layout, 2)
+    assert isinstance(two["kv"], QwenImage21KVCache)
+    assert trees_equal(one["kv"], cache(4))
+    assert trees_equal(two["kv"], cache(7))
+    assert trees_equal(join([one, two], layout)["kv"], cache(4, 7))
+
+
+def test_an_object_that_stands_twice_is_one_in_what_is_made_of_it() -> None:
+    shared = cache(4, 7)
+    tree = {"kv": shared, "again": [shared]}
+    layout = find_layout(
+        {"kv": cache(1), "again": [cache(1)]}, {"kv": cache(1, 2), "again": [cache(1, 2)]}
+    )
+    parts = split(tree, layout, 2)
+    for made in (*parts, join(parts, layout), tree_map(torch.clone, tree)):
+        assert made["kv"] is made["again"][0]
+        assert made["kv"] is not shared
+    assert list(map(id, objects_of(tree))) == [id(shared)]
+
+
+def test_caches_with_other_contents_are_not_alike() -> None:
+    assert trees_equal(cache(3), cache(3))
+    assert not trees_equal(cache(3), cache(4))
+    assert not trees_close(cache(3), QwenImage21KVCache(2))
+
+
+def test_an_object_that_holds_itself_is_refused() -> None:
+    ring = QwenImage21KVCache(1)
+    ring.layer_caches = [ring]
+    with pytest.raises(UnfoldableError, match="holds itself"):
+        tree_map(torch.clone, ring)

@@ -12,6 +12,7 @@ from guidefold.listen.output_map import (
     OutputMap,
     find_output_map,
     find_scaling,
+    one_map,
     output_tensor,
     rows_of,
 )
@@ -116,3 +117,13 @@ def test_a_denoiser_that_returns_no_tensor_is_refused(output: object) -> None:
 
 def test_an_output_without_rows_counts_as_one() -> None:
     assert [rows_of(x) for x in (torch.tensor(1.0), SimpleNamespace(), RAW[:1])] == [1, 1, 1]
+
+
+def test_a_step_without_the_part_that_is_dropped_has_the_map_of_the_others() -> None:
+    last, whole = OutputMap("last", 1), OutputMap("whole")
+    pairs = [(RAW, RAW[:, 3:]), (RAW[:, 3:], RAW[:, 3:])]
+    assert [find_output_map(*pair) for pair in pairs] == [last, whole]
+    assert one_map([last, whole], pairs) == [last, last]
+    turned = [(RAW, RAW), (RAW, -RAW)]
+    maps = [find_output_map(*pair) for pair in turned]
+    assert one_map(maps, turned) == maps

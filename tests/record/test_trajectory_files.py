@@ -1,6 +1,7 @@
 """Trajectories on disk: what is read is what was written, and a damaged file is named."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from guidefold.ground.errors import CorruptFileError, NonFiniteError
+from guidefold.listen.arguments import trees_equal
 from guidefold.record.trajectory_files import (
     KeptState,
     StateRef,
@@ -221,3 +223,21 @@ def test_an_sdxl_trajectory_at_the_default_settings_takes_seven_megabytes_at_mos
     write_trajectory(path, states, None)
     assert kept == 25
     assert path.stat().st_size <= 7e6
+
+
+def test_states_that_differ_in_form_are_read_as_they_were_written(tmp_path: Path) -> None:
+    first, *rest = kept_states()
+    longer = [
+        replace(
+            state, arguments=(state.arguments[0], {"earlier": [noise(7, 2)], "own": noise(k, k)})
+        )
+        for k, state in enumerate(rest, 1)
+    ]
+    path = tmp_path / "0.safetensors"
+    write_trajectory(path, [first, *longer], None)
+    for row, state in enumerate([first, *longer]):
+        assert trees_equal(StateRef(path, row, 1.0, 1.0).read().arguments, state.arguments)
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+    assert "once/arguments.1.earlier.0" in names
+    assert {"row-1/arguments.1.own", "row-2/arguments.1.own"} <= names

@@ -35,6 +35,7 @@ class Entry:
         off: What else switches passes off, beside ``guidance_argument``.
         passes: A step with guidance on, without anything of ``off``.
         sources: Of states that can be recorded; some schedulers cannot add noise.
+        memory: Whether the denoiser reads at later steps what it wrote at an earlier one.
     """
 
     build: Build
@@ -48,6 +49,7 @@ class Entry:
     off: Mapping[str, float]
     passes: int
     sources: tuple[str, ...]
+    memory: bool = False
 
 
 def entry(
@@ -63,6 +65,7 @@ def entry(
     off: Mapping[str, float] = MappingProxyType({}),
     passes: int = 2,
     sources: tuple[str, ...] = SOURCES,
+    memory: bool = False,
 ) -> Entry:
     """An entry from what differs between pipelines; fields as in :class:`Entry`."""
     return Entry(
@@ -77,6 +80,7 @@ def entry(
         off=MappingProxyType(dict(off)),
         passes=passes,
         sources=sources,
+        memory=memory,
     )
 
 

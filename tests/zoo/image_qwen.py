@@ -173,7 +173,7 @@ def qwen_image_21() -> QwenImage21Pipeline:
 FILL = {"control_image": "cat.png", "control_mask": "mask.png"}
 QWEN = SIZED | NEGATIVE
 # With its cache, a step's denoiser reads what the first step left in an argument.
-QWEN_21 = NEGATIVE | {"height": 64, "width": 64, "output_resolution": 64, "use_kv_cache": False}
+QWEN_21 = NEGATIVE | {"height": 64, "width": 64, "output_resolution": 64}
 EDIT = NEGATIVE | {"height": 128, "width": 128}
 TARGET_FIRST = "first along dimension 1"
 
@@ -231,7 +231,11 @@ ENTRIES = {
         **TRUE_CFG,
     ),
     "qwen_image_21": entry(
-        qwen_image_21, "flow", QWEN_21, output="last along dimension 1", **TRUE_CFG
+        qwen_image_21,
+        "flow",
+        QWEN_21 | {"use_kv_cache": False},
+        output="last along dimension 1",
+        **TRUE_CFG,
     ),
     "qwen_image_21_edit": entry(
         qwen_image_21,
@@ -239,6 +243,7 @@ ENTRIES = {
         QWEN_21,
         inputs=IMAGE,
         output="last along dimension 1",
+        memory=True,
         **TRUE_CFG,
     ),
 }

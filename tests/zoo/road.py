@@ -14,11 +14,13 @@ from guidefold.ground.errors import UnfoldableError
 from guidefold.listen.call import call_inputs
 from guidefold.listen.capture import drive
 from guidefold.listen.findings import Findings
+from guidefold.listen.memory import EARLIER
 from guidefold.listen.probe import probe
 from guidefold.lora.adapter import attach
 from guidefold.pipeline.denoisers import as_one_module, denoisers
 from guidefold.pipeline.open import open_pipeline
 from guidefold.pipeline.prompts import load_prompts
+from guidefold.record.trajectory_files import StateRef, read_round, state_refs
 from guidefold.run.files import read_json, read_lines
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_tensors
@@ -43,6 +45,7 @@ class Travelled:
         findings: The probe's.
         facts: The line of ``facts.json`` that the pipeline and the probe give.
         sources: Of the recorded states.
+        memory: Whether a recorded state comes with calls that must be made before its own.
         moved: How far the adapter moves the model outputs of a run, at most.
         off_student: How far a stock pipeline that loads the written adapter is from the trained
             student, at most.
@@ -51,6 +54,7 @@ class Travelled:
     findings: Findings
     facts: dict[str, Any]
     sources: set[str]
+    memory: bool
     moved: float
     off_student: float
 
@@ -73,6 +77,7 @@ def travel(entry: Entry, folder: Path) -> Travelled:
         findings=findings,
         facts=facts_of(stock, findings),
         sources={line["source"] for line in lines},
+        memory=any(EARLIER in ref.read().arguments[1] for ref in _states(run)),
         moved=float((theirs - bare).abs().max()),
         off_student=float((theirs - ours).abs().max()),
     )
@@ -91,6 +96,7 @@ def check_road(name: str, folder: Path) -> None:
     assert str(findings.output_map) == entry.output_map
     assert found.facts == FACTS[name]
     assert found.sources == set(entry.sources)
+    assert found.memory == entry.memory
     assert found.off_student < CLOSE * found.moved
 
 
@@ -161,6 +167,12 @@ def _other(value: Any, k: int) -> Any:
     if isinstance(value, str) and value.endswith(".safetensors"):
         return value.replace(".safetensors", f"-{k}.safetensors")
     return value
+
+
+def _states(run: Path) -> list[StateRef]:
+    """Every recorded state to train on."""
+    rounds = [path.parent for path in run.rglob("manifest.jsonl")]
+    return [ref for r in rounds for ref in state_refs(r, read_round(r), "training")]
 
 
 def _stock(folder: Path) -> DiffusionPipeline:

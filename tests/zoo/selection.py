@@ -48,6 +48,7 @@ def features_of(entry: Entry, facts: Mapping[str, Any]) -> Set[Feature]:
         ("prediction", entry.prediction),
         ("passes", entry.passes),
         ("takes_prompt", entry.takes_prompt),
+        ("memory", entry.memory),
         *(("off", name) for name in entry.off),
         *(("source", source) for source in entry.sources),
         *(("input", name) for name in entry.inputs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from guidefold.deliver.tensor_checks import (
 )
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError
-from guidefold.listen import Tree, output_tensor, tree_map
+from guidefold.listen import Tree, call_recorded, output_tensor, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
 from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
 from guidefold.run import Format, load_settings, require_run
@@ -246,10 +246,10 @@ def _compare(
     tolerance = max(1e-3, 4 * max(torch.finfo(dtype).eps for dtype in held))
     worst = 0.0
     for ref, truth in zip(trained.refs, trained.expected, strict=True):
-        args, kwargs = ref.read().arguments
-        if kwargs.get(COMPONENT, base.name) != base.name:
+        arguments = ref.read().arguments
+        if arguments[1].get(COMPONENT, base.name) != base.name:
             continue  # this state belongs to another denoiser
-        apart = float((_predict(denoiser, args, kwargs) - truth).abs().max() / truth.abs().max())
+        apart = float((_predict(denoiser, arguments) - truth).abs().max() / truth.abs().max())
         worst = max(worst, apart)
         if not apart <= tolerance:
             raise VerifyError(
@@ -260,11 +260,10 @@ def _compare(
 
 
 @torch.no_grad()
-def _predict(denoiser: nn.Module, args: Tree, kwargs: Mapping[str, Any]) -> torch.Tensor:
+def _predict(denoiser: nn.Module, arguments: Tree) -> torch.Tensor:
     device = next(denoiser.parameters()).device
-    own = {name: value for name, value in kwargs.items() if name != COMPONENT}
-    args, own = tree_map(lambda tensor: tensor.to(device), (args, own))
-    return output_tensor(denoiser(*args, **own)).float()
+    moved = tree_map(lambda tensor: tensor.to(device), arguments)
+    return output_tensor(call_recorded(denoiser, moved)).float()
 
 
 def _check_layers(trained: Trained, base: Base, loader: str) -> None:

@@ -8,12 +8,10 @@ from guidefold.listen.arguments import (
     Layout,
     NotBatchableError,
     Tree,
-    flatten,
     join,
     split,
     tensors_of,
     tree_map,
-    unflatten,
 )
 from guidefold.listen.call import call_inputs, check_rows, guidance_argument, run_inputs
 from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
@@ -21,10 +19,12 @@ from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed
 from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
 from guidefold.listen.listener import Call, Listener, Step
+from guidefold.listen.memory import call_recorded
 from guidefold.listen.output_map import fit_rows, output_tensor, rows_of
 from guidefold.listen.probe import lora_loader, prediction_type, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
 from guidefold.listen.probe_record import read_findings, still_valid, write_findings
+from guidefold.listen.stored import flatten, unflatten
 
 __all__ = [
     "GUIDER",
@@ -42,6 +42,7 @@ __all__ = [
     "Step",
     "Tree",
     "call_inputs",
+    "call_recorded",
     "check_rows",
     "check_tokenizers",
     "denoisers_of",

@@ -11,15 +11,17 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.ground import CaptureError, UnfoldableError, generator
-from guidefold.listen.arguments import Tree, tensors_of, tree_map
+from guidefold.listen.arguments import Tree, objects_of, tensors_of, tree_map
 from guidefold.listen.capture import follow
 from guidefold.listen.listener import Step
+from guidefold.listen.memory import EARLIER
 from guidefold.listen.output_map import (
     OutputMap,
     Scaling,
     find_output_map,
     find_scaling,
     fit_rows,
+    one_map,
     output_tensor,
 )
 from guidefold.pipeline import COMPONENT
@@ -91,7 +93,8 @@ def follow_stubbed(
     arguments = [arguments_of(step, several=len(listened) > 1) for step in steps]
     timesteps = [step.timestep for step in steps]
     try:
-        maps = [find_output_map(r, s.model_output) for r, s in zip(raws, steps, strict=True)]
+        pairs = [(raw, step.model_output) for raw, step in zip(raws, steps, strict=True)]
+        maps = one_map([find_output_map(*pair) for pair in pairs], pairs)
         scalings: list[Scaling | None] = [None] * len(steps)
     except UnfoldableError:
         # The map is not exact as it stands, so the pipeline may mix the state in: compare two
@@ -125,16 +128,31 @@ def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:
 
 
 def arguments_of(step: Step, *, several: bool) -> Tree:
-    """The arguments of a step's only call; with several denoisers, also the called one's name."""
+    """The arguments of a step's only call, and of the calls that must be made before it.
+
+    With several denoisers, each call's also hold the called one's name.
+    """
     (call,) = step.calls
-    args, kwargs = call.arguments
-    return args, {**kwargs, COMPONENT: call.denoiser} if several else kwargs
+
+    def named(name: str, arguments: Tree) -> Tree:
+        args, kwargs = arguments
+        return args, {**kwargs, COMPONENT: name} if several else kwargs
+
+    args, kwargs = named(call.denoiser, call.arguments)
+    earlier = [named(*before) for before in call.earlier]
+    return args, {**kwargs, EARLIER: earlier} if earlier else kwargs
+
+
+def fullest(arguments: Sequence[Tree]) -> Tree:
+    """The first arguments of a run that need calls before them; if none do, the first of all."""
+    return next((a for a in arguments if EARLIER in a[1]), arguments[0])
 
 
 class RandomStub:
     """Replaces a denoiser: returns noise of the same form, at no cost.
 
-    The real denoiser is called once per shape of arguments; its output is the template.
+    The real denoiser is called once per shape of arguments; its output is the template. One with
+    objects among its arguments is called every time: it may write into them.
 
     Args:
         seed: The seed of the noise.
@@ -165,7 +183,7 @@ class RandomStub:
     ) -> Any:
         """Answer one call."""
         key = (name, *((tuple(t.shape), t.dtype) for t in tensors_of((args, kwargs))))
-        if key not in self._templates:
+        if key not in self._templates or objects_of((args, kwargs)):
             self._templates[key] = denoiser(*args, **kwargs)
             self.real_calls += 1
         output = tree_map(self._draw, self._templates[key])

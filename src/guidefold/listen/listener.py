@@ -15,7 +15,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.ground import UnfoldableError
-from guidefold.listen.arguments import Tree, tree_map
+from guidefold.listen.arguments import Tree
+from guidefold.listen.memory import Kept, Memory, clone
 from guidefold.listen.output_map import rows_of
 
 MISSING = object()
@@ -32,6 +33,8 @@ class Call:
         output: The denoiser's output; None unless the listener keeps arguments.
         rows: Samples through the denoiser: the leading size of the output.
         seconds: Time inside the denoiser, the device's queue included.
+        earlier: Calls that have written into the arguments' objects, each as the called component's
+            name and its arguments; empty unless the listener keeps arguments.
     """
 
     denoiser: str
@@ -39,6 +42,7 @@ class Call:
     output: Any
     rows: int
     seconds: float
+    earlier: tuple[tuple[str, Tree], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Listener:
     on_step: Callable[[], None] | None = None
     steps: list[Step] = field(default_factory=list)
     _calls: list[Call] = field(default_factory=list)
+    _memory: Memory = field(default_factory=Memory)
     _restore: list[tuple[Any, str, Any]] = field(default_factory=list)
 
     def __enter__(self) -> Listener:
@@ -125,7 +130,7 @@ class Listener:
                 )
             given = signature.bind(*args, **kwargs).arguments
             # Cloned before the call: some solvers write into the tensors that they are given.
-            received = {n: _clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
+            received = {n: clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
             return self._record_step(received, original(*args, **kwargs))
 
         functools.update_wrapper(step, original)
@@ -168,14 +173,17 @@ class Listener:
         uncompiled: Any = torch.compiler.disable
 
         @uncompiled  # type: ignore[untyped-decorator]
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
-            return (_clone((args, kwargs)) if self.keep_arguments else ((), {})), _now(module)
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kept, float]:
+            kept = self._memory.keep((args, kwargs)) if self.keep_arguments else Kept(((), {}))
+            return kept, _now(module)
 
         @uncompiled  # type: ignore[untyped-decorator]
-        def after(kept: Any, start: float, output: Any) -> None:
+        def after(kept: Kept, start: float, output: Any) -> None:
             seconds = _now(module) - start
             kept_output = output if self.keep_arguments else None
-            self._calls.append(Call(name, kept, kept_output, rows_of(output), seconds))
+            self._memory.note(name, kept)
+            call = Call(name, kept.arguments, kept_output, rows_of(output), seconds, kept.earlier)
+            self._calls.append(call)
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -188,10 +196,6 @@ class Listener:
             return output
 
         return uncompiled(forward, recursive=False)  # type: ignore[no-any-return]
-
-
-def _clone(tree: Tree) -> Tree:
-    return tree_map(lambda tensor: tensor.detach().clone(), tree)
 
 
 def _next_state(result: Any) -> torch.Tensor:

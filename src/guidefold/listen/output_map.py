@@ -144,9 +144,27 @@ def find_output_map(raw: torch.Tensor, model_output: torch.Tensor) -> OutputMap:
     for candidate in _candidates(raw, model_output):
         for negated in (False, True):
             guess = replace(candidate, negated=negated)
-            if torch.equal(guess(raw, model_output.shape).to(model_output), model_output):
+            if _gives(guess, raw, model_output):
                 return guess
     raise _unknown(raw, model_output)
+
+
+def one_map(
+    maps: Sequence[OutputMap], pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> list[OutputMap]:
+    """The first of the steps' maps that holds at every step, for each step; else the maps.
+
+    A denoiser that leaves out, at later steps, what the pipeline drops at the first one gives the
+    whole model output there, which is also its last part.
+
+    Args:
+        maps: One for each step.
+        pairs: Each step's raw output and model output.
+    """
+    for candidate in dict.fromkeys(maps):
+        if all(_gives(candidate, *pair) for pair in pairs):
+            return [candidate] * len(maps)
+    return list(maps)
 
 
 def find_scaling(
@@ -174,6 +192,15 @@ def find_scaling(
             b = arrived.double() - a * candidate(raw.double(), arrived.shape)
             return replace(candidate, scaled=True), Scaling(a, b)
     raise _unknown(raw, arrived)
+
+
+def _gives(output_map: OutputMap, raw: torch.Tensor, model_output: torch.Tensor) -> bool:
+    """Whether a map turns a raw output into the model output, bit for bit."""
+    wanted = model_output.numel()
+    fits = raw.numel() == wanted or (output_map.select != "whole" and raw.numel() > wanted)
+    if not fits:
+        return False
+    return torch.equal(output_map(raw, model_output.shape).to(model_output), model_output)
 
 
 def _candidates(raw: torch.Tensor, model_output: torch.Tensor) -> Iterator[OutputMap]:

@@ -19,7 +19,13 @@ from guidefold.listen.call import (
     parameters_of,
 )
 from guidefold.listen.capture import denoisers_of, drive, passes_of
-from guidefold.listen.dry_run import RandomStub, arguments_of, check_pairs, follow_stubbed
+from guidefold.listen.dry_run import (
+    RandomStub,
+    arguments_of,
+    check_pairs,
+    follow_stubbed,
+    fullest,
+)
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import find_off, find_origin, scale_arguments, stop_guiding
 from guidefold.listen.listener import Step
@@ -107,7 +113,7 @@ class _Probe:
         denoiser = as_one_module(self.listened)
         with watched(candidates(denoiser, "all")) as reasons:
             check_output(denoiser, dry, unguided)
-        first = dry.arguments[0]
+        first = fullest(dry.arguments)
         if other is not None:
             check_prompts_differ(pipeline, names[0], first, self._arguments(student, [other]))
         return Findings(
@@ -174,7 +180,7 @@ class _Probe:
         steps = drive(
             self.pipeline, inputs, seeds, self.listened, stub=self.stub, keep_arguments=True
         )
-        return arguments_of(steps[0], several=several)
+        return fullest([arguments_of(step, several=several) for step in steps])
 
     def _layout(self, first: Tree, student: Mapping[str, Any], prompt: Prompt) -> Layout:
         """The layout of a call for two: the same prompt twice, or else two pictures of it."""

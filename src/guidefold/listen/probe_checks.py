@@ -16,7 +16,9 @@ from guidefold.listen.capture import drive, follow
 from guidefold.listen.dry_run import DryRun
 from guidefold.listen.guidance import CALLBACK
 from guidefold.listen.listener import Step
+from guidefold.listen.memory import call_recorded
 from guidefold.listen.output_map import output_tensor
+from guidefold.listen.stored import stored
 
 STEPS = 2
 SEED = 0
@@ -70,18 +72,20 @@ def check_prompts_differ(
 def check_output(denoiser: nn.Module, dry: DryRun, unguided: list[Step]) -> None:
     """Recorded arguments and output map must give the pipeline's own unguided model output.
 
+    The arguments are those that come back from a file.
+
     Args:
         denoiser: The module; several denoisers as one.
         dry: The run with a stubbed denoiser, through the states of ``unguided``.
         unguided: The run without guidance.
 
     Raises:
+        UnfoldableError: The arguments cannot be recorded; the error names the first that cannot.
         CaptureError: They do not; the error gives the difference.
     """
     for index, (arguments, truth) in enumerate(zip(dry.arguments, unguided, strict=True)):
-        args, kwargs = arguments
         with torch.no_grad():
-            raw = output_tensor(denoiser(*args, **kwargs))
+            raw = output_tensor(call_recorded(denoiser, stored(arguments)))
         expected = truth.model_output
         mine = dry.model_output(index, raw, expected.shape).to(expected)
         if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-4):

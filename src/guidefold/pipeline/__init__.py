@@ -5,7 +5,7 @@ distilled; several denoisers become one module.
 """
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
-from guidefold.pipeline.denoisers import COMPONENT, as_one_module, denoisers, unwrap
+from guidefold.pipeline.denoisers import COMPONENT, Denoisers, as_one_module, denoisers, unwrap
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.media import Media, open_media
 from guidefold.pipeline.open import (
@@ -31,6 +31,7 @@ from guidefold.pipeline.prompts import (
 __all__ = [
     "COMPONENT",
     "DTYPES",
+    "Denoisers",
     "Media",
     "Prompt",
     "as_one_module",

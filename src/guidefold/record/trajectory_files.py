@@ -1,6 +1,7 @@
 """Finished trajectories on disk: one safetensors file each, one manifest line each.
 
-Tensors that are equal at every kept step (prompt embeddings) are stored once, others stacked.
+Tensors that are equal at every kept step (prompt embeddings) are stored once, others stacked; those
+that only some states have, or in other shapes, stand under their state's row.
 """
 
 from __future__ import annotations
@@ -84,13 +85,7 @@ def write_trajectory(
     """
     flat = [flatten(list(state.arguments)) for state in states]
     skeletons = [skeleton for skeleton, _ in flat]
-    tensors: dict[str, torch.Tensor] = {}
-    for name, first in flat[0][1].items():
-        column = [leaves[name] for _, leaves in flat]
-        if all(torch.equal(first, other) for other in column[1:]):
-            tensors[f"once/{name}"] = first
-        else:
-            tensors[f"step/{name}"] = torch.stack(column)
+    tensors = _columns([leaves for _, leaves in flat])
     tensors["step/target"] = torch.stack([state.target for state in states])
     original = {n: str(t.dtype).removeprefix("torch.") for n, t in tensors.items()}
     if dtype is not None:
@@ -105,6 +100,21 @@ def write_trajectory(
     digest = write_tensors(path, tensors, metadata)
     size = path.stat().st_size
     return {"file": path.name, "sha256": digest, "size": size, "timesteps": timesteps}
+
+
+def _columns(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The states' tensors under the file's names: once, stacked, or by the state's row."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name in dict.fromkeys(name for leaves in states for name in leaves):
+        rows = {row: leaves[name] for row, leaves in enumerate(states) if name in leaves}
+        first, *others = rows.values()
+        if all(torch.equal(first, other) for other in others):
+            tensors[f"once/{name}"] = first
+        elif len(rows) == len(states) and len({t.shape for t in others} | {first.shape}) == 1:
+            tensors[f"step/{name}"] = torch.stack([first, *others])
+        else:
+            tensors |= {f"row-{row}/{name}": tensor for row, tensor in rows.items()}
+    return tensors
 
 
 def read_round(folder: Path, *, verify: bool = True) -> list[TrajectoryLine]:
@@ -183,10 +193,13 @@ class _Trajectory:
         )
 
     def _tensor(self, name: str, row: int) -> torch.Tensor:
-        stored = f"once/{name}" if f"once/{name}" in self._once else f"step/{name}"
-        tensor = self._once.get(stored)
-        if tensor is None:
-            tensor = self._file.get_slice(stored)[row]
+        alone = f"row-{row}/{name}"
+        if alone in self.metadata["dtypes"]:
+            stored, tensor = alone, self._file.get_tensor(alone)
+        elif f"once/{name}" in self._once:
+            stored, tensor = f"once/{name}", self._once[f"once/{name}"]
+        else:
+            stored, tensor = f"step/{name}", self._file.get_slice(f"step/{name}")[row]
         dtype: torch.dtype = getattr(torch, self.metadata["dtypes"][stored])
         return tensor.to(dtype)
 

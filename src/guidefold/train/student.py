@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from guidefold.ground import RunError, UnfoldableError, compat
-from guidefold.listen import Findings, output_tensor, tree_map
+from guidefold.listen import Findings, call_recorded, output_tensor
 from guidefold.lora import BITS, Adapter, Dial, attach, shrink_weights
 from guidefold.pipeline import COMPONENT
 from guidefold.record import StateRef
@@ -81,10 +81,8 @@ class Student:
         Returns:
             Shape of ``batch.target``.
         """
-        # Copied containers: some denoisers empty the lists that they are given.
-        args, kwargs = tree_map(lambda tensor: tensor, batch.arguments)
         with self.autocast():
-            raw = output_tensor((model or self.model)(*args, **kwargs))
+            raw = output_tensor(call_recorded(model or self.model, batch.arguments))
         return self.findings.output_map(raw, batch.target.shape)
 
     def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
@@ -192,8 +190,7 @@ class Student:
             return self.predict(self.examples[0], self.denoiser).float()
 
     def _raw(self, batch: Batch) -> torch.Tensor:
-        args, kwargs = batch.arguments
-        return output_tensor(self.denoiser(*args, **kwargs))
+        return output_tensor(call_recorded(self.denoiser, batch.arguments))
 
     def _predict_at(self, batch: Batch, strengths: torch.Tensor) -> torch.Tensor:
         with self.adapter.student_mode(strengths, train=False):
