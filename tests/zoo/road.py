@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 
 from guidefold.deliver.export import export
-from guidefold.ground.errors import UnfoldableError
+from guidefold.ground.errors import GuidefoldError, UnfoldableError
 from guidefold.listen.call import call_inputs
 from guidefold.listen.capture import drive
 from guidefold.listen.findings import Findings
@@ -37,6 +37,10 @@ STEPS = 3
 CLOSE = 0.02  # of how far the adapter moves what the pipeline says
 
 
+class BrokenVerdictError(AssertionError):
+    """A pipeline that the probe found foldable was refused, or failed, at a later stage."""
+
+
 @dataclass(frozen=True)
 class Travelled:
     """What was seen on the road.
@@ -60,12 +64,22 @@ class Travelled:
 
 
 def travel(entry: Entry, folder: Path) -> Travelled:
-    """Fold one pipeline's guidance, and use the result as a client would."""
+    """Fold one pipeline's guidance, and use the result as a client would.
+
+    Raises:
+        GuidefoldError: The probe refuses it.
+        BrokenVerdictError: A later stage does.
+    """
     entry.build().save_pretrained(folder / "pipeline", safe_serialization=True)
     settings = _settings(entry, folder)
-    distill(settings)
-    adapter = export(settings)
     run = Path(settings.run)
+    try:
+        distill(settings)
+        adapter = export(settings)  # reloads what it wrote and compares it with the student
+    except GuidefoldError as error:
+        if not (run / "probe.json").exists():
+            raise
+        raise BrokenVerdictError(f"the probe found it foldable, then: {error}") from error
     findings = Findings.from_json(read_json(run / "probe.json"))
     lines = [line for path in run.rglob("manifest.jsonl") for line in read_lines(path)]
     stock = _stock(folder)

@@ -83,7 +83,8 @@ def _split(tree: Tree, layout: Layout, count: int, done: Objects) -> list[Tree]:
         return list(done[id(tree)])
     columns = {k: _split(v, layout["fields"][str(k)], count, done) for k, v in fields.items()}
     rows = [{k: column[i] for k, column in columns.items()} for i in range(count)]
-    return _kept(tree, id(tree), [with_fields(tree, row) for row in rows], done)
+    made: list[Tree] = _kept(tree, id(tree), [with_fields(tree, row) for row in rows], done)
+    return made
 
 
 def join(trees: Sequence[Tree], layout: Layout) -> Tree:

@@ -30,9 +30,10 @@ def is_plain(kind: type) -> bool:
 
     Modules, and classes with a constructor in C, with slots or with a destructor are none.
     """
+    constructor: Any = kind.__new__
     return (
         _library(kind.__module__) in LIBRARIES
-        and kind.__new__ is object.__new__
+        and constructor is object.__new__
         and not issubclass(kind, nn.Module)
         and not any("__slots__" in vars(base) for base in kind.__mro__)
         and not hasattr(kind, "__del__")

@@ -201,7 +201,8 @@ class _Trajectory:
         else:
             stored, tensor = f"step/{name}", self._file.get_slice(f"step/{name}")[row]
         dtype: torch.dtype = getattr(torch, self.metadata["dtypes"][stored])
-        return tensor.to(dtype)
+        converted: torch.Tensor = tensor.to(dtype)
+        return converted
 
 
 @lru_cache(maxsize=256)
