@@ -35,7 +35,7 @@ def is_plain(kind: type) -> bool:
         _library(kind.__module__) in LIBRARIES
         and constructor is object.__new__
         and not issubclass(kind, nn.Module)
-        and not any("__slots__" in vars(base) for base in kind.__mro__)
+        and not any(vars(base).get("__slots__") for base in kind.__mro__)
         and not hasattr(kind, "__del__")
     )
 
