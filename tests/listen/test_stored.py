@@ -21,7 +21,7 @@ from guidefold.listen.stored import flatten, stored, unflatten
 def glm_cache() -> GlmImageKVCache:
     filled = GlmImageKVCache(2)
     filled.set_mode("write")
-    filled[0].store(torch.ones(1, 2), torch.zeros(1, 2))
+    filled[0].store(torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1))
     return filled
 
 
@@ -46,8 +46,9 @@ def test_a_tree_comes_back_from_json_and_tensors_as_it_was(name: str) -> None:
 def test_a_cache_that_comes_back_works_as_it_did() -> None:
     cache = stored(glm_cache())
     cache.set_mode("read")
-    keys, _ = cache[0].get(torch.zeros(1, 1), torch.zeros(1, 1))
-    assert torch.equal(keys, torch.tensor([[1.0, 1.0, 0.0]]))
+    later = torch.zeros(1, 1, 1, 1)
+    keys, _ = cache[0].get(later, later)
+    assert torch.equal(keys.flatten(), torch.tensor([1.0, 1.0, 0.0]))
 
 
 def test_an_object_that_stands_twice_comes_back_as_one() -> None:
