@@ -116,6 +116,11 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return cast("nn.Module", getattr(module, "_orig_mod", module))
 
 
+def is_named_tuple(kind: type) -> bool:
+    """Whether a class is one of named tuples: they have no class of their own."""
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
 def fake_tensor_mode() -> Any:
     """A context in which tensors have shapes, types and storages, but no memory."""
     return _lookup("torch._subclasses.fake_tensor", "FakeTensorMode")()

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from guidefold.ground import CorruptFileError, LibraryError
+from guidefold.ground import CorruptFileError, LibraryError, compat
 
 LIBRARIES = ("diffusers", "torch", "transformers")
 """The packages whose classes are taken apart and named in files."""
@@ -59,7 +59,7 @@ def with_items(like: list[Any] | tuple[Any, ...], items: Iterable[Any]) -> Any:
 
 def is_named(node: object) -> bool:
     """Whether a value is a named tuple."""
-    return isinstance(node, tuple) and hasattr(node, "_fields")
+    return compat.is_named_tuple(type(node))
 
 
 def has_class(node: object) -> bool:
@@ -113,8 +113,7 @@ def find_class(name: str) -> type:
 
 def _holds_data(kind: type) -> bool:
     output = issubclass(kind, Mapping) and is_dataclass(kind)
-    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
-    return output or named or is_plain(kind)
+    return output or compat.is_named_tuple(kind) or is_plain(kind)
 
 
 def _library(module: str) -> str:
