@@ -78,8 +78,8 @@ def test_alpha_of_the_configuration_is_folded_in(
 
 def test_diffusers_metadata_says_alpha() -> None:
     header = {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "text_encoder.lora_alpha": 2}'}
-    assert alphas_of(header, "unet") == {"lora_alpha": 8}
-    assert alphas_of({}, "unet") == {}
+    assert alphas_of(header, "unet", Path("a.safetensors")) == {"lora_alpha": 8}
+    assert alphas_of({}, "unet", Path("a.safetensors")) == {}
 
 
 def test_old_names_of_attention_layers_are_read(base: LayerNames) -> None:

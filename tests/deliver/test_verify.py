@@ -84,6 +84,24 @@ def only(verdicts: list[Verdict]) -> str:
     return verdict.problems[0]
 
 
+# Not finite
+
+
+@pytest.mark.parametrize("against", ["run", "pipeline"])
+@pytest.mark.parametrize(
+    ("kind", "part"), [("kohya", ".alpha"), ("kohya", ".lora_up.weight"), ("fused", "norm1.weight")]
+)
+def test_a_tensor_that_is_not_finite_is_named(
+    settings: Settings, tmp_path: Path, kind: str, part: str, against: str
+) -> None:
+    whole = file(settings, kind)
+    name = next(name for name in load_file(whole) if name.endswith(part))
+    broken = bare(whole, tmp_path / whole.name, lambda n, t: t * torch.nan if n == name else t)
+    by: dict[str, Any] = {"run": Path(settings.run)}
+    by = by if against == "run" else {"pipeline": settings.pipeline.source}
+    assert only(verify(broken, **by)) == f"not finite: {name}"
+
+
 # For another base
 
 

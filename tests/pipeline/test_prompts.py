@@ -82,7 +82,7 @@ def test_a_prompt_knows_its_line(tmp_path: Path) -> None:
 BAD: dict[str, tuple[str | bytes, str]] = {
     "a.txt": (b"a cat\na d\xffg\n", "a.txt:2: not valid UTF-8 at byte 3"),
     "first-byte.txt": (b"\xff\xfea\0", "first-byte.txt:1: not valid UTF-8 at byte 0"),
-    "nul.txt": ("a cat\na d\0g\n", "nul.txt:2: NUL character"),
+    "nul.txt": ("a cat\na d\0g\n", "nul.txt:2: the prompt holds a NUL character"),
     "one.txt": ("a cat\n\n", "one.txt: too few prompts (1)"),
     "same.txt": ("a cat\na cat \n", "same.txt: too few prompts (1)"),
     "none.txt": ("", "none.txt: too few prompts (0)"),
@@ -94,7 +94,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "quotes.csv": ('prompt\n"a" cat\n', "quotes.csv:2: not a CSV line"),
     "open-quote.csv": ('prompt\n"a cat\na dog\n', "open-quote.csv:3: not a CSV line"),
     "bytes.jsonl": (b'"a cat"\n"\x80"\n', "bytes.jsonl:2: not valid UTF-8 at byte 1"),
-    "broken.jsonl": ('{"prompt": "a cat"}\n{"prompt": \n', "broken.jsonl:2: not JSON"),
+    "broken.jsonl": (
+        '{"prompt": "a cat"}\n{"prompt": \n',
+        "broken.jsonl:2: not valid JSON (Expecting value at column 12)",
+    ),
     "no-field.jsonl": ('"a cat"\n{"_title": "x"}\n', "no-field.jsonl:2: no field named prompt"),
     "list.jsonl": ('["a cat"]\n', "list.jsonl:1: a list, where text or an object is expected"),
     "absent.jsonl": ('"a cat"\n{"image": "a.png"}\n', "absent.jsonl:2: no such file"),
@@ -102,7 +105,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "number.jsonl": ('{"prompt": 7}\n', "number.jsonl:1: the prompt is int, not text"),
     "null.jsonl": ('{"prompt": null}\n', "null.jsonl:1: the prompt is NoneType, not text"),
     "blank.jsonl": ('"a cat"\n" "\n', "blank.jsonl:2: empty prompt"),
-    "surrogate.jsonl": ('"a cat"\n"\\ud800"\n', "surrogate.jsonl:2: not valid Unicode"),
+    "surrogate.jsonl": (
+        '"a cat"\n"\\ud800"\n',
+        "surrogate.jsonl:2: the prompt holds half of a surrogate pair",
+    ),
     "damaged.parquet": (b"PAR1" * 9, "damaged.parquet: not a Parquet file"),
     "empty.parquet": (b"", "empty.parquet: not a Parquet file"),
     "prompts.json": ("[]", "prompts.json: prompts cannot be read from a '.json' file"),
@@ -167,7 +173,7 @@ def test_without_pyarrow_a_parquet_file_is_refused_with_what_to_install(
 def test_a_caption_that_is_no_file_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.png", b"")
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(PromptError, match=r"a\.txt: Is a directory"):
+    with pytest.raises(PromptError, match=r"a\.txt: not a file, but a folder"):
         load_prompts(tmp_path)
 
 

@@ -6,7 +6,6 @@ the rank, whatever alpha the file had.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,7 +16,13 @@ import torch.nn.functional as F
 
 from guidefold.deliver.clients import PARTS, kohya_stem, processor_name, stem
 from guidefold.deliver.layer_names import LayerNames
-from guidefold.ground import InputError, MismatchError, NonFiniteError
+from guidefold.ground import (
+    CorruptFileError,
+    InputError,
+    MismatchError,
+    NonFiniteError,
+    parse_json,
+)
 from guidefold.lora import layers_of
 from guidefold.run import Format
 
@@ -154,18 +159,27 @@ def read(
         if not {"down", "up"} <= pair.keys():
             raise MismatchError(f"'{layer}': one half of its pair is missing", "")
         down, up = pair["down"], pair["up"]
+        if min(down.ndim, up.ndim) < 2 or not down.shape[0] == up.shape[1] > 0:
+            shapes = f"{list(down.shape)} and {list(up.shape)}"
+            raise MismatchError(f"'{layer}': its halves do not fit together: {shapes}", "")
         scale = _alpha(layer, pair, config, down.shape[0]) / down.shape[0]
         plain[f"{layer}.lora_A.weight"] = down
         plain[f"{layer}.lora_B.weight"] = up if scale == 1 else (up.float() * scale).to(up.dtype)
     return plain
 
 
-def alphas_of(header: Mapping[str, str], component: str) -> dict[str, Any]:
+def alphas_of(header: Mapping[str, str], component: str, path: Path) -> dict[str, Any]:
     """Rank and alpha from diffusers' metadata, keyed as in peft's configuration.
 
     Source: diffusers loaders/lora_base.py ``LORA_ADAPTER_METADATA_KEY``.
+
+    Raises:
+        CorruptFileError: The metadata is no table.
     """
-    values = json.loads(header.get(ADAPTER_METADATA, "{}"))
+    place = f"{path}, its {ADAPTER_METADATA}"
+    values = parse_json(header.get(ADAPTER_METADATA, "{}"), place, CorruptFileError)
+    if not isinstance(values, dict):
+        raise CorruptFileError(f"{place}: holds no table")
     prefix = f"{component}."
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guidefold.deliver.formats import Tensors, alphas_of, format_of, named, of_one_rank, read
+from guidefold.deliver.formats import (
+    FORMATS,
+    Tensors,
+    alphas_of,
+    format_of,
+    named,
+    of_one_rank,
+    read,
+)
 from guidefold.deliver.layer_names import LayerNames
 from guidefold.deliver.metadata import header_for_clients
 from guidefold.ground import CorruptFileError, InputError, MismatchError
 from guidefold.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
 from guidefold.run import (
-    METADATA_KEY,
     Format,
+    parse_metadata,
     read_json,
     read_safetensors,
     write_json,
@@ -30,6 +38,13 @@ FILES: Mapping[Format, str] = {
     "fused": "diffusion_pytorch_model.safetensors",
 }
 """The file names under which libraries look for a format."""
+OWN_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "strength": lambda value: isinstance(value, int | float),
+    "format": lambda value: value in FORMATS,
+    "denoiser": lambda value: isinstance(value, str),
+    "findings": lambda value: isinstance(value, dict) and isinstance(value["denoisers"], list),
+}
+"""Of Guidefold's own metadata, the fields that are read here, and what each must be."""
 MORE_THAN_A_LORA = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
 SINCE = "damaged or edited since it was written; write it again with 'guidefold export'"
 
@@ -67,10 +82,12 @@ class LoraFile:
             InputError: peft's configuration sets more than a plain LoRA.
             MismatchError: The keys do not match the denoiser's layers.
         """
-        config: Mapping[str, Any] = alphas_of(self.header, names.component)
+        config = alphas_of(self.header, names.component, self.path)
         beside = self.path.parent / PEFT_CONFIG
         if self.kind == "peft" and beside.exists():
             config = read_json(beside)
+        if not isinstance(config, Mapping):
+            raise CorruptFileError(f"{beside}: holds no table")
         for name in MORE_THAN_A_LORA:
             if config.get(name):
                 raise InputError(f"{self.path}: '{name}' is set, which is more than a LoRA", "")
@@ -78,6 +95,11 @@ class LoraFile:
             return read(self.tensors, self.kind, names, config)
         except MismatchError as error:
             raise MismatchError(f"{self.path}: {error.message}", error.remedy) from error
+        except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
+            raise CorruptFileError(
+                f"{self.path}: the ranks and alphas that are given for its layers cannot be read "
+                f"({error})"
+            ) from error
 
 
 def read_lora(path: Path, kind: Format | None = None, *, own: bool = False) -> LoraFile:
@@ -94,13 +116,30 @@ def read_lora(path: Path, kind: Format | None = None, *, own: bool = False) -> L
         InputError: The keys are of no known format.
     """
     tensors, header = read_safetensors(path)
-    try:
-        metadata = json.loads(header.get(METADATA_KEY, "null"))
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: its metadata is no JSON ({error}): {SINCE}") from error
-    metadata = metadata if isinstance(metadata, Mapping) else {}
+    if not tensors:
+        raise CorruptFileError(f"{path}: it holds no tensors: {SINCE}")
+    metadata = _own_metadata(path, header)
     kind = kind or (own and metadata.get("format")) or format_of(tensors.keys(), path)
     return LoraFile(path, kind, tensors, header, metadata)
+
+
+def _own_metadata(path: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
+    """Guidefold's own metadata in a file's header; empty in other programs' files.
+
+    Raises:
+        CorruptFileError: It is no JSON, or a field that is read here has another type.
+    """
+    values = parse_metadata(header, path, SINCE)
+    if not isinstance(values, Mapping):
+        return {}
+    for name, fits in OWN_FIELDS.items():
+        try:
+            whole = name not in values or fits(values[name])
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise CorruptFileError(f"{path}: '{name}' in its metadata is damaged: {SINCE}")
+    return values
 
 
 def write_lora(

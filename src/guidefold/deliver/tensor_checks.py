@@ -27,6 +27,12 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
+def not_finite(tensors: Tensors) -> list[str]:
+    """One problem that names the tensors with a NaN or an infinity; empty for none."""
+    wrong = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    return [f"not finite: {first_few(sorted(wrong))}"] if wrong else []
+
+
 def wrong_widths(wanted: Tensors, denoiser: nn.Module) -> list[str]:
     """Problems with the widths that a LoRA was made for; empty where all fit the denoiser."""
     wrong = []

@@ -18,6 +18,7 @@ from guidefold.deliver.lora_file import LoraFile, read_lora
 from guidefold.deliver.tensor_checks import (
     first_few,
     loaded_otherwise,
+    not_finite,
     off_fused,
     off_student,
     wrong_weights,
@@ -162,6 +163,8 @@ def examine(
         if r.failed
     ]
     loader, difference = _loader_of(kind, base), None
+    if broken := not_finite(file.tensors):  # every comparison with a NaN fails, and says nothing
+        return Verdict(file.path, kind, len(keys), tuple(readings), "", None, (*problems, *broken))
     try:
         tensors = file.tensors if fused else file.plain(base.names)
         wrong = (wrong_weights if fused else wrong_widths)(tensors, base.denoiser)

@@ -1,7 +1,8 @@
 """The ground.
 
-Every error as a tree, random draws as functions of names, progress and polite stops, and the
-one room for other libraries' insides. All wings stand on it; it uses none of them.
+Every error as a tree, random draws as functions of names, parsers that do not crash, progress and
+polite stops, and the one room for other libraries' insides. All wings stand on it; it uses none of
+them.
 """
 
 from guidefold.ground.errors import (
@@ -20,6 +21,17 @@ from guidefold.ground.errors import (
     UnfoldableError,
     VerifyError,
 )
+from guidefold.ground.parse import (
+    check_regular,
+    is_there,
+    parse_json,
+    parse_toml,
+    read_json,
+    read_text,
+    shown,
+    too_deep,
+    unencodable,
+)
 from guidefold.ground.progress import (
     Stop,
     Stopped,
@@ -31,9 +43,17 @@ from guidefold.ground.progress import (
     stop_on_signals,
     task,
 )
-from guidefold.ground.randomness import derive_seed, generator, permutation, unit
+from guidefold.ground.randomness import (
+    LARGEST_SEED,
+    check_seeds,
+    derive_seed,
+    generator,
+    permutation,
+    unit,
+)
 
 __all__ = [
+    "LARGEST_SEED",
     "CaptureError",
     "ConfigError",
     "CorruptFileError",
@@ -51,14 +71,24 @@ __all__ = [
     "Task",
     "UnfoldableError",
     "VerifyError",
+    "check_regular",
+    "check_seeds",
     "console",
     "derive_seed",
     "evenly_chosen",
     "generator",
     "in_all",
+    "is_there",
+    "parse_json",
+    "parse_toml",
     "permutation",
     "plural",
+    "read_json",
+    "read_text",
+    "shown",
     "stop_on_signals",
     "task",
+    "too_deep",
+    "unencodable",
     "unit",
 ]

@@ -7,10 +7,30 @@ depends neither on batching, nor on the number of processes, nor on where a run 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from guidefold.ground.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+LARGEST_SEED = 2**63 - 1
+"""torch takes more, but numpy and JSON readers do not."""
+
+
+def check_seeds(seeds: Iterable[int]) -> None:
+    """Check seeds that a user gave.
+
+    Raises:
+        InputError: One is outside 0 to :data:`LARGEST_SEED`.
+    """
+    for seed in seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            shown = (
+                str(seed) if seed.bit_length() < 200 else f"a number of {seed.bit_length()} bits"
+            )
+            raise InputError(f"seed: {shown}", f"Use a seed from 0 to 2**63 - 1 ({LARGEST_SEED}).")
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageSequence
 from safetensors import safe_open
 
-from guidefold.ground import PromptError
+from guidefold.ground import PromptError, shown
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FILMS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
@@ -91,8 +91,9 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
         remedy = f"Names are relative to the folder '{folder}'."
         raise PromptError(f"{where}: no such file: {path}", remedy) from error
     except Exception as error:  # on damaged files, decoders raise exceptions of any type
+        reason = getattr(error, "strerror", None) or error  # without the path once more
         raise PromptError(
-            f"{where}: {path} cannot be read: {error}",
+            f"{where}: {shown(path)} cannot be read: {reason}",
             "Open it in the program it came from and save it again, or leave the row out.",
         ) from error
     return media
@@ -126,8 +127,16 @@ def show_value(value: Any) -> str:
 
 @lru_cache(maxsize=64)
 def _open(path: Path, _written: int) -> Any:
-    read = OPENERS.get(path.suffix.lower(), _read_frames)
-    return _read_frames(path) if path.is_dir() else read(path)
+    if path.is_dir():
+        return _read_frames(path)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Any:
+    """Read one file, which may be a frame; what is no regular file may never end."""
+    if not path.is_file():
+        raise ValueError("it is neither a file nor a folder")
+    return OPENERS.get(path.suffix.lower(), _read_frames)(path)
 
 
 def _copy(opened: Any) -> Any:
@@ -152,7 +161,7 @@ def _frames(folder: Path) -> list[Path]:
 
 
 def _read_frames(folder: Path) -> list[Image.Image]:
-    frames = [_read_picture(path) for path in _frames(folder)]
+    frames = [_read_file(path) for path in _frames(folder)]
     if not frames:
         raise ValueError("no pictures in this folder")
     return frames

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
-from guidefold.ground import ConfigError, PipelineError, compat
+from guidefold.ground import ConfigError, PipelineError, compat, read_json
 from guidefold.pipeline.loading import check_variants, load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -154,6 +154,11 @@ def check_folder(folder: Path) -> dict[str, Any]:
         )
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise PipelineError(
+                f"{folder}: holds a pipe or a device ({name}), reading which may never end",
+                "Remove it.",
+            )
         if path.suffix.lower() in CODE:
             raise PipelineError(
                 f"{folder}: holds Python code ({name}), which Guidefold does not run",
@@ -250,13 +255,7 @@ def _infer_config(path: Path) -> str:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be read ({error})") from error
-    except ValueError as error:
-        raise PipelineError(f"{path}: not valid JSON ({error})") from error
-    return _checked_index(str(path), values)
+    return _checked_index(str(path), read_json(path, PipelineError))
 
 
 def _load_index(hub_id: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +15,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from guidefold.ground import PromptError, derive_seed
+from guidefold.ground import (
+    PromptError,
+    check_regular,
+    derive_seed,
+    is_there,
+    parse_json,
+    read_text,
+    shown,
+    unencodable,
+)
 from guidefold.pipeline.media import PICTURES, find_media, name_columns, show_value
+from guidefold.run import leaves, wrong_size
 
 BUNDLED = {"general": "pipeline/prompts.txt", "world": "demo/prompts.txt"}
 COLUMNS = ("prompt", "text", "caption")
@@ -37,6 +46,15 @@ class Prompt:
     text: str
     source: str
     columns: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no tokenizer takes, wherever the prompt came from.
+
+        Raises:
+            PromptError: The text holds NUL or half of a surrogate pair.
+        """
+        if reason := unencodable(self.text):
+            raise PromptError(f"{self.source}: the prompt {reason}", "Save it as plain UTF-8.")
 
     @staticmethod
     def of(prompt: str | Prompt) -> Prompt:
@@ -139,6 +157,11 @@ def _place(prompt: Prompt) -> float:
 
 
 def _read(source: Path) -> Iterator[Prompt]:
+    if not is_there(source):
+        raise PromptError(
+            f"{shown(source)}: no such file or folder",
+            "Check the path that was given as prompts.path or --inputs.",
+        )
     if source.is_dir():
         return _read_folder(source)
     readers = {
@@ -147,11 +170,6 @@ def _read(source: Path) -> Iterator[Prompt]:
         ".jsonl": _read_jsonl,
         ".parquet": _read_parquet,
     }
-    if not source.exists():
-        raise PromptError(
-            f"{source}: no such file or folder",
-            "Check the path that was given as prompts.path or --inputs.",
-        )
     if source.suffix.lower() not in readers:
         raise PromptError(
             f"{source}: prompts cannot be read from a '{source.suffix}' file",
@@ -160,43 +178,23 @@ def _read(source: Path) -> Iterator[Prompt]:
     return readers[source.suffix.lower()](source)
 
 
-def _decode(source: Path) -> str:
-    """Read a file as text; a byte order mark is dropped, invalid bytes are reported by line."""
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise PromptError(f"{source}: {error.strerror}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - (data.rfind(b"\n", 0, error.start) + 1)
-        raise PromptError(
-            f"{source}:{line}: not valid UTF-8 at byte {column}", "Save the file as UTF-8."
-        ) from error
-
-
 def _prompt(text: object, where: str) -> Prompt:
     if not isinstance(text, str):
         raise PromptError(f"{where}: the prompt is {type(text).__name__}, not text")
     text = text.strip()
     if not text:
         raise PromptError(f"{where}: empty prompt", "Remove the line, or write a prompt there.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise PromptError(f"{where}: not valid Unicode (half of a surrogate pair)")
-    if "\0" in text:
-        raise PromptError(f"{where}: NUL character in the prompt", "Save the file as UTF-8.")
     return Prompt(text, where)
 
 
 def _read_text(source: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(_decode(source).split("\n"), 1):
+    for number, line in enumerate(read_text(source, PromptError).split("\n"), 1):
         if line.strip():  # blank lines separate groups
             yield _prompt(line, f"{source}:{number}")
 
 
 def _read_csv(source: Path) -> Iterator[Prompt]:
-    reader = csv.DictReader(io.StringIO(_decode(source), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(source, PromptError), newline=""), strict=True)
     try:
         column = _column(reader.fieldnames or [], source)
         for row in reader:
@@ -218,14 +216,11 @@ def _column(names: Collection[str], source: Path) -> str:
 
 
 def _read_jsonl(source: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(_decode(source).split("\n"), 1):
+    for number, line in enumerate(read_text(source, PromptError).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{source}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        row = parse_json(line, source, PromptError, line=number)
         yield _row({"prompt": row} if isinstance(row, str) else row, source.parent, where)
 
 
@@ -237,10 +232,20 @@ def _row(row: object, folder: Path, where: str) -> Prompt:
     others = {n: v for n, v in row.items() if n != named and not n.startswith("_")}
     if named is None and not others:
         raise PromptError(f"{where}: no field named {', '.join(COLUMNS)}")
+    for name, value in others.items():
+        _check_value(name, value, where)
     columns = tuple((n, find_media(v, folder, where)) for n, v in sorted(others.items()))
     if named is None:
         return Prompt("", where, columns)
     return replace(_prompt(row[named], where), columns=columns)
+
+
+def _check_value(name: str, value: object, where: str) -> None:
+    """Refuse a field of a row that no pipeline takes."""
+    texts = (name, *(leaf for leaf in leaves(value) if isinstance(leaf, str)))
+    wrong = next(filter(None, map(unencodable, texts)), None)
+    if problem := wrong_size(name, value) or (wrong and f"'{shown(name)}' {wrong}"):
+        raise PromptError(f"{where}: {problem}", "Correct the field, or leave it out.")
 
 
 def _read_parquet(source: Path) -> Iterator[Prompt]:
@@ -251,6 +256,7 @@ def _read_parquet(source: Path) -> Iterator[Prompt]:
         raise PromptError(
             f"{source}: reading it needs pyarrow", "Install guidefold[parquet], or use .jsonl."
         ) from error
+    check_regular(source, PromptError)
     try:
         file = ParquetFile(source)
         column = _column(file.schema_arrow.names, source)
@@ -274,4 +280,4 @@ def _read_folder(source: Path) -> Iterator[Prompt]:
         caption = picture.with_suffix(".txt")
         if not caption.exists():
             raise PromptError(f"{picture}: no caption", f"Write one to {caption.name} beside it.")
-        yield _prompt(" ".join(_decode(caption).split()), str(caption))
+        yield _prompt(" ".join(read_text(caption, PromptError).split()), str(caption))

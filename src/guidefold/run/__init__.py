@@ -66,9 +66,12 @@ from guidefold.run.settings import (
     Settings,
     StateSource,
     Storage,
+    leaves,
+    wrong_size,
 )
 from guidefold.run.tensors import (
     METADATA_KEY,
+    parse_metadata,
     read_metadata,
     read_safetensors,
     read_tensors,
@@ -121,9 +124,11 @@ __all__ = [
     "finished_folder",
     "flatten",
     "hub_id",
+    "leaves",
     "load_settings",
     "locked",
     "make_settings",
+    "parse_metadata",
     "presets",
     "public_name",
     "read_json",
@@ -144,4 +149,5 @@ __all__ = [
     "write_lines",
     "write_tensors",
     "write_text",
+    "wrong_size",
 ]

@@ -12,7 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from guidefold.ground import ConfigError, MismatchError
+from guidefold.ground import (
+    LARGEST_SEED,
+    ConfigError,
+    MismatchError,
+    is_there,
+    parse_toml,
+    read_text,
+    shown,
+    too_deep,
+    unencodable,
+)
 from guidefold.run.folder import RunFolder
 from guidefold.run.paths import PATHS, place_of
 from guidefold.run.settings import Settings
@@ -49,6 +59,7 @@ WORDS = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be text",
+    "string_unicode": "holds half of a surrogate pair, which is not valid Unicode",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
     "too_long": "must be a pair, the lower and the upper bound, such as [20, 50]",
@@ -84,11 +95,8 @@ def load_settings(source: str | Path, overrides: list[str] | None = None) -> Set
         ConfigError: No such file, not TOML, or a field that is unknown or out of range.
     """
     path = find_config(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    text = read_text(path, ConfigError)
+    values = parse_toml(text, path, ConfigError)
     if Path(source).is_dir():  # the folder that is named is the run, also after it was moved
         values["run"] = str(source)
     return make_settings(values, overrides or [], str(path), text)
@@ -108,7 +116,9 @@ def make_settings(
     Raises:
         ConfigError: A field is unknown or out of range.
     """
-    origins = {_apply(values, override): f"override '{override}'" for override in overrides}
+    origins = {_apply(values, override): _named(override) for override in overrides}
+    if too_deep(values):  # by dots in the name of an override
+        raise ConfigError(f"{where}: settings within each other beyond all measure", HINT)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -124,21 +134,22 @@ def find_config(source: str | Path) -> Path:
     path, name = Path(source), str(source)
     if name in presets() and not RunFolder(path).config.is_file() and not path.is_file():
         return Path(str(files("guidefold.run") / "presets" / f"{name}.toml"))
-    if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
+    there = is_there(path)
+    if path.suffix == ".safetensors" or (there and (path / "model_index.json").is_file()):
         raise ConfigError(
             f"{source}: a pipeline, not a run's settings",
             "Name a preset, and the pipeline as a setting: "
             f"guidefold distill sd15 pipeline.source={source} run=runs/NAME",
         )
-    if path.is_dir():
+    if there and path.is_dir():
         path = RunFolder(path).config
         if not path.is_file():
             raise ConfigError(f"{source}: no config.toml in this folder", "Name a run's folder.")
         return path
-    if path.is_file():
+    if there:
         return path
     raise ConfigError(
-        f"{source}: no such file, run folder or preset", f"Presets: {', '.join(presets())}."
+        f"{shown(source)}: no such file, run folder or preset", f"Presets: {', '.join(presets())}."
     )
 
 
@@ -219,18 +230,36 @@ def _apply(values: dict[str, Any], override: str) -> str:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise ConfigError(f"override '{override}': not key=value", "Example: distill.steps=500")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        raise ConfigError(f"{_named(override)}: not key=value", "Example: distill.steps=500")
+    value = _override_value(override, text)
     table = values
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"override '{override}': '{part}' is not a table")
+            raise ConfigError(f"{_named(override)}: '{shown(part)}' is not a table")
     table[parts[-1]] = value
     return ".".join(parts)
+
+
+def _override_value(override: str, text: str) -> Any:
+    """A value as TOML reads it; a bare word is text."""
+    if unencodable(text):  # bytes on the command line that are not UTF-8
+        raise ConfigError(f"{_named(override)}: {unencodable(text)}")
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    except ValueError as error:
+        raise ConfigError(
+            f"{_named(override)}: a whole number of {len(text):,} characters",
+            f"The largest that a setting takes, seed, is 2**63 - 1 ({LARGEST_SEED}).",
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{_named(override)}: brackets nested too deep") from error
+
+
+def _named(override: str) -> str:
+    return f"override '{shown(override)}'"
 
 
 def _complaint(
@@ -281,7 +310,15 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _value(value: object) -> str:
-    return "" if isinstance(value, dict) else f" (got {value!r})"
+    return "" if isinstance(value, dict) else f" (got {shown(_digits(value))})"
+
+
+def _digits(value: object) -> str:
+    """A value as Python writes it; of a number too long for that, its size."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _line_of(text: str, location: list[str]) -> int | None:

@@ -20,7 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guidefold.ground import CorruptFileError, FailedError, NonFiniteError
+from guidefold.ground import (
+    CorruptFileError,
+    FailedError,
+    NonFiniteError,
+    check_regular,
+    parse_json,
+    read_text,
+)
 
 MANIFEST = "MANIFEST.json"
 PAUSES = (0.1, 0.5, 2.0)
@@ -65,10 +72,7 @@ def read_json(path: Path, remedy: str = "") -> Any:
     Raises:
         CorruptFileError: It is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path}: not valid JSON ({error})", remedy) from error
+    return parse_json(read_text(path, CorruptFileError, remedy), path, CorruptFileError, remedy)
 
 
 def append_line(path: Path, value: object) -> None:
@@ -98,16 +102,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    check_regular(path, CorruptFileError)
     text = path.read_bytes()[: _end_of_last_line(path)].decode(errors="replace")
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise CorruptFileError(
-                f"{path}:{number}: not valid JSON ({error.msg})", "Remove the damaged line."
-            ) from error
-    return rows
+    return [
+        parse_json(line, path, CorruptFileError, "Remove the damaged line.", line=number)
+        for number, line in enumerate(text.splitlines(), 1)
+    ]
 
 
 @contextmanager

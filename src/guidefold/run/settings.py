@@ -6,7 +6,17 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
+
+from guidefold.ground import LARGEST_SEED, unencodable
 
 Kind = Literal["teacher", "unguided", "student"]
 KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
@@ -17,7 +27,49 @@ LoraFormat = Literal["diffusers", "kohya", "transformer", "peft"]
 Format = Literal[LoraFormat, "fused"]
 Storage = Literal["same", "bf16", "int8", "int4"]
 OptimizerName = Literal["adamw", "adamw8bit"]
-Positive = Annotated[int, Field(ge=1)]
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""Bytes of a file's name and of a path, on the usual file systems."""
+SIZES = ("height", "width", "num_frames")
+"""Arguments of pipelines' calls that count pixels and frames."""
+
+
+def _encodable(text: str) -> str:
+    """Refuse what no tokenizer and no file system takes."""
+    if reason := unencodable(text):
+        raise ValueError(reason)
+    return text
+
+
+def _holdable(place: str) -> str:
+    """Refuse a path with a name that no file system holds."""
+    longest = max(len(name.encode()) for name in place.split("/"))
+    if longest > LONGEST_NAME or len(place.encode()) > LONGEST_PATH:
+        raise ValueError(
+            f"too long for a file system: names have at most {LONGEST_NAME} bytes, and paths "
+            f"{LONGEST_PATH}"
+        )
+    return place
+
+
+# Strict: ``true`` is no number, ``2.0`` no whole one, and ``"yes"`` no switch.
+Whole = Annotated[int, Strict()]
+Positive = Annotated[int, Strict(), Field(ge=1)]
+Number = Annotated[float, Strict()]
+Switch = Annotated[bool, Strict()]
+Text = Annotated[str, AfterValidator(_encodable)]
+Place = Annotated[Text, AfterValidator(_holdable)]
+
+
+def wrong_size(name: str, value: object) -> str | None:
+    """Why a pipeline's call cannot take a size; None where it can, or where it is no size.
+
+    Many pipelines put a size of their own in the place of 0, without a word.
+    """
+    if name not in SIZES or value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return None
+    return f"{name} must be a whole number of at least 1 (got {value!r})"
 
 
 class Section(BaseModel):
@@ -43,25 +95,29 @@ class PipelineSettings(Section):
         call: Further arguments of the pipeline's call, such as ``height`` and ``width``.
     """
 
-    source: str = Field(min_length=1)
-    config: str | None = None
+    source: Place = Field(min_length=1)
+    config: Place | None = None
     dtype: Precision = "fp32"
-    device: str = "auto"
-    offload: bool = False
-    negative_prompt: str | None = None
-    guided_share: float = Field(default=1.0, gt=0, le=1)
+    device: Text = "auto"
+    offload: Switch = False
+    negative_prompt: Text | None = None
+    guided_share: Number = Field(default=1.0, gt=0, le=1)
     call: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("call")
     @classmethod
     def _writable(cls, call: dict[str, Any]) -> dict[str, Any]:
         for name, value in call.items():
-            for leaf in _leaves(value):
+            for leaf in leaves(value):
                 infinite = isinstance(leaf, float) and not math.isfinite(leaf)
                 if infinite or not isinstance(leaf, bool | int | float | str):
                     raise ValueError(
                         f"{name} is {leaf!r}, which a run's file cannot hold; leave it out"
                     )
+                if isinstance(leaf, str):
+                    _encodable(leaf)
+            if wrong := wrong_size(name, value):
+                raise ValueError(wrong)
         return call
 
 
@@ -73,8 +129,8 @@ class PromptSettings(Section):
         held_out_share: Kept for measuring.
     """
 
-    path: str = "general"
-    held_out_share: float = Field(default=0.1, gt=0, lt=1)
+    path: Place = "general"
+    held_out_share: Number = Field(default=0.1, gt=0, lt=1)
 
 
 class RecordSettings(Section):
@@ -95,7 +151,7 @@ class RecordSettings(Section):
     trajectories: Positive = 500
     validation_trajectories: Positive = 16
     states_per_trajectory: Positive = 25
-    guidance: tuple[float, float] = (2.0, 8.0)
+    guidance: tuple[Number, Number] = (2.0, 8.0)
     steps: tuple[Positive, Positive] = (20, 50)
     batch_size: Positive = 1
     dtype: Precision | None = None
@@ -125,9 +181,9 @@ class AdapterSettings(Section):
     """
 
     targets: Preset = "all"
-    rank: int = Field(default=32, ge=1, le=1024)
-    g_ref: float = 7.5
-    dial: bool = True
+    rank: Whole = Field(default=32, ge=1, le=1024)
+    g_ref: Number = 7.5
+    dial: Switch = True
 
 
 class DistillSettings(Section):
@@ -167,25 +223,25 @@ class DistillSettings(Section):
     steps: Positive = 2000
     batch_size: Positive = 8
     accumulation: Positive = 1
-    learning_rate: float = Field(default=5e-4, gt=0)
-    warmup: int = Field(default=50, ge=0)
+    learning_rate: Number = Field(default=5e-4, gt=0)
+    warmup: Whole = Field(default=50, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: Number = Field(default=0.0, ge=0)
+    max_grad_norm: Number = Field(default=1.0, gt=0)
     loss: Literal["normalised", "plain"] = "normalised"
-    strength_floor: float = Field(default=0.2, gt=0)
+    strength_floor: Number = Field(default=0.2, gt=0)
     normaliser_states: Positive = 256
     frozen_weights: Storage = "same"
     optimizer: OptimizerName = "adamw"
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Switch = False
     log_every: Positive = 10
     validate_every: Positive = 250
     checkpoint_every: Positive = 250
     keep_checkpoints: Positive = 2
-    preview_prompts: int = Field(default=2, ge=0)
+    preview_prompts: Whole = Field(default=2, ge=0)
     preview_every: Positive = 500
-    trackers: list[str] = Field(default=[])
+    trackers: list[Text] = Field(default=[])
 
     @model_validator(mode="after")
     def _divisible(self) -> DistillSettings:
@@ -216,14 +272,14 @@ class EvaluateSettings(Section):
 
     prompts: Positive = 64
     steps: Positive = 25
-    guidance: float | None = None
-    strength: float | None = None
+    guidance: Number | None = None
+    strength: Number | None = None
     batch_size: Positive = 1
     state_prompts: Positive = 16
     grid_prompts: Positive = 8
-    dial_prompts: int = Field(default=4, ge=0)
-    features: str | None = None
-    clip: str | None = None
+    dial_prompts: Whole = Field(default=4, ge=0)
+    features: Place | None = None
+    clip: Place | None = None
 
 
 class Settings(Section):
@@ -231,12 +287,12 @@ class Settings(Section):
 
     Attributes:
         run: The run's folder.
-        seed: All randomness follows from it.
+        seed: All randomness follows from it; 0 to 2**63 - 1.
         threads: CPU threads; None leaves torch's choice.
     """
 
-    run: str = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
+    run: Place = Field(min_length=1)
+    seed: Whole = Field(default=0, ge=0, le=LARGEST_SEED)
     threads: Positive | None = None
     pipeline: PipelineSettings
     prompts: PromptSettings = PromptSettings()
@@ -257,10 +313,10 @@ class Settings(Section):
         return self
 
 
-def _leaves(value: object) -> Iterator[object]:
+def leaves(value: object) -> Iterator[object]:
     """Every plain value within lists and tables."""
     if isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
+            yield from leaves(item)
     else:
         yield value

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidefold.ground import CorruptFileError, NonFiniteError
+from guidefold.ground import CorruptFileError, NonFiniteError, check_regular, parse_json
 from guidefold.run.files import finished_file, sha256
 
 if TYPE_CHECKING:
@@ -75,9 +75,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_metadata(path: Path) -> Any:
-    """The JSON stored with :func:`write_tensors`; None where there is none."""
-    header = read_labels(path)
-    return json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
+    """The JSON stored with :func:`write_tensors`; None where there is none.
+
+    Raises:
+        CorruptFileError: The file is truncated, or what stands under the key is no JSON.
+    """
+    return parse_metadata(read_labels(path), path)
+
+
+def parse_metadata(header: Mapping[str, str], path: Path, remedy: str = "") -> Any:
+    """:func:`read_metadata` of a header that is read already."""
+    if METADATA_KEY not in header:
+        return None
+    return parse_json(header[METADATA_KEY], f"{path}, its metadata", CorruptFileError, remedy)
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -105,6 +115,7 @@ def mapped(path: Path) -> Iterator[Any]:
     """A safetensors file, mapped into memory."""
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path, CorruptFileError)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.ground import ConfigError
+from guidefold.ground import ConfigError, parse_toml, read_text
 
 Shapes = Mapping[str, Any]
 FOLDER = files("guidefold.bench") / "configs"
@@ -124,10 +123,11 @@ def load_architecture(name: str) -> Architecture:
     own = name.endswith(".toml")
     if not own and name not in names():
         raise ConfigError(f"--arch {name}: no such architecture", remedy)
+    path = Path(name) if own else Path(str(FOLDER / f"{name}.toml"))
+    values = parse_toml(read_text(path, ConfigError, remedy), path, ConfigError, remedy)
     try:
-        text = (Path(name) if own else FOLDER / f"{name}.toml").read_text(encoding="utf-8")
-        return read_architecture(Path(name).stem, tomllib.loads(text))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return read_architecture(path.stem, values)
+    except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"--arch {name}: describes no architecture ({error})", remedy) from error
 
 

@@ -8,7 +8,6 @@ run, whatever the family.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def open_meta_pipeline(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     Raises:
         PipelineError: A component cannot be made of its config.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = check_folder(folder)
     parts = {
         name: _component(folder / name, value, dtype)
         for name, value in index.items()
