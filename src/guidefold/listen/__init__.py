@@ -21,6 +21,7 @@ from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
 from guidefold.listen.listener import Call, Listener, Step
 from guidefold.listen.memory import call_recorded
 from guidefold.listen.output_map import fit_rows, output_tensor, rows_of
+from guidefold.listen.parts import Shapes, unpack
 from guidefold.listen.probe import lora_loader, prediction_type, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
 from guidefold.listen.probe_record import read_findings, still_valid, write_findings
@@ -39,6 +40,7 @@ __all__ = [
     "Listener",
     "NotBatchableError",
     "RandomStub",
+    "Shapes",
     "Step",
     "Tree",
     "call_inputs",
@@ -70,5 +72,6 @@ __all__ = [
     "tensors_of",
     "tree_map",
     "unflatten",
+    "unpack",
     "write_findings",
 ]

@@ -27,6 +27,7 @@ from guidefold.ground import (
 )
 from guidefold.listen.listener import Listener, Step
 from guidefold.listen.output_map import fit_rows
+from guidefold.listen.parts import unpack
 
 GUIDER = "guider"
 """Some pipelines have a component that guides; a run's argument ``guider.NAME`` sets its NAME."""
@@ -90,7 +91,9 @@ def follow(
         CaptureError: The pipeline reaches another state, or takes another number of steps.
     """
 
-    def redirect(index: int, state: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    def redirect(
+        index: int, state: torch.Tensor, next_state: torch.Tensor, part: int = 0
+    ) -> torch.Tensor:
         if index >= len(driven):
             raise CaptureError(
                 f"the pipeline takes more than the {len(driven)} steps it took before"
@@ -100,13 +103,17 @@ def follow(
                 f"step {index}: the pipeline's latents are not finite",
                 "Its weights are damaged, or overflow in this precision: try pipeline.dtype=fp32.",
             )
-        if not torch.equal(state, fit_rows(driven[index].state, _rows(state))):
+        visited, following = (
+            unpack(tensor, driven[index].shapes)[part]
+            for tensor in (driven[index].state, driven[index].next_state)
+        )
+        if not torch.equal(state, fit_rows(visited, _rows(state)).to(state)):
             raise CaptureError(
                 f"step {index}: the pipeline does not stand at the recorded state",
                 "Its latents depend on more than prompt, seed and the steps before, such as a "
                 "callback with a memory.",
             )
-        return fit_rows(driven[index].next_state, _rows(next_state)).to(next_state)
+        return fit_rows(following, _rows(next_state)).to(next_state)
 
     steps = drive(pipeline, inputs, seeds, listened, redirect=redirect, **listening)
     if len(steps) != len(driven):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,15 +16,9 @@ from guidefold.listen.arguments import Tree, objects_of, tensors_of, tree_map
 from guidefold.listen.capture import follow
 from guidefold.listen.listener import Step
 from guidefold.listen.memory import EARLIER
-from guidefold.listen.output_map import (
-    OutputMap,
-    Scaling,
-    find_output_map,
-    find_scaling,
-    fit_rows,
-    one_map,
-    output_tensor,
-)
+from guidefold.listen.output_map import OutputMap, Scaling, fit_rows, output_tensor
+from guidefold.listen.parts import Shapes
+from guidefold.listen.step_maps import Pair, find_maps, joined, outputs_by_part
 from guidefold.pipeline import COMPONENT
 
 
@@ -37,6 +32,7 @@ class DryRun:
         output_map: The map from the denoiser's raw output to the model output; one for all steps.
         scalings: The affine part of the map, if it is scaled; else None.
         rows: The number of the model output's rows.
+        shapes: The shapes of the model output's packed parts; one for all steps.
     """
 
     arguments: list[Tree]
@@ -44,6 +40,7 @@ class DryRun:
     output_map: OutputMap
     scalings: list[Scaling | None]
     rows: list[int]
+    shapes: Shapes = ()
 
     def training_target(self, index: int, model_output: torch.Tensor) -> torch.Tensor:
         """The output of :attr:`output_map` that the student must give for a model output."""
@@ -51,9 +48,10 @@ class DryRun:
         model_output = fit_rows(model_output, self.rows[index])
         return model_output if scaling is None else scaling.invert(model_output)
 
-    def model_output(self, index: int, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """The model output that a raw output of the denoiser becomes at a step."""
-        selected, scaling = self.output_map(raw, shape), self.scalings[index]
+    def model_output(self, index: int, output: Any, shape: Sequence[int]) -> torch.Tensor:
+        """The model output that a denoiser's output becomes at a step."""
+        selected = self.output_map.read(output, shape, self.shapes)
+        scaling = self.scalings[index]
         return selected if scaling is None else scaling.apply(selected)
 
 
@@ -83,33 +81,32 @@ def follow_stubbed(
         CaptureError: The map changes between steps.
     """
 
-    def follow_with(draw: int) -> tuple[list[Step], list[torch.Tensor]]:
+    def follow_with(draw: int) -> tuple[list[Step], list[Any]]:
         stub.clear(draw)
         steps = follow(pipeline, inputs, seeds, listened, driven, stub=stub, keep_arguments=True)
         check_pairs(pipeline, steps)
-        return steps, list(stub.answers)
+        return steps, list(stub.outputs)
 
-    steps, raws = follow_with(0)
-    arguments = [arguments_of(step, several=len(listened) > 1) for step in steps]
-    timesteps = [step.timestep for step in steps]
-    try:
-        pairs = [(raw, step.model_output) for raw, step in zip(raws, steps, strict=True)]
-        maps = one_map([find_output_map(*pair) for pair in pairs], pairs)
-        scalings: list[Scaling | None] = [None] * len(steps)
-    except UnfoldableError:
-        # The map is not exact as it stands, so the pipeline may mix the state in: compare two
-        # draws of noise at the same states, in whose difference the state cancels.
-        others, other_raws = follow_with(1)
-        scaled = [
-            find_scaling((raw, other_raw), (step.model_output, other.model_output))
-            for raw, other_raw, step, other in zip(raws, other_raws, steps, others, strict=True)
-        ]
-        maps, scalings = [m for m, _ in scaled], [s for _, s in scaled]
-    for index, output_map in enumerate(maps):
-        if output_map != maps[0]:
-            raise CaptureError(f"step {index}: output map '{output_map}' instead of '{maps[0]}'")
-    rows = [len(step.model_output) for step in steps]
-    return DryRun(arguments, timesteps, maps[0], scalings, rows)
+    steps, outputs = follow_with(0)
+    if len({step.shapes for step in steps}) > 1:
+        raise CaptureError("its schedulers step parts of other shapes at other steps")
+    draws = [outputs_by_part(steps, outputs)]
+
+    def another() -> list[list[Pair]]:
+        if len(draws) == 1:
+            draws.append(outputs_by_part(*follow_with(1)))
+        return draws[1]
+
+    found = [find_maps(pairs, lambda k=k: another()[k]) for k, pairs in enumerate(draws[0])]
+    output_map, scalings = joined(found, steps)
+    return DryRun(
+        arguments=[arguments_of(step, several=len(listened) > 1) for step in steps],
+        timesteps=[step.timestep for step in steps],
+        output_map=output_map,
+        scalings=scalings,
+        rows=[len(step.model_output) for step in steps],
+        shapes=steps[0].shapes,
+    )
 
 
 def check_pairs(pipeline: DiffusionPipeline, steps: Sequence[Step]) -> None:
@@ -158,25 +155,30 @@ class RandomStub:
         seed: The seed of the noise.
 
     Attributes:
-        answers: The first tensor of every returned output since the last :meth:`clear`.
+        outputs: Every returned output since the last :meth:`clear`.
         real_calls: The number of calls of the real denoiser.
     """
 
     def __init__(self, seed: int) -> None:
-        self.answers: list[torch.Tensor] = []
+        self.outputs: list[Any] = []
         self.real_calls = 0
         self._seed = seed
         self._draw_number = 0
         self._templates: dict[tuple[Any, ...], Any] = {}
 
     def clear(self, draw: int = 0) -> None:
-        """Forget the answers, keep the templates.
+        """Forget the outputs, keep the templates.
 
         Args:
             draw: The number of the draw; another number gives other noise.
         """
-        self.answers.clear()
+        self.outputs.clear()
         self._draw_number = draw
+
+    @property
+    def answers(self) -> list[torch.Tensor]:
+        """The first tensor of every returned output."""
+        return list(map(output_tensor, self.outputs))
 
     def __call__(
         self, name: str, denoiser: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -186,11 +188,12 @@ class RandomStub:
         if key not in self._templates or objects_of((args, kwargs)):
             self._templates[key] = denoiser(*args, **kwargs)
             self.real_calls += 1
-        output = tree_map(self._draw, self._templates[key])
-        self.answers.append(output_tensor(output))
+        drawn = count()  # each tensor of an output gets noise of its own
+        output = tree_map(lambda like: self._draw(like, next(drawn)), self._templates[key])
+        self.outputs.append(output)
         return output
 
-    def _draw(self, like: torch.Tensor) -> torch.Tensor:
-        place = (self._seed, self._draw_number, len(self.answers))
+    def _draw(self, like: torch.Tensor, number: int) -> torch.Tensor:
+        place = (self._seed, self._draw_number, len(self.outputs), *([number] if number else []))
         noise = torch.randn(like.shape, generator=generator(*place))
         return noise.to(like) if like.is_floating_point() else like

@@ -104,6 +104,7 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
         values = {**asdict(self), "denoisers": list(self.denoisers)}
+        values["output_map"] = self.output_map.to_json()
         return {FILE_KEYS.get(name, name): value for name, value in values.items()}
 
     @staticmethod
@@ -115,9 +116,7 @@ class Findings:
         """
         try:
             parts = {
-                "output_map": OutputMap(
-                    **{**values["output_map"], "order": tuple(values["output_map"]["order"])}
-                ),
+                "output_map": OutputMap.from_json(values["output_map"]),
                 "denoisers": tuple(values["denoisers"]),
             }
             names = {key: name for name, key in FILE_KEYS.items()}

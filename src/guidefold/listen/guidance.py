@@ -80,7 +80,39 @@ def find_off(
             if fewer is not None and passes_of(fewer) < passes:
                 also[name], passes, steps = value, passes_of(fewer), fewer
                 break
+    if passes > 1:
+        together = _switch_together(pipeline, inputs, argument, off, listened, seed)
+        if together is not None:
+            also, steps = together
     return off, also, steps
+
+
+def _switch_together(
+    pipeline: DiffusionPipeline,
+    inputs: Mapping[str, Any],
+    argument: str,
+    off: float,
+    listened: Mapping[str, nn.Module],
+    seed: int,
+) -> tuple[dict[str, float], list[Step]] | None:
+    """Switch off all other scales at 0, then leave those as they were that add no passes.
+
+    Some passes are made as long as any of several scales is on (a film's and its sound's).
+
+    Returns:
+        The scales that must be 0 and the run with them; None if passes are left over.
+    """
+    unguided = {**inputs, **scale_arguments(argument, off, off)}
+    also = dict.fromkeys(_other_scales(pipeline, argument, inputs), 0.0)
+    steps = _drive_or_none(pipeline, unguided | also, seed, listened)
+    if steps is None or passes_of(steps) > 1:
+        return None
+    for name in list(also):
+        fewer = {other: value for other, value in also.items() if other != name}
+        without = _drive_or_none(pipeline, unguided | fewer, seed, listened)
+        if without is not None and passes_of(without) <= 1:
+            also, steps = fewer, without
+    return also, steps
 
 
 def find_origin(

@@ -7,8 +7,8 @@ import inspect
 import time
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,6 +18,7 @@ from guidefold.ground import UnfoldableError
 from guidefold.listen.arguments import Tree
 from guidefold.listen.memory import Kept, Memory, clone
 from guidefold.listen.output_map import rows_of
+from guidefold.listen.parts import Shapes, pack, shapes_of
 
 MISSING = object()
 NO_ACCELERATOR = ("cpu", "meta")
@@ -49,12 +50,16 @@ class Call:
 class Step:
     """One call of ``scheduler.step``. Keyed by index: some solvers repeat timesteps.
 
+    If copies of the scheduler step at the same denoiser call (a film's sound), all are one step,
+    whose tensors are packed (:mod:`guidefold.listen.parts`).
+
     Attributes:
         timestep: The pipeline's timestep, as a float.
         state: The pipeline's latents before the step.
         model_output: The prediction after all guidance arithmetic, of the same shape as the state.
         next_state: The latents that the pipeline got back.
         calls: The denoiser calls since the step before.
+        shapes: The shapes of the packed parts; empty for a single scheduler.
     """
 
     timestep: float
@@ -62,6 +67,7 @@ class Step:
     model_output: torch.Tensor
     next_state: torch.Tensor
     calls: tuple[Call, ...]
+    shapes: Shapes = ()
 
     @property
     def rows(self) -> int:
@@ -70,7 +76,16 @@ class Step:
 
 
 Stub = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-Redirect = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Redirect(Protocol):
+    """Maps a part's state and next state at a step to the next state that the pipeline gets."""
+
+    def __call__(
+        self, index: int, state: torch.Tensor, next_state: torch.Tensor, part: int = 0, /
+    ) -> torch.Tensor:
+        """The next state; ``part`` is the number of the scheduler that steps."""
+        ...
 
 
 @dataclass
@@ -82,7 +97,7 @@ class Listener:
         listened: Modules to listen at, by component name.
         keep_arguments: Whether to keep each call's arguments and output.
         stub: Called in the denoisers' place.
-        redirect: Maps ``(index, state, next_state)`` to the next state.
+        redirect: Maps states to the next states that the pipeline gets.
         on_step: Called at the end of every step.
     """
 
@@ -93,6 +108,8 @@ class Listener:
     redirect: Redirect | None = None
     on_step: Callable[[], None] | None = None
     steps: list[Step] = field(default_factory=list)
+    _parts: list[Step] = field(default_factory=list)
+    _stepped: list[Any] = field(default_factory=list)
     _calls: list[Call] = field(default_factory=list)
     _memory: Memory = field(default_factory=Memory)
     _restore: list[tuple[Any, str, Any]] = field(default_factory=list)
@@ -123,15 +140,22 @@ class Listener:
         signature = inspect.signature(original)
 
         def step(this: Any, *args: Any, **kwargs: Any) -> Any:
-            if this is not scheduler:
-                raise UnfoldableError(
-                    f"{type(self.pipeline).__name__}: steps a copy of its scheduler",
-                    "Guidefold listens at the pipeline's own scheduler component.",
-                )
+            if not self._restore:  # a copy that the pipeline has kept longer than its call
+                return own_step(this)(*args, **kwargs)
+            for owner in (this, scheduler):
+                if vars(owner)["step"].__self__ is not owner:
+                    raise UnfoldableError(
+                        f"{type(self.pipeline).__name__}: steps a copy of its scheduler",
+                        "It swaps its scheduler's state for that of a copy at its steps.",
+                    )
             given = signature.bind(*args, **kwargs).arguments
             # Cloned before the call: some solvers write into the tensors that they are given.
             received = {n: clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
-            return self._record_step(received, original(*args, **kwargs))
+            return self._record_step(this, received, own_step(this)(*args, **kwargs))
+
+        def own_step(this: Any) -> Any:
+            # A deep copy that the pipeline made during the call steps by itself.
+            return original if this is scheduler else types.MethodType(original.__func__, this)
 
         functools.update_wrapper(step, original)
         # Pipelines read this signature to see whether the solver takes ``eta`` and ``generator``:
@@ -146,10 +170,13 @@ class Listener:
         # A method, not a function: in a deep copy of the scheduler ``this`` is then the copy.
         return types.MethodType(step, scheduler)
 
-    def _record_step(self, received: dict[str, Any], result: Any) -> Any:
+    def _record_step(self, scheduler: Any, received: dict[str, Any], result: Any) -> Any:
         state, next_state = received["sample"], _next_state(result)
+        before = self._stepped if not self._calls else []
+        part = 0 if any(scheduler is other for other in before) else len(before)
         if self.redirect is not None:
-            next_state = self.redirect(len(self.steps), state, next_state)
+            index = len(self.steps) - bool(part)
+            next_state = self.redirect(index, state, next_state, *([part] if part else []))
             result = _with_next_state(result, next_state)
         step = Step(
             timestep=float(torch.as_tensor(received["timestep"]).flatten()[0]),
@@ -158,11 +185,21 @@ class Listener:
             next_state=next_state.detach().clone(),
             calls=tuple(self._calls),
         )
-        self.steps.append(step)
-        self._calls.clear()
-        if self.on_step is not None:
+        self._keep_step(scheduler, step, part)
+        if self.on_step is not None and not part:
             self.on_step()
         return result
+
+    def _keep_step(self, scheduler: Any, step: Step, part: int) -> None:
+        """Keep a scheduler's step as a step of its own, or as a further part of the last one."""
+        if part:
+            self._parts.append(step)
+            self._stepped.append(scheduler)
+            self.steps[-1] = _packed(self._parts)
+        else:
+            self._parts, self._stepped = [step], [scheduler]
+            self.steps.append(step)
+        self._calls.clear()
 
     def _listening_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """The replacement of a denoiser's ``forward``.
@@ -196,6 +233,17 @@ class Listener:
             return output
 
         return uncompiled(forward, recursive=False)  # type: ignore[no-any-return]
+
+
+def _packed(parts: list[Step]) -> Step:
+    """The parts of a step as one."""
+    return replace(
+        parts[0],
+        state=pack([part.state for part in parts]),
+        model_output=pack([part.model_output for part in parts]),
+        next_state=pack([part.next_state for part in parts]),
+        shapes=shapes_of([part.model_output for part in parts]),
+    )
 
 
 def _next_state(result: Any) -> torch.Tensor:

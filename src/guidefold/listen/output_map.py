@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, permutations
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from guidefold.ground import CaptureError, UnfoldableError
 from guidefold.listen.arguments import describe_value, tensors_of
+from guidefold.listen.parts import Shapes, pack
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -33,6 +34,23 @@ def output_tensor(output: Any) -> torch.Tensor:
     )
 
 
+def output_tensors(output: Any, count: int) -> list[torch.Tensor]:
+    """The predictions within a denoiser's output for so many schedulers: its first entries.
+
+    Raises:
+        UnfoldableError: It has fewer tensors.
+    """
+    entries = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(entries, list | tuple) and len(entries) >= count:
+        first = list(entries[:count])
+        if all(isinstance(entry, torch.Tensor) for entry in first):
+            return first
+    raise UnfoldableError(
+        f"{count} schedulers step at one denoiser call, which returns {describe_value(output)}",
+        "Guidefold knows denoisers that return a tensor for each scheduler.",
+    )
+
+
 def rows_of(output: Any) -> int:
     """The number of samples in a denoiser's output."""
     first = output[0] if isinstance(output, list | tuple | Mapping) and len(output) else None
@@ -49,12 +67,13 @@ class OutputMap:
     Attributes:
         select: ``"whole"``; or, along one dimension, the ``"first"`` part (before learned variance
             or the tokens of an edited picture) or the ``"last"`` part (after given frames).
-            Dimensions are merged and split as in the model output.
+            Dimensions are merged and split as in the model output. ``"parts"``: see ``parts``.
         dim: The model output's dimension along which a part is selected.
         negated: Whether the sign changes.
         scaled: Whether each step continues with ``a * selected + b``, see :class:`Scaling`.
         order: The permutation of the raw output's dimensions (tokens become a picture, frames
             become rows); empty if they keep their order.
+        parts: The maps from the denoiser's outputs to those of several schedulers, packed.
     """
 
     select: str
@@ -62,6 +81,35 @@ class OutputMap:
     negated: bool = False
     scaled: bool = False
     order: tuple[int, ...] = ()
+    parts: tuple[OutputMap, ...] = ()
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> OutputMap:
+        """From what :meth:`to_json` gave."""
+        parts = tuple(map(OutputMap.from_json, values.get("parts", ())))
+        return OutputMap(**{**values, "order": tuple(values["order"]), "parts": parts})
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; without parts where there are none."""
+        values = asdict(self)
+        parts = [part.to_json() for part in self.parts]
+        return (
+            {**values, "parts": parts} if parts else {n: values[n] for n in values if n != "parts"}
+        )
+
+    def read(self, output: Any, shape: Sequence[int], shapes: Shapes = ()) -> torch.Tensor:
+        """Read the model output off a denoiser's output; ``a`` and ``b`` are not applied.
+
+        Args:
+            output: What the denoiser returns.
+            shape: The shape of the model output.
+            shapes: The shapes of its packed parts, if there are several.
+        """
+        if not self.parts:
+            return self(output_tensor(output), shape)
+        raws = output_tensors(output, len(self.parts))
+        rows = zip(self.parts, raws, shapes, strict=True)
+        return pack([part(raw, (shape[0], *own)) for part, raw, own in rows])
 
     def __call__(self, raw: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """Select the model output from a raw output; ``a`` and ``b`` are not applied.
@@ -80,6 +128,8 @@ class OutputMap:
         return -chosen if self.negated else chosen
 
     def __str__(self) -> str:
+        if self.parts:
+            return "; ".join(map(str, self.parts))
         text = "whole" if self.select == "whole" else f"{self.select} along dimension {self.dim}"
         order = f", dimensions {' '.join(map(str, self.order))}" if self.order else ""
         return f"{text}{order}{', negated' * self.negated}{', scaled' * self.scaled}"
@@ -90,11 +140,11 @@ class Scaling:
     """The affine rest of a scaled map at one step: ``model output = a * selected + b``.
 
     Attributes:
-        a: The factor.
+        a: The factor; for packed parts one for each element.
         b: The offset, of the model output's shape.
     """
 
-    a: float
+    a: float | torch.Tensor
     b: torch.Tensor
 
     def invert(self, model_output: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,6 @@ from guidefold.listen.dry_run import DryRun
 from guidefold.listen.guidance import CALLBACK
 from guidefold.listen.listener import Step
 from guidefold.listen.memory import call_recorded
-from guidefold.listen.output_map import output_tensor
 from guidefold.listen.stored import stored
 
 STEPS = 2
@@ -85,9 +84,9 @@ def check_output(denoiser: nn.Module, dry: DryRun, unguided: list[Step]) -> None
     """
     for index, (arguments, truth) in enumerate(zip(dry.arguments, unguided, strict=True)):
         with torch.no_grad():
-            raw = output_tensor(call_recorded(denoiser, stored(arguments)))
+            output = call_recorded(denoiser, stored(arguments))
         expected = truth.model_output
-        mine = dry.model_output(index, raw, expected.shape).to(expected)
+        mine = dry.model_output(index, output, expected.shape).to(expected)
         if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-4):
             worst = float((mine - expected).abs().max())
             raise CaptureError(

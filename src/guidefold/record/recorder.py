@@ -17,6 +17,7 @@ from guidefold.ground import (
     Stop,
     Stopped,
     UnfoldableError,
+    derive_seed,
     generator,
     task,
 )
@@ -31,6 +32,7 @@ from guidefold.listen import (
     follow_stubbed,
     split,
     tree_map,
+    unpack,
 )
 from guidefold.lora import Adapter, Dial
 from guidefold.pipeline import Prompt, denoisers
@@ -180,10 +182,15 @@ class Recorder:
         self, on: Mapping[str, Any], _off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
         """Forward noise on the teacher's own pictures; the first state stays the pipeline's."""
-        clean = drive(self.pipeline, on, seeds, self.listened)[-1].next_state
+        last = drive(self.pipeline, on, seeds, self.listened)[-1]
+        clean = unpack(last.next_state, last.shapes)
 
-        def redirect(index: int, _state: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-            return add_noise(self.pipeline.scheduler, clean, index + 1, seeds).to(following)
+        def redirect(
+            index: int, _state: torch.Tensor, following: torch.Tensor, part: int = 0
+        ) -> torch.Tensor:
+            own = [derive_seed(seed, "part", part) for seed in seeds] if part else seeds
+            scheduler = self.pipeline.scheduler
+            return add_noise(scheduler, clean[part], index + 1, own).to(following)
 
         driven = drive(self.pipeline, on, seeds, self.listened, redirect=redirect)
         return driven, driven
@@ -229,6 +236,7 @@ class Recorder:
                     target=target.tensor_split(count)[row].cpu(),
                     timestep=dry_run.timesteps[index],
                     index=index,
+                    shapes=dry_run.shapes,
                 )
             )
         return kept

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from guidefold.ground import CorruptFileError
-from guidefold.listen import Tree, flatten, unflatten
+from guidefold.listen import Shapes, Tree, flatten, unflatten
 from guidefold.run import (
     LINES,
     TrajectoryLine,
@@ -38,12 +38,14 @@ class KeptState:
         target: The teacher's model output, leading size 1.
         timestep: As given to the scheduler.
         index: The step's index in the trajectory.
+        shapes: The shapes of the target's packed parts; empty for a single scheduler.
     """
 
     arguments: Tree
     target: torch.Tensor
     timestep: float
     index: int
+    shapes: Shapes = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def write_trajectory(
         "timesteps": timesteps,
         "indices": [state.index for state in states],
         "dtypes": original,
+        **({"shapes": states[0].shapes} if states[0].shapes else {}),
     }
     digest = write_tensors(path, tensors, metadata)
     size = path.stat().st_size
@@ -190,6 +193,7 @@ class _Trajectory:
             target=self._tensor("target", row),
             timestep=self.metadata["timesteps"][row],
             index=self.metadata["indices"][row],
+            shapes=tuple(map(tuple, self.metadata.get("shapes", ()))),
         )
 
     def _tensor(self, name: str, row: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from guidefold.ground import permutation
-from guidefold.listen import Layout, NotBatchableError, Tree, flatten, join, tree_map
+from guidefold.listen import Layout, NotBatchableError, Shapes, Tree, flatten, join, tree_map
 from guidefold.record import KeptState, StateRef
 
 State = TypeVar("State")
@@ -27,6 +27,7 @@ class Batch:
         timesteps: One per sample.
         guidance: The teacher's guidance scale, one per sample.
         places: Each sample's index among the states given to :func:`collate`.
+        shapes: The shapes of the target's packed parts; empty for a single scheduler.
     """
 
     arguments: Tree
@@ -34,6 +35,7 @@ class Batch:
     timesteps: tuple[float, ...]
     guidance: tuple[float, ...]
     places: tuple[int, ...]
+    shapes: Shapes = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -95,7 +97,7 @@ def batch_key(state: KeptState) -> Any:
     """What states must share to share a call: shapes, dtypes, and every value but a tensor."""
     skeleton, tensors = flatten(list(state.arguments))
     shapes = [(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
-    return json.dumps(skeleton, sort_keys=True), tuple(shapes), tuple(state.target.shape)
+    return json.dumps(skeleton, sort_keys=True), tuple(shapes), state.target.shape, state.shapes
 
 
 def mixing_is_exact(
@@ -143,6 +145,7 @@ def _group(
                     timesteps=tuple(refs[place].timestep for place in places),
                     guidance=tuple(refs[place].guidance for place in places),
                     places=tuple(places),
+                    shapes=states[places[0]].shapes,
                 )
             ]
     return [_single(states, refs, place) for place in places]
@@ -150,7 +153,8 @@ def _group(
 
 def _single(states: Sequence[KeptState], refs: Sequence[StateRef], place: int) -> Batch:
     state, ref = states[place], refs[place]
-    return Batch(state.arguments, state.target, (ref.timestep,), (ref.guidance,), (place,))
+    own = (ref.timestep,), (ref.guidance,), (place,)
+    return Batch(state.arguments, state.target, *own, state.shapes)
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,18 @@ from guidefold.pipeline import COMPONENT
 from guidefold.record import StateRef
 from guidefold.run import Storage
 from guidefold.session import Session
-from guidefold.train.batches import Batch, batch_key, collate, mixing_is_exact
+from guidefold.train.balance import Balance
+from guidefold.train.batches import (
+    Batch,
+    batch_key,
+    collate,
+    mixing_is_exact,
+    random_subset,
+)
 from guidefold.train.loss import GuidanceSize, squared_error
 
 LARGEST_CHANGE = 0.5  # of the denoiser's output (relative) by weights in fewer bits
+BALANCED_STATES = 32  # at most so many show how large guidance is in each part of an output
 SEARCHED_STATES = 64  # at most so many are read to find two that can share a call
 
 Attach = Callable[[Callable[[], object]], Adapter]
@@ -58,6 +67,7 @@ class Student:
         self.device = next(denoiser.parameters()).device
         self.autocast: Any = nullcontext
         self.teacher_intact = True
+        self.balance: Balance | None = None
         examples = collate(_one_per_denoiser(refs, findings.denoisers), None, together=False)
         self.examples = [example.to(self.device) for example in examples]
         self.adapter = attach(lambda: list(map(self._raw, self.examples)))
@@ -65,14 +75,33 @@ class Student:
             self.mixable = len(refs) > 1 and mixing_is_exact(
                 self._predict_at, _two_alike(refs), findings.layout, self.device
             )
+        if findings.output_map.parts:
+            # Of the first round alone: rounds that come later must not change what is trained.
+            first = [ref for ref in refs if ref.path.parent == refs[0].path.parent]
+            self.balance = self._measure_balance(first)
+
+    def _measure_balance(self, refs: Sequence[StateRef]) -> Balance:
+        """Measure the size of guidance in each part of the output, for several schedulers."""
+        chosen = random_subset(refs, BALANCED_STATES, 0, "balance")
+        measured = []
+        for batch in self.calls(chosen):
+            with self.adapter.teacher_mode():
+                measured.append((batch, self.predict(batch, self.denoiser)))
+        return Balance.measure(measured, self.findings.origin)
 
     def calls(self, refs: Sequence[StateRef]) -> list[Batch]:
         """Read states and group them into as few denoiser calls as give the same outputs."""
         batches = collate(refs, self.findings.layout, self.mixable)
-        return [batch.to(self.device) for batch in batches]
+        moved = [batch.to(self.device) for batch in batches]
+        if self.balance is None:
+            return moved
+        return [replace(b, target=self.balance.weigh(b.target, b)) for b in moved]
 
     def predict(self, batch: Batch, model: nn.Module | None = None) -> torch.Tensor:
         """The model output at a batch of states, through the pipeline's output map.
+
+        Where several schedulers step, each one's part is weighed, here and in the targets of
+        :meth:`calls`, so that all parts count alike in an error (:class:`Balance`).
 
         Args:
             batch: On the denoiser's device.
@@ -82,8 +111,9 @@ class Student:
             Shape of ``batch.target``.
         """
         with self.autocast():
-            raw = output_tensor(call_recorded(model or self.model, batch.arguments))
-        return self.findings.output_map(raw, batch.target.shape)
+            output = call_recorded(model or self.model, batch.arguments)
+        selected = self.findings.output_map.read(output, batch.target.shape, batch.shapes)
+        return selected if self.balance is None else self.balance.weigh(selected, batch)
 
     def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
         """Each sample's strength, shape (batch,): the dial's, or 1 without one."""
