@@ -27,6 +27,7 @@ from . import (
     video,
     video_families,
     video_families_more,
+    video_sound,
     wan_family,
 )
 from .entry import Entry
@@ -50,7 +51,14 @@ REST = {
         image_families_more,
         image_hunyuan,
     ),
-    "videos": (wan_family, hunyuan_family, video_families, video_families_more, audio),
+    "videos": (
+        wan_family,
+        hunyuan_family,
+        video_families,
+        video_families_more,
+        video_sound,
+        audio,
+    ),
 }
 """Rooms of the wide zoo, by the file of tests that goes through them."""
 

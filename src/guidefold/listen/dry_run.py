@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -92,12 +93,12 @@ def follow_stubbed(
         raise CaptureError("its schedulers step parts of other shapes at other steps")
     draws = [outputs_by_part(steps, outputs)]
 
-    def another() -> list[list[Pair]]:
+    def another(part: int) -> list[Pair]:
         if len(draws) == 1:
             draws.append(outputs_by_part(*follow_with(1)))
-        return draws[1]
+        return draws[1][part]
 
-    found = [find_maps(pairs, lambda k=k: another()[k]) for k, pairs in enumerate(draws[0])]
+    found = [find_maps(pairs, partial(another, part)) for part, pairs in enumerate(draws[0])]
     output_map, scalings = joined(found, steps)
     return DryRun(
         arguments=[arguments_of(step, several=len(listened) > 1) for step in steps],

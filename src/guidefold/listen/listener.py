@@ -143,7 +143,7 @@ class Listener:
             if not self._restore:  # a copy that the pipeline has kept longer than its call
                 return own_step(this)(*args, **kwargs)
             for owner in (this, scheduler):
-                if vars(owner)["step"].__self__ is not owner:
+                if getattr(vars(owner).get("step"), "__self__", None) is not owner:
                     raise UnfoldableError(
                         f"{type(self.pipeline).__name__}: steps a copy of its scheduler",
                         "It swaps its scheduler's state for that of a copy at its steps.",

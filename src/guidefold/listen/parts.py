@@ -44,5 +44,5 @@ def unpack(packed: torch.Tensor, shapes: Shapes) -> list[torch.Tensor]:
     sizes = [math.prod(shape) for shape in shapes]
     return [
         part.reshape(len(packed), *shape)
-        for part, shape in zip(packed.split(sizes, 1), shapes, strict=True)
+        for part, shape in zip(torch.split(packed, sizes, 1), shapes, strict=True)
     ]
