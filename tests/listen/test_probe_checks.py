@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
+from toys import Net, Plain
 from zoo import ZOO
 
-from guidefold.ground.errors import CaptureError, PipelineError
+from guidefold.ground.errors import CaptureError, PipelineError, UnfoldableError
 from guidefold.listen.capture import drive
 from guidefold.listen.dry_run import DryRun
 from guidefold.listen.output_map import OutputMap
+from guidefold.listen.probe import first_run
 from guidefold.listen.probe_checks import OTHER, PROMPT, check_output, check_tokenizers
 from guidefold.pipeline.open import open_pipeline
 
@@ -56,3 +59,21 @@ def test_arguments_that_do_not_reproduce_the_model_output_are_refused_at_their_s
     wrong = [steps[0], replace(steps[1], model_output=steps[1].model_output + 0.01)]
     with pytest.raises(CaptureError, match=r"step 1: .* is 0.01 off"):
         check_output(pipeline.unet, asked, wrong)
+
+
+class Failing(Plain):
+    """Fails in code of its own, in a way that no library foresees."""
+
+    def __call__(self, prompt, num_inference_steps=2, generator=None, output_type="pil"):
+        if prompt == "the seam":
+            raise UnfoldableError("no guidance")
+        raise Exception("this type latent is not supported")  # noqa: TRY002 - as it is raised
+
+
+def test_a_pipeline_that_fails_in_its_own_code_is_refused_in_its_words() -> None:
+    pipeline = Failing(Net(), DDIMScheduler())
+    words = "Failing fails in its own call: Exception: this type latent is not supported"
+    with pytest.raises(PipelineError, match=words):
+        first_run(pipeline, {"prompt": "a cat"}, {})
+    with pytest.raises(UnfoldableError, match="no guidance"):
+        first_run(pipeline, {"prompt": "the seam"}, {})

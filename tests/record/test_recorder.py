@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import DiffusionPipeline
+from diffusers import AmusedScheduler, DiffusionPipeline
 from listening import Heard, run_by_hand
 from safetensors.torch import load_file
 from tiny import PROMPTS, dial_of
@@ -425,6 +425,13 @@ def test_a_scheduler_that_cannot_add_noise_is_refused_by_name() -> None:
 
     with pytest.raises(UnfoldableError, match="Bare cannot add noise"):
         add_noise(Bare(), torch.zeros(1, 4), 1, [0])
+
+
+def test_a_scheduler_of_tokens_is_refused_by_name() -> None:
+    scheduler = AmusedScheduler(mask_token_id=5)
+    scheduler.set_timesteps(3)
+    with pytest.raises(UnfoldableError, match=r"AmusedScheduler cannot add noise \("):
+        add_noise(scheduler, torch.zeros(1, 4, 4, dtype=torch.long), 1, [0])
 
 
 def test_past_the_last_step_the_latents_stay_clean(built: Any) -> None:

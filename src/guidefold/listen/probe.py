@@ -6,10 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import ConfigError, PipelineError, UnfoldableError, compat
+from guidefold.ground import (
+    ConfigError,
+    GuidefoldError,
+    PipelineError,
+    UnfoldableError,
+    compat,
+)
 from guidefold.listen.arguments import Layout, Tree, find_layout
 from guidefold.listen.call import (
     COUNTS,
@@ -161,7 +168,7 @@ class _Probe:
                     f"{type(self.pipeline).__name__}: its call takes no num_inference_steps"
                 )
             on = {**inputs, **scale_arguments(argument, self.guidance, self.guidance - 1)}
-            steps = _first_run(self.pipeline, on, every)
+            steps = first_run(self.pipeline, on, every)
             called = set(denoisers_of(steps))
             classes = {type(every[name]) for name in called}
             if not any(type(m) in classes and n not in called for n, m in every.items()):
@@ -217,10 +224,15 @@ def prediction_type(pipeline: DiffusionPipeline) -> str:
     return str(named)
 
 
-def _first_run(
+def first_run(
     pipeline: DiffusionPipeline, inputs: Mapping[str, Any], listened: Mapping[str, nn.Module]
 ) -> list[Step]:
-    """The first run of the pipeline: its errors are about the user's arguments."""
+    """The first run of the pipeline: its errors are about the user's arguments.
+
+    Raises:
+        PipelineError: It needs a library that is not here, or fails in its own code.
+        ConfigError: It refuses its arguments.
+    """
     try:
         return drive(pipeline, inputs, [SEED], listened)
     except NameError as error:  # a library that diffusers imports only if it is installed
@@ -233,6 +245,15 @@ def _first_run(
             f"{type(pipeline).__name__} refuses the call: {error}",
             "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl "
             f"file, see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}",
+        ) from error
+    except (GuidefoldError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # code of the pipeline's own, which may fail in any way
+        reason = str(error).strip().splitlines() or [""]
+        raise PipelineError(
+            f"{type(pipeline).__name__} fails in its own call: {type(error).__name__}: {reason[0]}",
+            "It was called as users call it, up to its last latents. Its code may be older than "
+            "the installed libraries, or an input may have another form than it expects.",
         ) from error
 
 

@@ -266,13 +266,18 @@ def add_noise(
         [torch.randn((1, *clean.shape[1:]), generator=generator(s, "noise", index)) for s in seeds]
     ).to(clean)
     timesteps = scheduler.timesteps[index : index + 1].expand(len(clean))
-    if hasattr(scheduler, "scale_noise"):
-        return scheduler.scale_noise(clean, timesteps, noise)  # type: ignore[no-any-return]
-    if hasattr(scheduler, "add_noise"):
-        return scheduler.add_noise(clean, noise, timesteps)  # type: ignore[no-any-return]
+    error: Exception | None = None
+    try:
+        if hasattr(scheduler, "scale_noise"):
+            return scheduler.scale_noise(clean, timesteps, noise)  # type: ignore[no-any-return]
+        if hasattr(scheduler, "add_noise"):
+            return scheduler.add_noise(clean, noise, timesteps)  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError, ValueError, IndexError) as own:  # such as one of tokens
+        error = own
     raise UnfoldableError(
-        f"{type(scheduler).__name__} cannot add noise", "Use record.rounds = ['teacher']."
-    )
+        f"{type(scheduler).__name__} cannot add noise{f' ({error})' if error else ''}",
+        "Use record.rounds = ['teacher'].",
+    ) from error
 
 
 def _line(
