@@ -67,7 +67,7 @@ class Failing(Plain):
     def __call__(self, prompt, num_inference_steps=2, generator=None, output_type="pil"):
         if prompt == "the seam":
             raise UnfoldableError("no guidance")
-        raise Exception("this type latent is not supported")  # noqa: TRY002 - as it is raised
+        raise Exception("this type latent is not supported")
 
 
 def test_a_pipeline_that_fails_in_its_own_code_is_refused_in_its_words() -> None:
