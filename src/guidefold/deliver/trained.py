@@ -9,7 +9,7 @@ import torch
 
 from guidefold.deliver.formats import Tensors
 from guidefold.ground import RunError, task
-from guidefold.listen import call_recorded, output_tensor
+from guidefold.listen import call_recorded, predictions
 from guidefold.lora import Mark
 from guidefold.record import StateRef, recorded_states
 from guidefold.run import RunFolder
@@ -91,9 +91,10 @@ def _parts(tensors: Tensors, denoisers: Sequence[str]) -> dict[str, Tensors]:
 
 
 def _predict(student: Student, ref: StateRef, strength: float) -> torch.Tensor:
-    arguments = student.calls([ref])[0].arguments
+    (batch,) = student.calls([ref])
     with student.adapter.student_mode(strength, train=False):
-        return output_tensor(call_recorded(student.denoiser, arguments)).float()
+        output = call_recorded(student.denoiser, batch.arguments)
+    return predictions(output, len(batch.shapes)).float()
 
 
 def _calibrate(session: Session, student: Student) -> list[Mark]:

@@ -26,9 +26,10 @@ from guidefold.deliver.tensor_checks import (
 )
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError
-from guidefold.listen import Tree, call_recorded, output_tensor, tree_map
+from guidefold.listen import call_recorded, predictions, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
 from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
+from guidefold.record import KeptState
 from guidefold.run import Format, load_settings, require_run
 from guidefold.session import Session, open_session
 
@@ -249,10 +250,10 @@ def _compare(
     tolerance = max(1e-3, 4 * max(torch.finfo(dtype).eps for dtype in held))
     worst = 0.0
     for ref, truth in zip(trained.refs, trained.expected, strict=True):
-        arguments = ref.read().arguments
-        if arguments[1].get(COMPONENT, base.name) != base.name:
+        state = ref.read()
+        if state.arguments[1].get(COMPONENT, base.name) != base.name:
             continue  # this state belongs to another denoiser
-        apart = float((_predict(denoiser, arguments) - truth).abs().max() / truth.abs().max())
+        apart = float((_predict(denoiser, state) - truth).abs().max() / truth.abs().max())
         worst = max(worst, apart)
         if not apart <= tolerance:
             raise VerifyError(
@@ -263,10 +264,10 @@ def _compare(
 
 
 @torch.no_grad()
-def _predict(denoiser: nn.Module, arguments: Tree) -> torch.Tensor:
+def _predict(denoiser: nn.Module, state: KeptState) -> torch.Tensor:
     device = next(denoiser.parameters()).device
-    moved = tree_map(lambda tensor: tensor.to(device), arguments)
-    return output_tensor(call_recorded(denoiser, moved)).float()
+    moved = tree_map(lambda tensor: tensor.to(device), state.arguments)
+    return predictions(call_recorded(denoiser, moved), len(state.shapes)).float()
 
 
 def _check_layers(trained: Trained, base: Base, loader: str) -> None:

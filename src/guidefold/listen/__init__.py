@@ -20,7 +20,7 @@ from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
 from guidefold.listen.listener import Call, Listener, Step
 from guidefold.listen.memory import call_recorded
-from guidefold.listen.output_map import fit_rows, output_tensor, rows_of
+from guidefold.listen.output_map import fit_rows, output_tensor, predictions, rows_of
 from guidefold.listen.parts import Shapes, unpack
 from guidefold.listen.probe import lora_loader, prediction_type, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
@@ -60,6 +60,7 @@ __all__ = [
     "lora_loader",
     "output_tensor",
     "prediction_type",
+    "predictions",
     "probe",
     "read_findings",
     "rows_of",

@@ -51,6 +51,18 @@ def output_tensors(output: Any, count: int) -> list[torch.Tensor]:
     )
 
 
+def predictions(output: Any, parts: int) -> torch.Tensor:
+    """The prediction within a denoiser's output, or those for several schedulers in a row.
+
+    Args:
+        output: What the denoiser returns.
+        parts: The number of schedulers that step; 0 for a single one.
+    """
+    if not parts:
+        return output_tensor(output)
+    return torch.cat([part.flatten() for part in output_tensors(output, parts)])
+
+
 def rows_of(output: Any) -> int:
     """The number of samples in a denoiser's output."""
     first = output[0] if isinstance(output, list | tuple | Mapping) and len(output) else None
