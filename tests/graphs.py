@@ -41,7 +41,7 @@ CHOICES = {
         "euler euler_ancestral heun dpm_2 dpm_2_ancestral lms dpmpp_2m dpmpp_2m_sde ddim"
     ),
     "scheduler": "normal karras simple ddim_uniform",
-    "type": "sd3 flux pixart lumina2",
+    "type": "sd3 flux pixart lumina2 qwen_image",
     "weight_dtype": "default",
     "control_after_generate": "fixed",
     "sampling": "v_prediction",

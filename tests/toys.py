@@ -123,6 +123,7 @@ LEFT_OUT = {
 TAKEN = {
     "attention": {"block.attn.proj"},
     "linear": {"block.attn.proj", "block.proj", "proj"},
+    "portable": {"block.attn.proj", "block.proj", "proj", "first"},  # of no family that is known
     "all": {"block.attn.proj", "block.proj", "proj", "first"},
 }
 

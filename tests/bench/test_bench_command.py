@@ -102,9 +102,9 @@ def test_a_wrong_argument_ends_with_its_name_and_a_remedy(
     [
         ("memory", "--how", "guess", "estimate, cpu, cuda"),
         ("memory", "--dtype", "fp8", "fp32, fp16, bf16"),
-        ("memory", "--targets", "most", "attention, linear, all"),
+        ("memory", "--targets", "most", "attention, linear, portable, all"),
         ("speed", "--dtype", "fp8", "fp32, fp16, bf16"),
-        ("speed", "--targets", "most", "attention, linear, all"),
+        ("speed", "--targets", "most", "attention, linear, portable, all"),
     ],
 )
 def test_a_wrong_choice_ends_with_its_option_and_all_choices(

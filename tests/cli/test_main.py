@@ -210,12 +210,12 @@ def test_a_foreseeable_mistake_ends_in_a_message_and_code_2(
 @pytest.mark.parametrize(
     ("arguments", "choices"),
     [
-        ("export x --format", "diffusers kohya transformer peft fused all"),
+        ("export x --format", "diffusers kohya transformer original peft fused all"),
         ("export x --dtype", "fp32 fp16 bf16"),
-        ("convert x --to", "diffusers kohya transformer peft"),
+        ("convert x --to", "diffusers kohya transformer original peft"),
         ("sample x --kind", "teacher unguided student"),
         ("bench memory --how", "estimate cpu cuda"),
-        ("bench speed --targets", "attention linear all"),
+        ("bench speed --targets", "attention linear portable all"),
     ],
 )
 def test_choices_are_listed_in_the_help_and_completed_by_the_shell(

@@ -92,7 +92,7 @@ def test_every_format_that_fits_is_written_and_no_client_drops_a_key(
     settings, made = run
     name = request.node.callspec.params["run"]
     assert {verdict.kind for verdict in made.verdicts} == FORMATS[name]
-    assert made.unfit.keys() == {"kohya", "transformer"} - FORMATS[name]
+    assert made.unfit.keys() == {"kohya", "transformer", "original"} - FORMATS[name]
     for verdict in made.verdicts:
         assert verdict.path.parent == Path(settings.run) / "export" / verdict.kind
         assert not verdict.problems
@@ -193,6 +193,49 @@ def test_other_files_hold_none_of_kohya_s_words(delivered: Callable[[str], Run])
     said = read_labels(file(delivered("flux"), "transformer"))
     assert said["modelspec.architecture"] == "flux-1/lora"
     assert not any(name.startswith("ss_") for name in said)
+
+
+# Portable layers
+
+
+def test_a_portable_file_lacks_the_outer_layers_and_is_meant_for_every_client(
+    delivered: Callable[[str], Run], tmp_path: Path
+) -> None:
+    settings = delivered("sd15")[0]
+    (verdict,) = deliver(settings, "kohya", tmp_path, layers="portable").verdicts
+    assert verdict.path.parent.name == "kohya-portable"
+    assert not verdict.problems
+    assert {r.client for r in verdict.readings if r.meant} == set(clients.MEANT["kohya"])
+    assert not any(reading.dropped for reading in verdict.readings if reading.meant)
+    lost = read_tensors(file(delivered("sd15"), "kohya")).keys() - read_tensors(verdict.path).keys()
+    assert {name.removeprefix("lora_unet_").partition(".")[0] for name in lost} == {
+        "conv_in",
+        "conv_out",
+        "time_embedding_linear_1",
+        "time_embedding_linear_2",
+    }
+    about = read_metadata(verdict.path)
+    assert (about["layers"], about["read_in_part_by"]) == ("portable", [])
+    assert not about.get("dial_table")  # it was measured with every layer
+
+
+def test_a_portable_file_is_verified_against_the_run_without_these_layers(
+    delivered: Callable[[str], Run], tmp_path: Path
+) -> None:
+    settings = delivered("sd15")[0]
+    deliver(settings, "fused", tmp_path, layers="portable")
+    deliver(settings, "diffusers", tmp_path, layers="portable")
+    verdicts = verify(tmp_path, run=Path(settings.run))
+    assert [verdict.problems for verdict in verdicts] == [(), ()]
+    whole = verify(file(delivered("sd15"), "kohya"), run=Path(settings.run))
+    assert not whole[0].problems
+
+
+def test_a_file_says_which_clients_read_it_in_part(delivered: Callable[[str], Run]) -> None:
+    path = file(delivered("sd15"), "kohya")
+    clients_in_part = ["diffusers before 0.39", "sd-scripts", "sd.cpp"]
+    assert read_metadata(path)["read_in_part_by"] == clients_in_part
+    assert "diffusers before 0.39" in read_labels(path)["modelspec.description"]
 
 
 # Refusals
@@ -382,8 +425,9 @@ def test_the_command_prints_what_each_client_reads(
     run = delivered("sd15")
     code, out, _ = command("verify", file(run, "kohya"), "--pipeline", run[0].pipeline.source)
     assert code == 0
-    assert re.search(r"ComfyUI +reads every key", out)
-    assert re.search(r"sd-scripts +drops 4 layers: lora_unet_conv_in", out)
+    assert "for diffusers, ComfyUI, Forge, A1111, InvokeAI: every key is read" in out
+    lost = "diffusers before 0.39, sd-scripts, sd.cpp: drops 4 layers"
+    assert f"{lost}: lora_unet_conv_in" in out
 
 
 def test_the_command_fails_on_a_file_that_is_read_in_part(
@@ -399,6 +443,19 @@ def test_the_command_fails_on_a_file_that_is_read_in_part(
     (said,) = json.loads(out)
     assert said["clients"]["ComfyUI"]["dropped"] == ["lora_unet_nowhere.alpha"]
     assert len(said["problems"]) > 4
+
+
+def test_export_says_which_file_is_for_which_client_and_nothing_of_the_others(
+    delivered: Callable[[str], Run],
+    command: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    run = delivered("sd15")
+    code, out, _ = command("export", run[0].run, "--format", "diffusers", "--out", tmp_path)
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines() if line.strip()]
+    assert "for diffusers: every key is read" in lines
+    assert "ComfyUI" not in out
 
 
 def test_options_without_a_format_are_refused(

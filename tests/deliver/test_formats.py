@@ -45,6 +45,17 @@ def test_written_and_read_back_a_file_is_the_same(base: LayerNames, kind: str) -
     assert all(torch.equal(found[name], tensor) for name, tensor in pairs().items())
 
 
+def test_lycoris_s_own_prefix_is_read_like_kohya_s(base: LayerNames) -> None:
+    plain = pairs()
+    written = {
+        name.replace("lora_unet_", "lycoris_"): tensor
+        for name, tensor in named("kohya", plain, base).items()
+    }
+    assert format_of(written.keys(), FILE) == "kohya"
+    found = read(written, "kohya", base, {})
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+
+
 def test_kohya_s_alpha_is_the_rank(base: LayerNames) -> None:
     written = named("kohya", pairs(), base)
     assert {float(t) for n, t in written.items() if n.endswith(".alpha")} == {3.0}
@@ -151,3 +162,18 @@ def test_a_format_that_does_not_fit_says_why(
     assert "no LoRA loader" in unfit("diffusers", base, "peft", [])
     assert "transformers" in unfit("transformer", base, "diffusers", [])
     assert unfit("peft", base, "peft", base.layers) == ""
+
+
+def test_the_original_code_s_names_there_and_back(
+    built: Callable[[str], DiffusionPipeline],
+) -> None:
+    names = layer_names(built("wan").transformer, "transformer")
+    tensors = {f"{la}.lora_{side}.weight": torch.rand(2, 2) for la in names.layers for side in "AB"}
+    written = named("original", tensors, names)
+    assert "diffusion_model.blocks.1.self_attn.q.lora_A.weight" in written
+    assert format_of(written.keys(), FILE) == "original"
+    found = read(written, "original", names, {})
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    unet = layer_names(built("sd15").unet, "unet")
+    assert "no client needs" in unfit("original", unet, "diffusers", ["conv_in"])

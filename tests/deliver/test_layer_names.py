@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from original_layout import _unet_name
 from zoo import WARNINGS
 
-from guidefold.deliver.layer_names import counted, layer_names, original_names
+from guidefold.deliver.layer_names import layer_names, original_names
+from guidefold.lora.portable import counted
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
@@ -58,7 +59,7 @@ def test_motion_layers_have_no_original_name(built: Built) -> None:
     assert any("motion_modules" in layer for layer in found.layers - found.kohya.keys())
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3", "pixart"])
+@pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "chroma", "qwen_image", "wan"])
 def test_a_transformer_that_clients_know_is_told_by_its_layers(built: Built, name: str) -> None:
     found = layer_names(built(name).transformer)
     assert found.layout is not None
@@ -66,15 +67,10 @@ def test_a_transformer_that_clients_know_is_told_by_its_layers(built: Built, nam
     assert not found.kohya
 
 
-@pytest.mark.parametrize("name", ["qwen_image", "chroma"])
+@pytest.mark.parametrize("name", ["sana", "ltx"])
 def test_one_that_they_do_not_know_has_no_layout(built: Built, name: str) -> None:
     assert layer_names(built(name).transformer).layout is None
 
 
 def test_layers_of_no_unet_have_no_original_names() -> None:
     assert original_names(["conv_in", "blocks.0.proj"]) == {}
-
-
-def test_numbers_are_counted_only_where_they_stand_alone() -> None:
-    assert counted("blocks.12.ff.net.2") == "blocks.#.ff.net.#"
-    assert counted("embedder.linear_1") == "embedder.linear_1"

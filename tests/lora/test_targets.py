@@ -66,9 +66,15 @@ def test_presets_contain_each_other_and_all_reaches_the_outer_layers(
     words = torch.randn(1, 7, unet.config.cross_attention_dim, generator=noise)
     found = {
         preset: set(find_targets(unet, preset, lambda: unet(states, 20, words))[0])
-        for preset in ("attention", "linear", "all")
+        for preset in ("attention", "linear", "portable", "all")
     }
     assert set() < found["attention"] < found["linear"] < found["all"]
+    assert found["all"] - found["portable"] == {
+        "conv_in",
+        "conv_out",
+        "time_embedding.linear_1",
+        "time_embedding.linear_2",
+    }
     assert all(".attn" in name or ".attentions." in name for name in found["attention"])
     modules = dict(unet.named_modules())
     assert all(isinstance(modules[name], nn.Linear) for name in found["linear"])

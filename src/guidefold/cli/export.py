@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from guidefold.cli.options import AsJson, Run, settings_of_run
 from guidefold.ground import InputError, console, plural
-from guidefold.run import Format, LoraFormat, Precision
+from guidefold.run import Format, Layers, LoraFormat, Precision
 
 if TYPE_CHECKING:
     from guidefold.deliver import Reading, Verdict
@@ -37,6 +38,10 @@ def export(
         float | None,
         typer.Option(help="Guidance scale to bake in, instead of --strength (by the dial)."),
     ] = None,
+    layers: Annotated[
+        Layers,
+        typer.Option(help="Layers to write; portable leaves out what some clients do not read."),
+    ] = "all",
 ) -> None:
     """Write the last checkpoint as an adapter, and check it.
 
@@ -47,18 +52,18 @@ def export(
 
     settings = settings_of_run(run)
     if kind is None:
-        if out is not None or dtype is not None or strength != 1.0 or guidance is not None:
+        if (out, dtype, strength, guidance, layers) != (None, None, 1.0, None, "all"):
             raise InputError(
-                "--out, --dtype, --strength and --guidance are for a format",
+                "--out, --dtype, --strength, --guidance and --layers are for a format",
                 "Add --format NAME, or all.",
             )
         console.print(f"Written and checked: {api.export(settings)}", markup=False)
         return
     if guidance is not None and strength != 1.0:
         raise InputError("--guidance and --strength exclude each other", "Give one of them.")
-    made = api.deliver(settings, kind, out, dtype, strength, guidance)
+    made = api.deliver(settings, kind, out, dtype, strength, guidance, layers)
     for verdict in made.verdicts:
-        _print_verdict(verdict)
+        _print_verdict(verdict, others=False)
     for name, reason in made.unfit.items():
         console.print(f"Not written as {name}: {reason}.", markup=False)
 
@@ -75,8 +80,7 @@ def verify(
 ) -> None:
     """Check exported files as their clients read them.
 
-    Which keys diffusers, ComfyUI, Forge, A1111, InvokeAI and sd-scripts would ignore, and whether
-    the weights match the run.
+    Which layers each client would ignore, and whether the weights match the run.
     """
     from guidefold import api
 
@@ -104,18 +108,17 @@ def convert(
     _print_verdict(api.convert(file, to, pipeline, out))
 
 
-def _print_verdict(verdict: Verdict, *, with_run: bool = False) -> None:
-    """Print the result of checking a file: what each client ignores, and the problems."""
+def _print_verdict(verdict: Verdict, *, with_run: bool = False, others: bool = True) -> None:
+    """Print the result of checking a file: which clients it is for, what each ignores, problems.
+
+    Args:
+        verdict: The result.
+        with_run: Whether the file was compared with a run.
+        others: Whether to name the clients that the file is not meant for.
+    """
     console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
-    unsuited = [r.client for r in verdict.readings if _reads_nothing(r, verdict.keys)]
-    for reading in verdict.readings:
-        if reading.dropped is not None and reading.client not in unsuited:
-            console.print(f"  {reading.client:12}{_describe(reading, verdict.keys)}", markup=False)
-    if unsuited:
-        console.print(f"  not for {', '.join(unsuited)}: other formats are", markup=False)
-    unknown = [reading.client for reading in verdict.readings if reading.dropped is None]
-    if unknown:
-        console.print(f"  not known to load onto this denoiser: {', '.join(unknown)}", markup=False)
+    for line in _clients_lines(verdict.readings, verdict.keys, others=others):
+        console.print(f"  {line}", markup=False)
     if verdict.difference is not None:
         console.print(
             f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",
@@ -131,19 +134,22 @@ def _print_verdict(verdict: Verdict, *, with_run: bool = False) -> None:
         console.print(f"  FAILED: {problem}", markup=False)
 
 
-def _reads_nothing(reading: Reading, keys: int) -> bool:
-    """Whether a client reads no key of a file that is not meant for it."""
-    return not reading.meant and len(reading.dropped or ()) == keys
-
-
-def _describe(reading: Reading, keys: int) -> str:
-    """The layers that a client ignores, in words."""
-    dropped = reading.dropped or ()
-    lost = sorted({key.partition(".lora_")[0].removesuffix(".alpha") for key in dropped})
-    if len(dropped) == keys:
-        return "does not read this format"
-    if not lost:
-        return "reads every key"
-    names = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
-    unsuited = "" if reading.meant else "; the format is not meant for it"
-    return f"drops {plural(len(lost), 'layer')}: {names}{unsuited}"
+def _clients_lines(readings: Sequence[Reading], keys: int, *, others: bool) -> Iterator[str]:
+    """How clients read a file: those that it is for come first."""
+    whole = [r.client for r in readings if r.meant and not r.dropped]
+    if whole:
+        yield f"for {', '.join(whole)}: every key is read"
+    in_part: dict[str, list[str]] = {}
+    for reading in readings:
+        if reading.failed or reading.gap:
+            in_part.setdefault(reading.loss(keys), []).append(reading.client)
+    for how, clients in in_part.items():
+        yield f"{', '.join(clients)}: {how}"
+    if any(reading.gap and not reading.note for reading in readings):
+        yield "  (export --layers portable leaves out the layers that some do not read)"
+    unsuited = [r.client for r in readings if r.dropped and not (r.meant or r.gap)]
+    unknown = [reading.client for reading in readings if reading.dropped is None]
+    if others and unsuited:
+        yield f"not for {', '.join(unsuited)}: other formats are"
+    if others and unknown:
+        yield f"not known to load onto this denoiser: {', '.join(unknown)}"

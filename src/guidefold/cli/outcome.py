@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def distill_and_export(run: api.Run) -> None:
     """Record, train, write and check the adapter; print where it is and its dial."""
-    from guidefold.lora import Dial
+    from guidefold.lora import Dial, loading_code
     from guidefold.show import folded_share
 
     run.distill()
@@ -26,7 +26,7 @@ def distill_and_export(run: api.Run) -> None:
         return
     folder = run.export()
     metadata = read_json(folder / METADATA)
-    loader = metadata["findings"]["loader"]
+    loader, denoisers = (metadata["findings"][name] for name in ("loader", "denoisers"))
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
     console.print(f"  {metadata['usage_hint']}", markup=False)
     dial = Dial.from_json(metadata)
@@ -34,8 +34,8 @@ def distill_and_export(run: api.Run) -> None:
         console.print(f"  {line}", markup=False)
     settings, log = run.session.settings, read_log(run.session.run.log)
     _print_warning(folded_share(None, log), settings)
-    if loader == "diffusers":
-        console.print(f'  pipeline.load_lora_weights("{folder}")', markup=False)
+    for line in loading_code(loader, denoisers, str(folder)):
+        console.print(f"  {line}", markup=False)
 
 
 def _dial_lines(dial: Dial) -> list[str]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.deliver.clients import stem
-from guidefold.deliver.formats import layers_by_stem
+from guidefold.deliver.clients import layers_by_stem, stem
 from guidefold.deliver.layer_names import LayerNames, layer_names
 from guidefold.deliver.lora_file import LoraFile
 from guidefold.ground import MismatchError

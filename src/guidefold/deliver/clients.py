@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from guidefold.deliver.layer_names import OUTER, LayerNames, counted
+from guidefold.deliver.layer_names import LayerNames, Reader
+from guidefold.ground import plural
+from guidefold.lora import counted
 
 Rule = Callable[[Collection[str], LayerNames], list[str] | None]
 """``(keys, layer names) -> dropped keys``; None where the client cannot load a LoRA onto such a
@@ -29,6 +31,11 @@ PARTS: Mapping[str, str] = {
     "_lora.up.weight": "up",
 }
 """The last part of a key, in every known spelling, and the tensor it names."""
+KOHYA_PREFIX = "lora_unet_"
+KOHYA_PREFIXES = (KOHYA_PREFIX, "lycoris_")
+"""LyCORIS writes the same names behind its own prefix, where it is used without kohya's trainer."""
+ORIGINAL_PREFIX = "diffusion_model."
+PEFT_PREFIX = "base_model.model."
 KOHYA_PARTS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 PEFT_PARTS = (".lora_A.weight", ".lora_B.weight")
 FORGE_MOST_UNKNOWN = 12
@@ -40,19 +47,33 @@ class Reading:
 
     Attributes:
         client: The client's name.
-        meant: Whether the file's format is meant for this client.
+        meant: Whether the file is for this client: its format is, and so are its layers.
         dropped: The keys that the client ignores; None where it cannot load a LoRA onto such a
             base model.
+        gap: Whether the file is not for this client because of layers that it is known not to
+            read: without these it reads every key.
+        note: What else the client does with the file, in words.
     """
 
     client: str
     meant: bool
     dropped: tuple[str, ...] | None
+    gap: bool = False
+    note: str = ""
 
     @property
     def failed(self) -> bool:
         """Whether the file is meant for the client and the client drops keys."""
         return self.meant and bool(self.dropped)
+
+    def loss(self, keys: int) -> str:
+        """What the client ignores of a file with this number of keys, in words."""
+        dropped = self.dropped or ()
+        lost = sorted({key.partition(".lora_")[0].removesuffix(".alpha") for key in dropped})
+        if self.note or len(dropped) == keys:
+            return self.note or "refuses the file"
+        names = ", ".join(lost[:3]) + (" ..." if len(lost) > 3 else "")
+        return f"drops {plural(len(lost), 'layer')}: {names}"
 
 
 def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
@@ -63,7 +84,7 @@ def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
     conditioning, as SDXL's) and loaders/peft.py ``load_lora_adapter`` (keys without the component's
     prefix are skipped).
     """
-    if keys and all(key.startswith("lora_unet_") for key in keys):
+    if keys and all(key.startswith(KOHYA_PREFIX) for key in keys):
         if names.component != "unet" or not names.kohya:
             return sorted(keys)
         read = {kohya_stem(layer) for layer in names.original}
@@ -73,6 +94,22 @@ def diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
     read = {f"{names.component}.{layer}" for layer in names.layers}
     read |= {processor_name(name) for name in read}
     return _unread(keys, read, PARTS.keys() - {*KOHYA_PARTS})
+
+
+def older_diffusers(keys: Collection[str], names: LayerNames) -> list[str] | None:
+    """Stock diffusers up to 0.38: of kohya's files it leaves out a UNet's outer layers.
+
+    Source: diffusers 0.35.2 and 0.38.0, run on such files: without size conditioning a warning and
+    the layers are lost, with it ``load_lora_weights`` raises. 0.39.0 reads them.
+    """
+    if not names.kohya:
+        return None
+    dropped = set(diffusers(keys, names) or ())
+    if any(not key.startswith(KOHYA_PREFIX) for key in keys):
+        return sorted(dropped)
+    outer = {kohya_stem(n) for layer in names.gap(OLDER) for n in (layer, names.original[layer])}
+    lost = {key for key in keys if stem(key) in outer}
+    return sorted(keys) if lost and names.added else sorted(dropped | lost)
 
 
 def peft(keys: Collection[str], names: LayerNames) -> list[str] | None:
@@ -90,7 +127,7 @@ def comfyui(keys: Collection[str], names: LayerNames) -> list[str] | None:
     functions beside it, comfy/weight_adapter/lora.py ``LoRAAdapter.load``. It reads a UNet's
     attention layers, among diffusers' names, by the old ones only: ``processor.to_q``.
     """
-    return _by_comfyui(keys, names, "comfyui")
+    return _by_comfyui(keys, names, "ComfyUI")
 
 
 def forge(keys: Collection[str], names: LayerNames) -> list[str] | None:
@@ -99,7 +136,7 @@ def forge(keys: Collection[str], names: LayerNames) -> list[str] | None:
     Source: packages_3rdparty/comfyui_lora_collection/lora.py; extensions-builtin/sd_forge_lora/
     networks.py ``load_lora_for_models``: with more than twelve unknown keys nothing is loaded.
     """
-    dropped = _by_comfyui(keys, names, "forge")
+    dropped = _by_comfyui(keys, names, "Forge")
     return sorted(keys) if dropped and len(dropped) > FORGE_MOST_UNKNOWN else dropped
 
 
@@ -108,10 +145,11 @@ def a1111(keys: Collection[str], names: LayerNames) -> list[str] | None:
 
     Source: extensions-builtin/Lora/networks.py ``convert_diffusers_name_to_compvis`` and
     ``load_network``: kohya's keys, under the original names, or under diffusers' names except for
-    the size embedding.
+    the size embedding. For Stable Diffusion 3, modules/models/sd3/sd3_model.py
+    ``diffusers_weight_mapping``.
     """
     if not names.original:
-        return None
+        return _by_layout(keys, names, "A1111", PEFT_PARTS)
     read = {kohya_stem(name) for name in names.original.values()}
     read |= {
         kohya_stem(layer) for layer in names.original if not layer.startswith("add_embedding.")
@@ -122,18 +160,13 @@ def a1111(keys: Collection[str], names: LayerNames) -> list[str] | None:
 def invokeai(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """InvokeAI.
 
-    Source: backend/patches/lora_conversions/ (sd, sdxl and flux_diffusers), backend/patches/
-    layer_patcher.py, backend/model_manager/configs/lora.py. For UNets with size conditioning, a
-    file is refused unless every key has one of three prefixes and all layer names are either the
-    original ones or diffusers'.
+    Source: backend/patches/lora_conversions/ (sd, sdxl, flux_diffusers, qwen_image, z_image, wan),
+    backend/patches/layer_patcher.py, backend/model_manager/configs/lora.py. For UNets with size
+    conditioning, a file is refused unless every key has one of three prefixes and all layer names
+    are either the original ones or diffusers'.
     """
     if not names.original:
-        needs = names.layout.invokeai_needs if names.layout else ()
-        for prefix in names.layout.prefixes.get("invokeai", ()) if names.layout else ():
-            needed = {f"{prefix}{layer}{part}" for layer in needs for part in PEFT_PARTS}
-            if needed <= set(keys) and all(key.endswith(PEFT_PARTS) for key in keys):
-                return _by_layout(keys, names, "invokeai", PEFT_PARTS)
-        return sorted(keys) if needs else None
+        return _by_layout(keys, names, "InvokeAI", PEFT_PARTS)
     plain = {kohya_stem(layer) for layer in names.original}
     if not names.added:
         return _unread(keys, plain, KOHYA_PARTS)
@@ -153,28 +186,49 @@ def sd_scripts(keys: Collection[str], names: LayerNames) -> list[str] | None:
     """
     if not names.kohya:
         return None
-    inner = {name for layer, name in names.kohya.items() if layer not in OUTER}
+    gap = names.gap("sd-scripts")
+    inner = {name for layer, name in names.kohya.items() if layer not in gap}
     return _unread(keys, {kohya_stem(name) for name in inner}, KOHYA_PARTS)
 
 
+def sd_cpp(keys: Collection[str], names: LayerNames) -> list[str] | None:
+    """stable-diffusion.cpp: of UNets all but the outer layers.
+
+    Source: src/name_conversion.cpp ``convert_tensor_name``: a layer's underscores become dots but
+    for a list of words, in which the time and size embeddings are missing; the input and output
+    convolutions are known by the original names alone.
+    """
+    if not names.original:
+        return None
+    gap, read = names.gap("sd.cpp"), set()
+    for layer, original in names.original.items():
+        if layer not in gap or layer.startswith("conv_"):
+            read |= {kohya_stem(original), f"diffusion_model.{original}"}
+        if layer not in gap:
+            read |= {kohya_stem(layer), f"unet.{layer}"}
+    return _unread(keys, read, PARTS)
+
+
+OLDER = "diffusers before 0.39"
 CLIENTS: Mapping[str, Rule] = {
     "diffusers": diffusers,
+    OLDER: older_diffusers,
     "peft": peft,
     "ComfyUI": comfyui,
     "Forge": forge,
     "A1111": a1111,
     "InvokeAI": invokeai,
     "sd-scripts": sd_scripts,
+    "sd.cpp": sd_cpp,
 }
 MEANT: Mapping[str, tuple[str, ...]] = {
     "diffusers": ("diffusers",),
-    "kohya": ("diffusers", "ComfyUI", "Forge", "A1111", "InvokeAI"),
-    "transformer": ("diffusers", "ComfyUI", "Forge", "InvokeAI"),
+    "kohya": tuple(client for client in CLIENTS if client != "peft"),
+    "transformer": ("diffusers", "ComfyUI", "Forge", "A1111", "InvokeAI"),
+    "original": ("ComfyUI",),
     "peft": ("peft",),
 }
-"""The clients that a format is meant for, where they can load a LoRA onto the base model at all.
-sd-scripts is reported but not among them: a file that it reads whole would lack the outer layers,
-which every other client reads."""
+"""The clients that a format is meant for, where they can load a LoRA onto the base model at all."""
 
 
 def read_by_clients(
@@ -188,18 +242,43 @@ def read_by_clients(
         names: The denoiser's layer names.
         loader: The library that loads LoRAs into the pipeline: ``diffusers``, or plain ``peft``.
     """
+    known = layers_by_stem(kind, names)
     readings = []
     for client, rule in CLIENTS.items():
-        absent = client == "diffusers" and loader != "diffusers"
+        absent = client in ("diffusers", OLDER) and loader != "diffusers"
         dropped = None if absent else rule(keys, names)
-        meant = client in MEANT[kind] and dropped is not None
-        readings.append(Reading(client, meant, None if dropped is None else tuple(dropped)))
+        lost = names.gap(client)
+        reader = names.layout.read_by.get(client) if names.layout else None
+        rest = [key for key in keys if known.get(stem(key)) not in lost]
+        meant = client in MEANT[kind] and dropped is not None and not _other_names(kind, reader)
+        gap = meant and len(rest) < len(keys) and bool(dropped) and not rule(rest, names)
+        note = reader.note if reader and gap else ""
+        plain = None if dropped is None else tuple(dropped)
+        readings.append(Reading(client, meant and not gap, plain, gap, note))
     return readings
 
 
-def kohya_stem(name: str) -> str:
+def _other_names(kind: str, reader: Reader | None) -> bool:
+    """Whether a client reads a family by other names than a format's."""
+    by = reader and (reader.original if kind == "original" else reader.prefixes)
+    return reader is not None and not by and not reader.note
+
+
+def layers_by_stem(kind: str, names: LayerNames) -> dict[str, str]:
+    """Map each layer's part of a key (see :func:`stem`) to the layer."""
+    if kind == "kohya":
+        both = [(layer, layer) for layer in names.layers] + list(names.original.items())
+        return {kohya_stem(name, head): layer for head in KOHYA_PREFIXES for layer, name in both}
+    if kind == "original":
+        return {f"{ORIGINAL_PREFIX}{name}": layer for layer, name in names.native.items()}
+    prefix = PEFT_PREFIX if kind == "peft" else f"{names.component}."
+    old = {prefix + processor_name(layer): layer for layer in names.layers}
+    return old | {prefix + layer: layer for layer in names.layers}
+
+
+def kohya_stem(name: str, prefix: str = KOHYA_PREFIX) -> str:
     """A layer's part of kohya's keys: everything before the last part."""
-    return "lora_unet_" + name.replace(".", "_")
+    return prefix + name.replace(".", "_")
 
 
 def stem(key: str, parts: Iterable[str] = PARTS) -> str:
@@ -222,7 +301,7 @@ def _by_comfyui(keys: Collection[str], names: LayerNames, client: str) -> list[s
     read = set()
     for layer, original in names.original.items():
         old = processor_name(layer)
-        read |= {kohya_stem(layer), kohya_stem(original)}
+        read |= {kohya_stem(layer), kohya_stem(original), kohya_stem(layer, "lycoris_")}
         read |= {old, f"unet.{old}", f"diffusion_model.{original}"}
     return _unread(keys, read, PARTS)
 
@@ -230,8 +309,21 @@ def _by_comfyui(keys: Collection[str], names: LayerNames, client: str) -> list[s
 def _by_layout(
     keys: Collection[str], names: LayerNames, client: str, parts: Iterable[str]
 ) -> list[str] | None:
-    if names.layout is None or client not in names.layout.prefixes:
+    reader = names.layout.read_by.get(client) if names.layout else None
+    if reader is None or names.layout is None:
         return None
-    known = {layer for layer in names.layers if counted(layer) in names.layout.layers}
-    prefixes = names.layout.prefixes[client]
-    return _unread(keys, {prefix + layer for prefix in prefixes for layer in known}, parts)
+    if reader.needs and not any(
+        {f"{prefix}{layer}{part}" for layer in reader.needs for part in parts} <= set(keys)
+        for prefix in reader.prefixes
+    ):
+        return sorted(keys)
+    gap, known = names.gap(client), names.layout.layers
+    layers = [la for la in names.layers - gap if counted(la) in known]
+    read = {_behind(prefix, layer) for prefix in reader.prefixes for layer in layers}
+    read |= {p + names.native[la] for p in reader.original for la in layers if la in names.native}
+    dropped = _unread(keys, read, parts)
+    return sorted(keys) if dropped and reader.refuses else dropped
+
+
+def _behind(prefix: str, layer: str) -> str:
+    return kohya_stem(layer, prefix) if prefix.endswith("_") else prefix + layer

@@ -22,6 +22,7 @@ from guidefold.pipeline import DTYPES
 from guidefold.run import (
     METADATA,
     Format,
+    Layers,
     Settings,
     finished_folder,
     require_run,
@@ -87,6 +88,7 @@ def deliver(
     dtype: str | None = None,
     strength: float = 1.0,
     guidance: float | None = None,
+    layers: Layers = "all",
 ) -> Delivery:
     """Write a run's last checkpoint in one format or in all that fit, each in its own folder.
 
@@ -102,6 +104,8 @@ def deliver(
         strength: The strength of the run's adapter that is baked in as strength 1.
         guidance: The guidance scale that is baked in as strength 1, by the measured dial; replaces
             ``strength``.
+        layers: Which of the trained layers: ``all``, or ``portable``, without those that some
+            readers of LoRA files do not take.
 
     Raises:
         InputError: The format is unknown or does not fit, or the scale is outside the dial.
@@ -124,12 +128,13 @@ def deliver(
             f"{option}: stands for strength {strength:g}",
             "The strength must be finite and greater than 0.",
         )
+    suffix += "-portable" if layers == "portable" else ""
     with open_session(settings) as session:
         if warning := session.dial.warning(strength):
             console.print(warning, markup=False)
         folder = out or run.export
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
-        made = deliver_kinds(session, read_trained(session, strength), places, dtype)
+        made = deliver_kinds(session, read_trained(session, strength, layers=layers), places, dtype)
     if wanted != "all" and made.unfit:
         reason = made.unfit[wanted]
         raise InputError(f"--format {wanted}: {reason}", "Use --format all for what fits.")
@@ -184,17 +189,22 @@ def _write_format(
 ) -> list[Verdict]:
     """Write a format's files, one for each denoiser, and check them before they are kept."""
     title = session.run.name + place.name.removeprefix(kind)
-    marks = read_dial(session.run.adapter).marks
+    # The dial was measured with every layer.
+    marks = () if trained.left_out else read_dial(session.run.adapter).marks
     metadata = describe_adapter(session, trained.step, marks, trained.strength)
     verdicts = []
     with finished_folder(place) as temporary:
         for base in bases:
             file = _file(base, kind, title)
             own = {**metadata, "denoiser": base.name, "format": kind}
+            own |= {"layers": "portable"} if trained.left_out else {}
             if kind == "fused":
                 _write_fused(temporary / file, trained, base, dtype, own)
             else:
                 tensors = cast(trained.strengthened(base.name), DTYPES[dtype or "fp32"])
+                written = named(kind, tensors, base.names)
+                readings = read_by_clients(written, kind, base.names, base.loader)
+                own["read_in_part_by"] = [reading.client for reading in readings if reading.gap]
                 description = _description(session, own, title)
                 write_lora(temporary / file, kind, tensors, base.names, own, description)
             verdicts.append(_check(temporary / file, place / file, base, trained, kind))
@@ -239,11 +249,14 @@ def _description(session: Session, metadata: Mapping[str, Any], title: str) -> d
     """A run's adapter in ModelSpec's words."""
     call, findings = session.settings.pipeline.call, session.findings
     sized, meant = {"width", "height"} <= call.keys(), Dial.from_json(metadata).stands_for
+    part = ", ".join(metadata["read_in_part_by"])
     also = "".join(f", {name} {value:g}" for name, value in findings.also_off.items())
     return {
         "title": title,
         "prediction_type": findings.prediction_type,
         "usage_hint": f"CFG {findings.off:g}{also}, strength 1 = {meant}",
-        "description": "Guidance folded into a LoRA: one pass a step. " + metadata["usage_hint"],
+        "description": "Guidance folded into a LoRA: one pass a step. "
+        + metadata["usage_hint"]
+        + (f". Read in part alone by: {part}" if part else ""),
         "resolution": f"{call['width']}x{call['height']}" if sized else "",
     }

@@ -14,7 +14,15 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 
-from guidefold.deliver.clients import PARTS, kohya_stem, processor_name, stem
+from guidefold.deliver.clients import (
+    KOHYA_PREFIXES,
+    ORIGINAL_PREFIX,
+    PARTS,
+    PEFT_PREFIX,
+    kohya_stem,
+    layers_by_stem,
+    stem,
+)
 from guidefold.deliver.layer_names import LayerNames
 from guidefold.ground import (
     CorruptFileError,
@@ -29,8 +37,11 @@ from guidefold.run import Format
 FORMATS: tuple[Format, ...] = get_args(Format)
 Tensors = Mapping[str, torch.Tensor]
 
+NAMELESS = {
+    "kohya": "its names are for the UNets of latent diffusion",
+    "original": "no client needs the names of this denoiser's original code",
+}
 LOST = 1e-3  # the share of the nonzero values that a smaller type may round to zero
-PEFT_PREFIX = "base_model.model."
 ADAPTER_METADATA = "lora_adapter_metadata"
 FOREIGN = {
     "hada_": "LoHa",
@@ -58,27 +69,34 @@ def unfit(kind: Format, names: LayerNames, loader: str, layers: Collection[str])
     """
     if kind == "diffusers" and loader != "diffusers":
         return "diffusers has no LoRA loader for this pipeline"
-    if kind == "kohya" and not names.kohya:
-        return "its names are for the UNets of latent diffusion"
-    if kind == "kohya":
-        nameless = sorted(set(layers) - names.kohya.keys())
-        more = f" and {len(nameless) - 3} more" if len(nameless) > 3 else ""
-        if nameless:
-            shown = ", ".join(nameless[:3])
-            return f"it has no name for {shown}{more}; another adapter.targets may do"
     if kind == "transformer" and names.component != "transformer":
         return "it is for diffusion transformers"
-    return ""
+    others = {"kohya": names.kohya, "original": names.native}.get(kind)
+    if others is None:
+        return ""
+    if not others:
+        return NAMELESS[kind]
+    nameless = sorted(set(layers) - others.keys())
+    more = f" and {len(nameless) - 3} more" if len(nameless) > 3 else ""
+    shown = ", ".join(nameless[:3])
+    return f"it has no name for {shown}{more}; another adapter.targets may do" if nameless else ""
 
 
 def named(kind: Format, tensors: Tensors, names: LayerNames) -> dict[str, torch.Tensor]:
     """Rename tensors to a format's keys.
 
     Args:
-        kind: ``diffusers``, ``kohya``, ``transformer`` or ``peft``.
+        kind: ``diffusers``, ``kohya``, ``transformer``, ``original`` or ``peft``.
         tensors: The LoRA by peft's names; alpha equals the rank.
         names: The denoiser's layer names.
     """
+    if kind == "original":
+        both = [(layer, names.native[layer]) for layer in layers_of(tensors)]
+        return {
+            f"{ORIGINAL_PREFIX}{name}{part}": tensors[f"{layer}{part}"]
+            for layer, name in both
+            for part in (".lora_A.weight", ".lora_B.weight")
+        }
     if kind != "kohya":
         prefix = PEFT_PREFIX if kind == "peft" else f"{names.component}."
         return {prefix + name: tensor for name, tensor in tensors.items()}
@@ -116,8 +134,10 @@ def format_of(keys: Collection[str], path: Path) -> Format:
             )
     if not any("lora" in key for key in keys):
         return "fused"
-    if all(key.startswith("lora_unet_") for key in keys):
+    if any(all(key.startswith(prefix) for key in keys) for prefix in KOHYA_PREFIXES):
         return "kohya"
+    if all(key.startswith(ORIGINAL_PREFIX) for key in keys):
+        return "original"
     if all(key.startswith(PEFT_PREFIX) for key in keys):
         return "peft"
     first = min(keys).partition(".")[0]
@@ -222,16 +242,6 @@ def of_one_rank(tensors: Tensors) -> dict[str, torch.Tensor]:
             padded[f"{layer}.lora_A.weight"] = F.pad(down, [0, 0] * (down.ndim - 1) + more)
             padded[f"{layer}.lora_B.weight"] = F.pad(up, [0, 0] * (up.ndim - 2) + more)
     return padded
-
-
-def layers_by_stem(kind: Format, names: LayerNames) -> dict[str, str]:
-    """Map each layer's part of a key (see :func:`~guidefold.deliver.clients.stem`) to the layer."""
-    if kind == "kohya":
-        both = [(layer, layer) for layer in names.layers] + list(names.original.items())
-        return {kohya_stem(name): layer for layer, name in both}
-    prefix = PEFT_PREFIX if kind == "peft" else f"{names.component}."
-    old = {prefix + processor_name(layer): layer for layer in names.layers}
-    return old | {prefix + layer: layer for layer in names.layers}
 
 
 def _alpha(

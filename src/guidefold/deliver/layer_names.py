@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from guidefold.lora import LAYER_TYPES
+from guidefold.lora import LAYER_TYPES, counted
 
 OUTER = {
     "conv_in": "input_blocks.0.0",
@@ -39,22 +39,44 @@ MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
+class Reader:
+    """How one client reads files for a family of diffusion transformers.
+
+    Attributes:
+        prefixes: The prefixes before a layer's name in diffusers; one that ends in ``_`` stands
+            before a name whose dots are underscores too.
+        original: The prefixes before a layer's original name.
+        without: The layers that it is known not to read, numbers written ``#``.
+        refuses: Whether it uses no part of a file with an unknown key.
+        needs: The layers without which it does not take a file for the family.
+        note: What else it does, in words.
+    """
+
+    prefixes: Sequence[str] = ()
+    original: Sequence[str] = ()
+    without: frozenset[str] = frozenset()
+    refuses: bool = False
+    needs: Sequence[str] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Layout:
-    """A family of diffusion transformers that clients know by diffusers' names.
+    """A family of diffusion transformers that clients know.
 
     Attributes:
         architecture: Its name in ModelSpec's metadata.
         version: Its name in kohya's metadata; empty where there is none.
         layers: The layers that clients know, numbers written ``#``.
-        prefixes: The key prefixes that each client reads, by client.
-        invokeai_needs: The layers by which InvokeAI recognises the family.
+        read_by: How each client reads files for it, by client.
+        original_names: Layer to its name in the family's original code, where a client needs it.
     """
 
     architecture: str
     version: str
     layers: frozenset[str]
-    prefixes: Mapping[str, Sequence[str]]
-    invokeai_needs: Sequence[str]
+    read_by: Mapping[str, Reader]
+    original_names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -65,10 +87,11 @@ class LayerNames:
         layers: The linear layers and convolutions, by diffusers' names.
         original: Layer to its name in the original code of latent diffusion; empty unless the
             denoiser is a UNet of that design.
+        native: The same for a diffusion transformer, where a client needs those names.
         kohya: Layer to its name in kohya's files, dots kept; empty where kohya has no names.
         added: Whether the UNet has size conditioning, as SDXL's; kohya's files then use the
             original names.
-        layout: The family of diffusion transformers, where clients know it.
+        layout: The family of diffusion transformers, where it is known.
         config: The denoiser's configuration.
         component: The prefix of its keys in diffusers' files: the component name of the pipeline's
             first denoiser.
@@ -81,6 +104,16 @@ class LayerNames:
     layout: Layout | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     component: str = ""
+    native: Mapping[str, str] = field(default_factory=dict)
+
+    def gap(self, client: str) -> frozenset[str]:
+        """The layers of this denoiser that a client is known not to read."""
+        if self.original:
+            inner_only = client in client_facts()["unet"]["inner_only"]
+            return frozenset(self.layers & OUTER.keys()) if inner_only else frozenset()
+        reader = self.layout.read_by.get(client) if self.layout else None
+        lost = reader.without if reader else frozenset()
+        return frozenset(layer for layer in self.layers if counted(layer) in lost)
 
 
 def layer_names(denoiser: nn.Module, component: str = "") -> LayerNames:
@@ -92,7 +125,9 @@ def layer_names(denoiser: nn.Module, component: str = "") -> LayerNames:
     original = original_names(layers) if embedding in (None, "text_time") else {}
     added = embedding == "text_time"
     kohya = original if added else {layer: layer for layer in original}
-    return LayerNames(layers, original, kohya, added, find_layout(layers), config, component)
+    layout = find_layout(layers)
+    native = native_names(layers, layout) if layout else {}
+    return LayerNames(layers, original, kohya, added, layout, config, component, native)
 
 
 def original_names(layers: Iterable[str]) -> dict[str, str]:
@@ -168,9 +203,15 @@ def _resnets(side: str, block: int, layers: set[str]) -> int:
     return sum(shape.fullmatch(layer) is not None for layer in layers)
 
 
-def counted(layer: str) -> str:
-    """A layer's name with its numbers written ``#``."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", layer)
+def native_names(layers: Iterable[str], layout: Layout) -> dict[str, str]:
+    """Name a transformer's layers as its family's original code does, where the table has them."""
+    named = {}
+    for layer in layers:
+        if name := layout.original_names.get(counted(layer)):
+            for number in re.findall(r"(?<=\.)\d+(?=\.|$)", layer):
+                name = name.replace("#", number, 1)
+            named[layer] = name
+    return named
 
 
 def find_layout(layers: Iterable[str]) -> Layout | None:
@@ -178,14 +219,20 @@ def find_layout(layers: Iterable[str]) -> Layout | None:
     present = {counted(layer) for layer in layers}
     for entry in client_facts()["layout"]:
         if present >= set(entry["marks"]):
-            return Layout(
-                entry["architecture"],
-                entry["version"],
-                frozenset(entry["layers"]),
-                entry["prefixes"],
-                entry.get("invokeai_needs", ()),
-            )
+            known = frozenset(entry["layers"])
+            readers = {client: _reader(how, known) for client, how in entry["read_by"].items()}
+            original = entry.get("original_names", {})
+            return Layout(entry["architecture"], entry["version"], known, readers, original)
     return None
+
+
+def _reader(how: Mapping[str, Any], layers: frozenset[str]) -> Reader:
+    """A reader from its table, where ``only`` lists what it reads in place of what it does not."""
+    without = frozenset(how.get("without", ()))
+    if "only" in how:
+        without = layers - set(how["only"])
+    plain = {name: value for name, value in how.items() if name not in ("only", "without")}
+    return Reader(without=without, **plain)
 
 
 @cache

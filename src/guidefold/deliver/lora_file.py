@@ -25,6 +25,7 @@ from guidefold.ground import CorruptFileError, InputError, MismatchError
 from guidefold.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
 from guidefold.run import (
     Format,
+    Layers,
     parse_metadata,
     read_json,
     read_safetensors,
@@ -71,6 +72,11 @@ class LoraFile:
     def strength(self) -> float:
         """The strength of the run's adapter that is baked in: the file's strength 1."""
         return float(self.metadata.get("strength", 1.0))
+
+    @property
+    def layers(self) -> Layers:
+        """Which of the run's trained layers it holds."""
+        return "portable" if self.metadata.get("layers") == "portable" else "all"
 
     def plain(self, names: LayerNames) -> dict[str, torch.Tensor]:
         """The tensors by peft's names, alpha folded in.

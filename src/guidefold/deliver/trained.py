@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from guidefold.deliver.formats import Tensors
-from guidefold.ground import RunError, task
+from guidefold.ground import InputError, RunError, task
 from guidefold.listen import call_recorded, predictions
-from guidefold.lora import Mark
+from guidefold.lora import Adapter, Mark, candidates, unportable
+from guidefold.pipeline import as_one_module
 from guidefold.record import StateRef, recorded_states
-from guidefold.run import RunFolder
+from guidefold.run import Layers, RunFolder
 from guidefold.session import Session
 from guidefold.train import Student, calibrate, load_checkpoint, lora_student, random_subset
 
@@ -32,6 +33,7 @@ class Trained:
         refs: Recorded states at which predictions are compared.
         expected: The student's predictions at these states.
         marks: The measured dial; empty where it was not measured.
+        left_out: The trained layers that are not in the parts, and not in the predictions.
     """
 
     run: RunFolder
@@ -41,6 +43,7 @@ class Trained:
     refs: Sequence[StateRef]
     expected: Sequence[torch.Tensor]
     marks: Sequence[Mark]
+    left_out: Sequence[str] = ()
 
     def strengthened(self, name: str) -> dict[str, torch.Tensor]:
         """One denoiser's tensors with :attr:`strength` baked in as strength 1."""
@@ -48,15 +51,19 @@ class Trained:
         return {n: t * self.strength if ".lora_B." in n else t for n, t in tensors.items()}
 
 
-def read_trained(session: Session, strength: float = 1.0, *, measure: bool = False) -> Trained:
+def read_trained(
+    session: Session, strength: float = 1.0, *, layers: Layers = "all", measure: bool = False
+) -> Trained:
     """Read a run's last checkpoint; the session's pipeline is left without a LoRA.
 
     Args:
         session: The run's session.
         strength: The adapter's strength in the student's predictions.
+        layers: Which of the trained layers: ``all``, or ``portable``.
         measure: Whether to measure the dial as well.
 
     Raises:
+        InputError: No trained layer is a portable one.
         RunError: Nothing is trained yet.
     """
     run = session.run
@@ -64,21 +71,41 @@ def read_trained(session: Session, strength: float = 1.0, *, measure: bool = Fal
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
     refs = recorded_states(run, 0, "training")
+    everywhere = candidates(as_one_module(session.denoisers), "all")
+    lost = unportable(everywhere) if layers == "portable" else set()
     student = lora_student(session, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:
+        kept, left_out = _without(student.adapter, lost)
         compared = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
         return Trained(
             run,
-            _parts(student.adapter.state_dict(), session.findings.denoisers),
+            _parts(kept, session.findings.denoisers),
             state["step"],
             strength,
             compared,
             [_predict(student, ref, strength) for ref in compared],
             _calibrate(session, student) if measure else (),
+            left_out,
         )
     finally:
         student.adapter.detach()
+
+
+def _without(adapter: Adapter, lost: set[str]) -> tuple[Tensors, list[str]]:
+    """Leave layers out of an adapter: ``(tensors of the others, layers that were left out)``."""
+    tensors = adapter.state_dict()
+    left_out = sorted(adapter.layers.keys() & lost)
+    if not left_out:
+        return tensors, []
+    outer = {f"{layer}.lora_{side}.weight" for layer in left_out for side in "AB"}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in outer}
+    if not kept:
+        raise InputError("--layers portable: no trained layer is left", "Use --layers all.")
+    adapter.load_state_dict(
+        kept | {name: tensors[name].new_zeros(tensors[name].shape) for name in outer}
+    )
+    return kept, left_out
 
 
 def _parts(tensors: Tensors, denoisers: Sequence[str]) -> dict[str, Tensors]:

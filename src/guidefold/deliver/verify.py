@@ -30,7 +30,7 @@ from guidefold.listen import call_recorded, predictions, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
 from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
 from guidefold.record import KeptState
-from guidefold.run import Format, load_settings, require_run
+from guidefold.run import Format, Layers, load_settings, require_run
 from guidefold.session import Session, open_session
 
 # Exceptions of the libraries for a file that does not fit: other shapes or keys, no configuration.
@@ -119,12 +119,13 @@ def safetensors_of(path: Path) -> list[Path]:
 def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
     """Check files against a run: its base model and its trained student."""
     findings = session.findings
-    trained: dict[float, Trained] = {}
+    trained: dict[tuple[float, Layers], Trained] = {}
     verdicts = []
     for path in files:
         file = read_lora(path, own=True)
-        if file.strength not in trained:
-            trained[file.strength] = read_trained(session, file.strength)
+        content = file.strength, file.layers
+        if content not in trained:
+            trained[content] = read_trained(session, file.strength, layers=file.layers)
         name = denoiser_of(file.path, file.metadata, findings.denoisers)
         if name not in findings.denoisers:
             raise MismatchError(
@@ -132,7 +133,7 @@ def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
             )
         origin = other_base(file.metadata, findings.prediction_type, [findings.fingerprint])
         base = base_of_run(session, name)
-        verdicts.append(examine(file, base, trained[file.strength], [*damage(file), *origin]))
+        verdicts.append(examine(file, base, trained[content], [*damage(file), *origin]))
     return verdicts
 
 
@@ -192,8 +193,8 @@ def examine(
 
 def _loader_of(kind: Format, base: Base) -> str:
     """The library that loads a file here; empty where none can."""
-    if kind == "peft":
-        return "peft"
+    if kind in ("peft", "original"):
+        return "peft" if kind == "peft" else ""
     return "diffusers" if kind == "fused" or base.loader == "diffusers" else ""
 
 

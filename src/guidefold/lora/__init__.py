@@ -22,10 +22,12 @@ from guidefold.lora.loaded import (
     load_adapter,
     load_part,
     loaded_tensors,
+    loading_code,
     part_folder,
     set_strength,
     unload_adapter,
 )
+from guidefold.lora.portable import counted, unportable
 from guidefold.lora.targets import LAYER_TYPES, candidates, count_targets, watched
 
 __all__ = [
@@ -49,14 +51,17 @@ __all__ = [
     "candidates",
     "check_turned_on",
     "count_targets",
+    "counted",
     "fuse_adapter",
     "layers_of",
     "load_adapter",
     "load_part",
     "loaded_tensors",
+    "loading_code",
     "part_folder",
     "set_strength",
     "shrink_weights",
     "unload_adapter",
+    "unportable",
     "watched",
 ]

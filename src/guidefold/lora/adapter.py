@@ -169,7 +169,7 @@ def attach(
 
     Args:
         denoiser: The module; its weights are frozen.
-        preset: ``attention``, ``linear`` or ``all``.
+        preset: ``attention``, ``linear``, ``portable`` or ``all``.
         rank: The rank; alpha equals it.
         seed: The run's seed, for the initial ``lora_A``; ``lora_B`` starts at zero.
         dry_run: Calls the denoiser once as training will.

@@ -76,6 +76,31 @@ def load_part(
         )
 
 
+def loading_code(loader: str, denoisers: Sequence[str], place: str) -> list[str]:
+    """Python that loads a written adapter as :func:`load_part` does.
+
+    Args:
+        loader: ``diffusers`` or ``peft``.
+        denoisers: The adapted components.
+        place: The adapter's folder, or its repository on the hub.
+    """
+    first, *others = denoisers
+    if loader == "peft":
+        return [
+            f'PeftModel.from_pretrained(pipeline.{name}, "{place}"'
+            + ("" if name == first else f', subfolder="{name}"')
+            + ")"
+            for name in denoisers
+        ]
+    file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="guidance"'
+    lines = ["pipeline.load_lora_weights(", f'    "{place}", {file}', ")"]
+    # Keys of every file begin with the first denoiser's name, which diffusers takes off as prefix.
+    for name in others:
+        part = f'    subfolder="{name}", prefix="{first}",'
+        lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{place}", {file},', part, ")"]
+    return lines
+
+
 def part_folder(folder: Path, denoisers: Sequence[str], name: str) -> Path:
     """The folder of one denoiser's files: ``folder`` itself for the first denoiser."""
     return folder if name == denoisers[0] else folder / name

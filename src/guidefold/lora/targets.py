@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from guidefold.lora.portable import unportable
 from guidefold.run import Preset
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -24,7 +25,7 @@ def find_targets(
 
     Args:
         denoiser: The module.
-        preset: ``attention``, ``linear`` or ``all``.
+        preset: ``attention``, ``linear``, ``portable`` or ``all``.
         dry_run: Calls the denoiser as training will.
 
     Returns:
@@ -69,10 +70,13 @@ def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
 
 def candidates(denoiser: nn.Module, preset: str) -> dict[str, nn.Module]:
     """The layers of a preset, whether they can be wrapped or not."""
-    types = LAYER_TYPES if preset == "all" else LINEAR
+    types = LAYER_TYPES if preset in ("all", "portable") else LINEAR
     named: dict[str, nn.Module] = {
         n: m for n, m in denoiser.named_modules() if isinstance(m, types)
     }
+    if preset == "portable":
+        lost = unportable(named)
+        return {n: m for n, m in named.items() if n not in lost}
     if preset != "attention":
         return named
     inside = tuple(f"{n}." for n, m in denoiser.named_modules() if "Attention" in type(m).__name__)

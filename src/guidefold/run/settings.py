@@ -21,9 +21,10 @@ from guidefold.ground import LARGEST_SEED, unencodable
 Kind = Literal["teacher", "unguided", "student"]
 KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
 StateSource = Literal["teacher", "student", "noise"]
-Preset = Literal["attention", "linear", "all"]
+Preset = Literal["attention", "linear", "portable", "all"]
+Layers = Literal["all", "portable"]
 Precision = Literal["fp32", "fp16", "bf16"]
-LoraFormat = Literal["diffusers", "kohya", "transformer", "peft"]
+LoraFormat = Literal["diffusers", "kohya", "transformer", "original", "peft"]
 Format = Literal[LoraFormat, "fused"]
 Storage = Literal["same", "bf16", "int8", "int4"]
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -173,8 +174,8 @@ class AdapterSettings(Section):
     """The LoRA.
 
     Attributes:
-        targets: Which layers: ``attention``, ``linear`` or ``all`` (convolutions and the outer
-            layers too).
+        targets: Which layers: ``attention``, ``linear``, ``all`` (convolutions and the outer
+            layers too) or ``portable`` (all but those that some LoRA readers do not take).
         rank: Rank of every layer's update; alpha equals it.
         g_ref: The guidance scale that strength 1 stands for.
         dial: Train strength in proportion to guidance; off, strength is 1 at every guidance scale.

@@ -40,7 +40,7 @@ def usage(settings: Settings, metadata: Mapping[str, Any]) -> list[Use]:
         return []
     findings = Findings.from_json(metadata["findings"])
     kind = "transformer" if findings.denoisers[0] == "transformer" else "kohya"
-    uses = [use for use in client_facts()["use"] if kind in use["formats"]]
+    uses = [u for u in client_facts()["use"] if kind in u["formats"] and "layers" not in u]
     return [
         Use("Python", _code(settings, findings), "Fused, the adapter costs no time of its own."),
         *(Use(use["name"], EXPORT, _note(use, kind)) for use in uses),

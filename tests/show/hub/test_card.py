@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
 from markdown_it import MarkdownIt
 
 from guidefold.listen.findings import Findings
@@ -19,12 +20,19 @@ from guidefold.show.hub.card import code, front_matter, pipeline_tag, plain
 Found = Callable[[str], Findings]
 
 
-def session(findings: Findings, source: str = "owner/base", prompt: str = "a cat") -> Any:
+def session(
+    findings: Findings, source: str = "owner/base", prompt: str = "a cat", **more: Any
+) -> Any:
     """As much of a session as code is written from."""
-    pipeline = {"source": source, "dtype": "bf16", "call": {"width": 64, "style": 'a "b"'}}
+    pipeline = {"source": source, "dtype": "bf16", "call": {"width": 64, "style": 'a "b"'}, **more}
     settings = Settings.model_validate({"run": "runs/mine", "pipeline": pipeline})
     held_out = [Prompt(prompt, "prompt")]
-    return SimpleNamespace(settings=settings, findings=findings, held_out=held_out)
+    pipeline = SimpleNamespace(
+        scheduler=DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    )
+    return SimpleNamespace(
+        settings=settings, findings=findings, held_out=held_out, pipeline=pipeline
+    )
 
 
 def calls(text: str) -> dict[str, ast.Call]:
@@ -73,6 +81,19 @@ def test_code_opens_the_base_from_where_it_is(found: Found, tmp_path: Path) -> N
     assert str(tmp_path) not in text
     bundled = code(session(findings, "bundled"), images=True)
     assert "api.open_pipeline" in calls(bundled)
+
+
+def test_code_opens_a_single_file_with_the_run_s_configuration_and_prediction_type(
+    found: Found, tmp_path: Path
+) -> None:
+    file, config = str(tmp_path / "base.safetensors"), str(tmp_path / "v-config")
+    made = calls(code(session(found("sd15"), file, config=config), images=True))
+    opened = made["StableDiffusionPipeline.from_single_file"]
+    words = {k.arg: ast.unparse(k.value) for k in opened.keywords}
+    assert words["config"] == "'v-config'"
+    (scheduler,) = (call for name, call in made.items() if name.endswith(".from_config"))
+    values = {k.arg: ast.literal_eval(k.value) for k in scheduler.keywords}
+    assert (values["prediction_type"], values["rescale_betas_zero_snr"]) == ("v_prediction", True)
 
 
 def test_code_gives_what_the_run_was_called_with(found: Found) -> None:

@@ -15,7 +15,8 @@ from guidefold.listen.findings import Findings
 from guidefold.lora.dial import Compared
 from guidefold.pipeline.prompts import Prompt
 from guidefold.run.settings import Settings
-from guidefold.show.hub.comfyui import describe_workflow, unsuitable
+from guidefold.show.hub.comfyui import describe_workflow, file_for_comfyui, unsuitable
+from guidefold.show.hub.workflow import facts
 
 Build = Callable[[str], DiffusionPipeline]
 Found = Callable[[str], Findings]
@@ -46,9 +47,13 @@ def verdicts(*dropped: str, known: bool = True) -> list[Verdict]:
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd_v", "sd3", "flux", "pixart"])
 def test_a_base_that_comfyui_loads_has_no_reason_against_it(
-    built: Build, found: Found, name: str
+    built: Build, found: Found, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert unsuitable(session(built, found, name), verdicts()) == ""
+    asked = session(built, found, name)
+    for denoiser in asked.denoisers.values():  # a UNet is known by its sizes: take released ones
+        config = dict(denoiser.config) | facts()["unet"][0]
+        monkeypatch.setattr(type(denoiser), "config", config)
+    assert unsuitable(asked, verdicts()) == ""
 
 
 def test_every_no_has_its_reason(built: Build, found: Found) -> None:
@@ -63,6 +68,13 @@ def test_every_no_has_its_reason(built: Build, found: Found) -> None:
     row = Prompt("a cat", "prompt", (("strength", 0.5),))
     assert "more than a prompt" in reason(verdicts(), prompts=[row])
     assert "which of ComfyUI's nodes" in reason(verdicts(), "wan")
+    assert "sizes" in reason(verdicts())  # the tiny UNet's are no released model's
+
+
+def test_the_file_for_comfyui_is_one_of_which_it_reads_every_key() -> None:
+    other, whole = verdicts("a.key")[0], verdicts()[0]
+    assert file_for_comfyui([other, whole]) is whole
+    assert file_for_comfyui([other]) is None
 
 
 def test_the_comparison_is_the_run_s(built: Build, found: Found) -> None:

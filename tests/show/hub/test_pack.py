@@ -24,6 +24,7 @@ from guidefold.run.tensors import read_metadata
 from guidefold.session import open_session
 from guidefold.show.hub.card import PackedContent, card
 from guidefold.show.hub.pack import pack, packed_as, stamp
+from guidefold.show.hub.workflow import facts
 from guidefold.train.distill import distill
 
 MEASURED = "sd15"
@@ -49,7 +50,10 @@ def packed(settings_for: Any, tmp_path_factory: Any) -> Callable[[str], Run]:
             export(settings)
             if name == MEASURED:
                 evaluate(settings)
-            made[name] = settings, pack(settings, licence="openrail").remarks
+            with pytest.MonkeyPatch.context() as patch:
+                # The tiny UNets have the sizes of no released model, by which ComfyUI knows them.
+                patch.setitem(facts(), "unet", [{}])
+                made[name] = settings, pack(settings, licence="openrail").remarks
         return made[name]
 
     return make
@@ -98,6 +102,23 @@ def test_a_folder_holds_all_that_a_repository_needs(
     }
     own = (Path(run[0].run) / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
     assert (folder / "pytorch_lora_weights.safetensors").read_bytes() == own
+
+
+def test_a_base_that_comfyui_cannot_load_has_no_workflow(
+    packed: Callable[[str], Run], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pack(packed("sdxl")[0], out, "openrail")
+    assert not list(out.glob("comfyui-workflow*.json"))
+    text = read_card(out).text
+    assert "drag it into its window" not in text
+    assert "sizes, and this one has those of no released model" in text
+
+
+def test_the_card_names_the_clients_that_read_a_file_in_part(packed: Callable[[str], Run]) -> None:
+    text = read_card(hub(packed("sdxl"))).text
+    assert "- diffusers before 0.39, of kohya/run.safetensors: refuses the file." in text
+    assert "--layers portable" in text
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,12 +14,12 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.deliver import Verdict, client_facts
+from guidefold.deliver import Verdict, client_facts, layer_names
 from guidefold.draw import picture_seeds
 from guidefold.ground import compat
 from guidefold.judge import LIBRARIES
 from guidefold.listen import Findings
-from guidefold.lora import DIFFUSERS_FILE, Dial
+from guidefold.lora import Dial, loading_code
 from guidefold.pipeline import DTYPES
 from guidefold.run import (
     KINDS,
@@ -47,6 +47,8 @@ TASKS = {
 }
 """The hub's pipeline tags, and the names of diffusers' lists of such pipelines."""
 SECONDS = ("seconds, teacher = 1", "seconds, LoRA not fused")
+SCHEDULE = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+"""The fields of a scheduler's configuration that decide what the denoiser's output means."""
 TAGS = ("lora", "guidance-distillation", "classifier-free-guidance", "guidefold")
 # Characters with a meaning in Markdown: emphasis, links, tables, code, formulas, URLs, mentions.
 SPECIAL = re.compile(r"([\\`*_\[\]{}|~$:@#])|(?<=www)\.")
@@ -105,7 +107,8 @@ def card(session: Session, content: PackedContent) -> str:
         "marks": dial.table(most=8) if dial.proportional else [],
         "code": code(session, images=tag in ("text-to-image", "image-to-image")),
         "more_inputs": sorted({n for p in session.held_out[:1] for n, _ in p.columns}),
-        "clients": list(_clients(content.verdicts)),
+        "clients": list(_clients(content.verdicts, _family(session))),
+        "in_part": list(_in_part(content.verdicts)),
         "unfit": content.unfit,
         "files": [inside(verdict).as_posix() for verdict in content.verdicts],
         "workflow": "" if content.no_workflow else WORKFLOW,
@@ -213,7 +216,9 @@ def code(session: Session, *, images: bool) -> str:
     arguments = [_literal(prompt.text)] if prompt.text else []
     arguments += [f"{name}={_literal(value)}" for name, value in call.items()]
     arguments += [f"generator=torch.Generator().manual_seed({seed})"]
-    lines = ["import torch", *opening_lines(settings, findings)]
+    configured = session.pipeline.scheduler.config
+    schedule = {name: configured[name] for name in SCHEDULE if name in configured}
+    lines = ["import torch", *opening_lines(settings, findings, schedule)]
     lines += [
         f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
     ]
@@ -222,8 +227,16 @@ def code(session: Session, *, images: bool) -> str:
     return "\n".join([*lines, ").images[0]" if images else ")[0]"])
 
 
-def opening_lines(settings: Settings, findings: Findings) -> list[str]:
-    """The lines that open the base."""
+def opening_lines(
+    settings: Settings, findings: Findings, schedule: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The lines that open the base as it was folded.
+
+    Args:
+        settings: The run's settings.
+        findings: The probe's findings.
+        schedule: The fields ``SCHEDULE`` of the run's scheduler; by default what was found of them.
+    """
     base = public_name(settings.pipeline.source) or ""
     dtype = str(DTYPES[settings.pipeline.dtype])
     if settings.pipeline.source == "bundled":
@@ -236,37 +249,38 @@ def opening_lines(settings: Settings, findings: Findings) -> list[str]:
     kind = findings.pipeline if single_file else "DiffusionPipeline"
     load = "from_single_file" if single_file else "from_pretrained"
     peft = ["from peft import PeftModel"] if findings.loader == "peft" else []
+    config, predicts = settings.pipeline.config, findings.prediction_type
+    described = f", config={_literal(public_name(config))}" if config and single_file else ""
     return [
         f"from diffusers import {kind}",
         *peft,
         "",
-        f"pipeline = {kind}.{load}({_literal(base)}, dtype={dtype})",
+        f"pipeline = {kind}.{load}({_literal(base)}{described}, dtype={dtype})",
+        *(_schedule_lines(schedule or {"prediction_type": predicts}) if single_file else []),
+    ]
+
+
+def _schedule_lines(known: Mapping[str, Any]) -> list[str]:
+    """The lines that set what the denoiser's output means, which the base's files may not say."""
+    values = ", ".join(f"{name}={_literal(value)}" for name, value in known.items())
+    scheduler = "pipeline.scheduler"
+    return [
+        f"{scheduler} = type({scheduler}).from_config(",
+        f"    {scheduler}.config, {values}",
+        ")",
     ]
 
 
 def loading_lines(findings: Findings, adapter: str = REPOSITORY) -> list[str]:
-    """The lines that load the adapter, as :func:`~guidefold.lora.loaded.load_part` does.
+    """The lines that load the adapter.
 
     Args:
         findings: The probe's findings.
         adapter: The adapter's repository or folder.
     """
-    first, *others = findings.denoisers
-    if findings.loader == "peft":
-        return [
-            f'PeftModel.from_pretrained(pipeline.{name}, "{adapter}"'
-            + ("" if name == first else f', subfolder="{name}"')
-            + ")"
-            for name in findings.denoisers
-        ]
-    file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="guidance"'
-    lines = ["pipeline.load_lora_weights(", f'    "{adapter}", {file}', ")"]
-    # Keys of every file begin with the first denoiser's name, which diffusers takes off as prefix.
-    for name in others:
-        part = f'    subfolder="{name}", prefix="{first}",'
-        lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{adapter}", {file},', part, ")"]
-    dial = [] if others else ['pipeline.set_adapters("guidance", 1.0)  # the dial']
-    return [*lines, *dial]
+    lines = loading_code(findings.loader, findings.denoisers, adapter)
+    alone = findings.loader == "diffusers" and len(findings.denoisers) == 1
+    return [*lines, 'pipeline.set_adapters("guidance", 1.0)  # the dial'] if alone else lines
 
 
 def _literal(value: object) -> str:
@@ -291,15 +305,36 @@ def _base(session: Session) -> dict[str, Any]:
     }
 
 
-def _clients(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
-    """Rows of instructions for the clients that read every key of the file."""
-    for verdict in verdicts[:1]:
+def _family(session: Session) -> str:
+    """The family of the denoiser in ``clients.toml``; empty for UNets and unknown ones."""
+    layout = layer_names(session.denoisers[session.findings.denoisers[0]]).layout
+    return layout.architecture if layout else ""
+
+
+def _first_of_each_format(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The first denoiser's files."""
+    return list({verdict.kind: verdict for verdict in reversed(verdicts)}.values())[::-1]
+
+
+def _clients(verdicts: Sequence[Verdict], family: str) -> Iterator[dict[str, str]]:
+    """Rows of instructions for the clients that read every key of a file."""
+    for verdict in _first_of_each_format(verdicts):
         fit = {reading.client for reading in verdict.readings if reading.dropped == ()}
         for use in client_facts()["use"]:
-            if use["client"] in fit and verdict.kind in use["formats"]:
+            of_family = family in use.get("families", [family])
+            if use["client"] in fit and verdict.kind in use["formats"] and of_family:
                 title = verdict.path.stem if NAMED.fullmatch(verdict.path.stem) else "NAME"
                 place = use["place"].replace("NAME", title)
                 yield {**use, "place": place, "file": inside(verdict).as_posix()}
+
+
+def _in_part(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
+    """The clients that a file is not for because of some of its layers."""
+    for verdict in _first_of_each_format(verdicts):
+        file = inside(verdict).as_posix()
+        for reading in verdict.readings:
+            if reading.gap:
+                yield {"name": reading.client, "file": file, "loss": reading.loss(verdict.keys)}
 
 
 def _share(seconds: float | None, total: float) -> str:

@@ -8,11 +8,18 @@ from typing import Any
 from guidefold.deliver import LayerNames, Verdict, layer_names
 from guidefold.run import public_name
 from guidefold.session import Session
-from guidefold.show.hub.workflow import Workflow, base_entry
+from guidefold.show.hub.workflow import Workflow, base_entry, known_sizes
 
 CLIENT = "ComfyUI"
 CARRIED = {"width", "height", "num_inference_steps"}
 SIZE = 1024  # pixels, where the size of the pipeline's pictures is not known
+
+
+def file_for_comfyui(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The first file of which ComfyUI reads every key; None where there is none."""
+    return next(
+        (v for v in verdicts for r in v.readings if r.client == CLIENT and r.dropped == ()), None
+    )
 
 
 def unsuitable(session: Session, verdicts: Sequence[Verdict]) -> str:
@@ -23,9 +30,8 @@ def unsuitable(session: Session, verdicts: Sequence[Verdict]) -> str:
         verdicts: The verification of the files for ComfyUI.
     """
     findings, prompts = session.findings, [*session.prompts[:1], *session.held_out[:1]]
-    readings = [r for verdict in verdicts for r in verdict.readings if r.client == CLIENT]
     reason = ""
-    if not readings or any(reading.dropped != () for reading in readings):
+    if file_for_comfyui(verdicts) is None:
         reason = "ComfyUI is not known to load a LoRA onto this denoiser"
     elif len(findings.denoisers) > 1:
         reason = "two denoisers take turns, which it does not draw"
@@ -35,6 +41,8 @@ def unsuitable(session: Session, verdicts: Sequence[Verdict]) -> str:
         reason = "the pipeline is given more than a prompt"
     elif not _loadable(session, _names(session)):
         reason = "it is not known which of ComfyUI's nodes load this base"
+    elif not known_sizes(_names(session)):
+        reason = "ComfyUI knows a UNet by its sizes, and this one has those of no released model"
     return reason
 
 

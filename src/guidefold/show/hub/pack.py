@@ -38,7 +38,7 @@ from guidefold.run import (
 )
 from guidefold.session import Session, open_session
 from guidefold.show.hub.card import WORKFLOW, PackedContent, card
-from guidefold.show.hub.comfyui import describe_workflow, unsuitable
+from guidefold.show.hub.comfyui import describe_workflow, file_for_comfyui, unsuitable
 from guidefold.show.hub.licences import licence_for
 from guidefold.show.hub.workflow import graph, to_api, to_ui
 from guidefold.show.summary import folded_share, undertrained
@@ -95,7 +95,7 @@ def pack(settings: Settings, out: Path | None = None, licence: str | None = None
                 write_bytes(temporary / row[kind], row[f"{kind} file"].read_bytes())
         reason = "there is no file for it" if unfit else unsuitable(session, verdicts)
         if not reason:
-            _write_workflow(session, temporary, verdicts[0], pictures)
+            _write_workflow(session, temporary, file_for_comfyui(verdicts), pictures)
         content = PackedContent(
             metadata, allowed, results, len(entries), pictures, verdicts, unfit, reason
         )
@@ -157,9 +157,9 @@ def current_adapter(run: RunFolder) -> dict[str, Any]:
 def _for_clients(session: Session, folder: Path) -> tuple[tuple[Verdict, ...], str]:
     """Write and verify a file per denoiser for other clients; or return why there are none."""
     transformer = session.findings.denoisers[0] == "transformer"
-    kind: Format = "transformer" if transformer else "kohya"
-    made = deliver_kinds(session, read_trained(session), {kind: folder / kind})
-    return made.verdicts, made.unfit.get(kind, "")
+    kinds: tuple[Format, ...] = ("transformer", "original") if transformer else ("kohya",)
+    made = deliver_kinds(session, read_trained(session), {kind: folder / kind for kind in kinds})
+    return made.verdicts, "" if made.verdicts else made.unfit.get(kinds[0], "")
 
 
 def _copy_adapter(
@@ -205,8 +205,9 @@ def _mismatch(results: Results, metadata: Mapping[str, Any]) -> str:
 
 
 def _write_workflow(
-    session: Session, folder: Path, verdict: Verdict, pictures: list[dict[str, Any]]
+    session: Session, folder: Path, verdict: Verdict | None, pictures: list[dict[str, Any]]
 ) -> None:
+    assert verdict is not None
     size = None
     if pictures:
         with Image.open(folder / pictures[0]["student"]) as picture:

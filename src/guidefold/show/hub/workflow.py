@@ -184,11 +184,6 @@ def note(workflow: Workflow) -> str:
         else f"{workflow.scheduler} has no sure name in ComfyUI: {names} stands in for it, and the "
         "pictures are others than in diffusers."
     )
-    if workflow.names.original and not _known_sizes(workflow.names):
-        lines.append(
-            "ComfyUI knows a UNet by its sizes, and this one has those of no released model: it "
-            "may refuse the checkpoint."
-        )
     return "\n\n".join([*lines, *workflow.remarks])
 
 
@@ -209,6 +204,14 @@ def base_entry(names: LayerNames) -> Mapping[str, Any]:
     """The entry of ``workflow.toml`` for a transformer; empty for UNets and unknown ones."""
     kind = names.layout.architecture if names.layout else None
     return next((e for e in facts()["transformer"] if e["architecture"] == kind), {})
+
+
+def known_sizes(names: LayerNames) -> bool:
+    """Whether ComfyUI knows a denoiser: a UNet by its sizes, a transformer by its keys."""
+    if not names.original:
+        return True
+    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in names.config.items()}
+    return any(_fits(entry, plain) for entry in facts()["unet"])
 
 
 @cache
@@ -244,11 +247,6 @@ def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[st
         "widgets_values": [node.values[name] for name in node.widgets],
         **({"title": node.title} if node.title else {}),
     }
-
-
-def _known_sizes(names: LayerNames) -> bool:
-    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in names.config.items()}
-    return any(_fits(entry, plain) for entry in facts()["unet"])
 
 
 def _fits(wanted: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
