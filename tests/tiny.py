@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo import ZOO
+from zoo import WIDE, ZOO
 
 from guidefold.listen.findings import Findings
 from guidefold.lora.dial import Dial
@@ -35,7 +35,7 @@ def make_settings(
         folder: Holds the run and its prompts.
         overrides: A table (merged into the one here) or a value, by its name in the settings.
     """
-    entry = ZOO[name]
+    entry = (ZOO | WIDE)[name]
     call = {k: v for k, v in entry.call.items() if v is not None and k not in NAMED_SEPARATELY}
     values: dict[str, Any] = {
         "run": str(folder / "run"),

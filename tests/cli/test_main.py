@@ -1,7 +1,6 @@
 """The command line: answers at once, names mistakes, ends with the right code, stops politely."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from guidefold.ground.errors import CorruptFileError, GuidefoldError, PromptErro
 from guidefold.ground.progress import Stopped
 from guidefold.listen.findings import Findings
 from guidefold.run.config import dump_toml, find_config, presets
-from guidefold.run.files import read_lines
 from guidefold.run.folder import RunFolder
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_tensors
@@ -443,31 +441,3 @@ def test_a_second_signal_ends_at_once(config: Path) -> None:
     assert stopped.returncode == 130, stopped.stderr
     assert "What was saved stands" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-
-
-def test_two_processes_train_what_one_trains_with_batches_of_twice_the_size(
-    settings_for: Make, tmp_path: Path
-) -> None:
-    """On the CPU, which the settings name; ``--multi_gpu`` only means more than one process."""
-    distilling = {"steps": 3, "batch_size": 2}
-    settings = settings_for("sd15", tmp_path / "two", distill=distilling)
-    config = write_config(settings, tmp_path / "two")
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
-    done = spawn(*launch, "-m", "guidefold", "distill", config)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The adapter: ") == 1
-
-    one = settings_for("sd15", tmp_path / "one", distill={**distilling, "batch_size": 4})
-    shutil.copytree(Path(settings.run) / "trajectories", Path(one.run) / "trajectories")
-    api.distill(one)
-    expected, found = trained(one.run), trained(settings.run)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
-    logs = [read_lines(Path(s.run) / "log.jsonl") for s in (settings, one)]
-    steps = [[line["step"] for line in log] for log in logs]
-    assert steps[0] == steps[1] == [1, 2, 2, 3, 3]
-    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

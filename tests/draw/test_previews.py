@@ -1,8 +1,6 @@
 """Pictures while training: of what they say they are of, and without a trace in the training."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +20,6 @@ from guidefold.draw.draw import draw, picture_requests, picture_seeds
 from guidefold.draw.previews import Previews
 from guidefold.ground.progress import task
 from guidefold.pipeline.prompts import Prompt
-from guidefold.run.config import dump_toml
 from guidefold.run.records import PreviewIndex
 from guidefold.run.settings import KINDS, Settings
 from guidefold.session import Session, open_session
@@ -234,32 +231,6 @@ def test_the_first_and_the_last_step_are_always_due(
         drawing = Previews(session, None)
         assert [step for step in range(11) if drawing.due(step)] == expected
         assert drawing.work() == len(KINDS) * prompts * 2
-
-
-def test_the_first_of_two_processes_draws_what_one_alone_draws_in_half_precision_too(
-    settings_for: Make, tmp_path: Path
-) -> None:
-    asked = {"mixed_precision": "bf16", "trackers": ["tensorboard"]}
-    asked |= {"steps": 1, "preview_prompts": 1}
-    tables: dict[str, Any] = {"pipeline": {"dtype": "bf16"}, "distill": asked}
-    two, one = (settings_for("sd15", tmp_path / name, **tables) for name in ("two", "one"))
-    config = tmp_path / "run.toml"
-    config.write_text(dump_toml(two), encoding="utf-8")
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no"]
-    launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "guidefold", "distill", str(config)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    finish(one)
-    assert files(two).keys() == files(one).keys()
-    for name in ("teacher-0.png", "unguided-0.png", "student-0-step-000000.png"):
-        assert files(two)[name] == files(one)[name]
-    assert len(list((Path(two.run) / "trackers" / "guidefold").glob("events.*"))) == 1
 
 
 @pytest.mark.parametrize("content", ["[]", "", '{"steps": 3}', "5", "{}", "lacks its steps"])

@@ -60,13 +60,6 @@ def test_an_accelerator_is_forgotten() -> None:
     assert not AcceleratorState._shared_state
 
 
-def test_a_module_has_its_own_forward_again() -> None:
-    module = nn.Linear(1, 1)
-    module.forward = lambda x: x  # type: ignore[method-assign]
-    compat.drop_autocast(module)
-    assert "forward" not in vars(module)
-
-
 def test_gradient_checkpointing_is_known_of_a_model() -> None:
     with torch.device("meta"):
         model = UNet2DModel(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, cast
@@ -64,11 +65,6 @@ def reset_accelerator() -> None:
     _attribute(state, "_reset_state")(reset_partial_state=False)
 
 
-def drop_autocast(module: nn.Module) -> None:
-    """Give a module its class's forward again, in the place of accelerate's with autocast."""
-    vars(module).pop("forward", None)
-
-
 def supports_checkpointing(module: nn.Module) -> bool:
     """Whether a model has gradient checkpointing."""
     name = "_supports_gradient_checkpointing"
@@ -108,7 +104,7 @@ def set_guidance(pipeline: object, argument: str, value: float) -> None:
 
 def names_latents(pipeline: object) -> bool:
     """Whether a pipeline's source names the output type ``"latent"``: nothing else tells."""
-    return '"latent"' in inspect.getsource(type(pipeline))
+    return '"latent"' in _source(type(pipeline))
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -140,6 +136,11 @@ def reads_number(operation: object) -> bool:
     """Whether an operation of torch is that of ``tensor.item()``."""
     aten = _lookup("torch", "ops").aten
     return operation is _attribute(aten, "_local_scalar_dense", "torch").default
+
+
+@cache
+def _source(kind: type) -> str:
+    return inspect.getsource(kind)  # slow: it compiles the file
 
 
 def _lookup(module: str, name: str) -> Any:

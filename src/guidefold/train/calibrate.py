@@ -143,14 +143,14 @@ def measure_responses(
     for batch in student.calls(refs):
         count = len(batch.timesteps)
         with student.adapter.teacher_mode():
-            unguided = student.predict(batch, student.denoiser).float()
+            unguided = student.predict(batch).float()
         # A sample may have several rows (frames, pixels): all belong to its mean.
         target = (batch.target.float() - unguided).reshape(count, -1)
         squares, agreements = [], []
         for strength in strengths:
             every = torch.full((count,), strength, device=student.device)
             with student.adapter.student_mode(every, train=False):
-                output = student.predict(batch, student.denoiser).float()
+                output = student.predict(batch).float()
             change = (output - unguided).reshape(count, -1)
             squares.append(change.square().mean(1).tolist())
             agreements.append((change * target).mean(1).tolist())

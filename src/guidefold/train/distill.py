@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from guidefold.draw import Previews
-from guidefold.ground import MismatchError, NonFiniteError, Stopped, Task, compat, console, task
+from guidefold.ground import MismatchError, NonFiniteError, Stopped, Task, console, task
 from guidefold.lora import Adapter
 from guidefold.record import StateRef
 from guidefold.run import (
@@ -30,6 +29,7 @@ from guidefold.run import (
 )
 from guidefold.train.batches import Batch, chosen_indices
 from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
+from guidefold.train.gradients import average_gradients
 from guidefold.train.launch import Launch, open_launch
 from guidefold.train.loss import learning_rate, mean_residual
 from guidefold.train.memory import peak_memory
@@ -176,7 +176,7 @@ class Training:
 
     def _measure_teacher_then_shrink(self) -> None:
         """Measure everything that needs the teacher, then store its weights in fewer bits."""
-        accelerator, storage = self.launch.accelerator, self.settings.frozen_weights
+        storage = self.settings.frozen_weights
         self.measures.measure_unguided(
             self.launch.states(0, "held-out") if self.launch.main else []
         )
@@ -190,12 +190,6 @@ class Training:
             change = self.student.shrink(storage)
             if self.launch.main:
                 console.print(f"Frozen weights in {storage}: the output changes by {change:.1%}.")
-        if accelerator.num_processes > 1:
-            denoiser = self.student.denoiser
-            self.student.model = accelerator.prepare_model(denoiser)
-            # prepare_model also puts autocast on the denoiser itself. Only the student's calls
-            # may use it: the pipeline must run in its own precision.
-            compat.drop_autocast(denoiser)
 
     def _train(self, stretch: Stretch) -> None:
         """Train from the current step to the end of a stretch."""
@@ -228,16 +222,16 @@ class Training:
         """
         start, accelerator = time.perf_counter(), self.launch.accelerator
         self.updates.optimizer.zero_grad()
-        pieces = self._pieces(number, refs)
         total = torch.zeros((), device=self.student.device)
-        for k, batch in enumerate(pieces, 1):
+        for batch in self._pieces(number, refs):
             strengths = self.student.strengths(batch.guidance)
-            with self.student.adapter.student_mode(strengths), self._sync(k == len(pieces)):
+            with self.student.adapter.student_mode(strengths):
                 errors = sample_errors(self.student.predict(batch), batch)
                 scaled = errors / self.measures.scales(batch, number)
                 loss = scaled.sum() / self.settings.batch_size
                 accelerator.backward(loss)
             total += loss.detach()
+        average_gradients(list(self.student.adapter.named_parameters().values()), accelerator)
         rate, norm, applied = self.updates.apply(self.step)
         loss_now = float(accelerator.reduce(total, "mean"))
         if not applied and self.updates.scaler is None:
@@ -303,11 +297,6 @@ class Training:
         size = settings.batch_size // settings.accumulation
         cuts = [mine[first : first + size] for first in range(0, len(mine), size)]
         return [batch for cut in cuts for batch in self.student.calls([refs[i] for i in cut])]
-
-    def _sync(self, last: bool) -> AbstractContextManager[None]:
-        """Exchange gradients between processes with the last piece only."""
-        model = self.student.model
-        return nullcontext() if last else self.launch.accelerator.no_sync(model)
 
     def _stop_on_signal(self) -> None:
         """Save and stop after a signal; every process stops at the same step."""

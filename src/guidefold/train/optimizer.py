@@ -72,10 +72,14 @@ def restore_optimizer(
 ) -> None:
     """Load the state that :func:`optimizer_tensors` returned.
 
+    A parameter without any had no gradient yet, such as those of a denoiser that was not called:
+    its state begins with its first step.
+
     Raises:
         MismatchError: A tensor is missing or unknown, or has another shape or dtype.
     """
-    states = {name: _first_state(optimizer, p) for name, p in parameters.items()}
+    stepped = {key.partition("/")[2] for key in tensors}
+    states = {n: _first_state(optimizer, p) for n, p in parameters.items() if n in stepped}
     wanted = {key: torch.as_tensor(value) for key, _, _, value in _entries(states)}
     for key in sorted(wanted.keys() ^ tensors.keys()):
         raise MismatchError(
@@ -93,8 +97,8 @@ def restore_optimizer(
             value.copy_(tensors[key])
         else:
             states[name][entry] = tensors[key].item()
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = states[name]
+    for name, state in states.items():
+        optimizer.state[parameters[name]] = state
 
 
 def _first_state(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:

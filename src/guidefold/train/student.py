@@ -49,7 +49,6 @@ class Student:
 
     Attributes:
         adapter: What is trained.
-        model: The module to call: the denoiser, or a launcher's wrapper of it.
         mixable: Whether states of different timesteps and strengths can share a call.
         teacher_intact: Whether the frozen weights are the teacher's own.
     """
@@ -62,7 +61,7 @@ class Student:
         refs: Sequence[StateRef],
         attach: Attach,
     ) -> None:
-        self.denoiser, self.model = denoiser, denoiser
+        self.denoiser = denoiser
         self.findings, self.dial = findings, dial
         self.device = next(denoiser.parameters()).device
         self.autocast: Any = nullcontext
@@ -97,7 +96,7 @@ class Student:
             return moved
         return [replace(b, target=self.balance.weigh(b.target, b)) for b in moved]
 
-    def predict(self, batch: Batch, model: nn.Module | None = None) -> torch.Tensor:
+    def predict(self, batch: Batch) -> torch.Tensor:
         """The model output at a batch of states, through the pipeline's output map.
 
         Where several schedulers step, each one's part is weighed, here and in the targets of
@@ -105,15 +104,11 @@ class Student:
 
         Args:
             batch: On the denoiser's device.
-            model: What to call; :attr:`model` if None.
 
         Returns:
             Shape of ``batch.target``.
         """
         with self.autocast():
-            output = call_recorded(model or self.model, batch.arguments)
-        selected = self.findings.output_map.read(output, batch.target.shape, batch.shapes)
-        return selected if self.balance is None else self.balance.weigh(selected, batch)
 
     def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
         """Each sample's strength, shape (batch,): the dial's, or 1 without one."""
@@ -136,7 +131,7 @@ class Student:
                 strengths = self.strengths(batch.guidance)
                 student = self.adapter.student_mode(strengths, train=False)
                 with student if adapted else self.adapter.teacher_mode():
-                    output = self.predict(batch, self.denoiser)
+                    output = self.predict(batch)
                 errors = sample_errors(output, batch).tolist()
                 for place, error in zip(batch.places, errors, strict=True):
                     all_errors[first + place] = error
@@ -217,7 +212,7 @@ class Student:
 
     def _unguided(self) -> torch.Tensor:
         with self.adapter.teacher_mode():
-            return self.predict(self.examples[0], self.denoiser).float()
+            return self.predict(self.examples[0]).float()
 
     def _raw(self, batch: Batch) -> torch.Tensor:
         return output_tensor(call_recorded(self.denoiser, batch.arguments))
