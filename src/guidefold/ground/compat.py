@@ -102,7 +102,7 @@ def set_guidance(pipeline: object, argument: str, value: float) -> None:
     setattr(pipeline, f"_{argument}", value)
 
 
-def names_latents(pipeline: object) -> bool:
+def names_latents(pipeline: Any) -> bool:
     """Whether a pipeline's source names the output type ``"latent"``: nothing else tells."""
     return '"latent"' in _source(type(pipeline))
 
