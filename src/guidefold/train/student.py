@@ -85,7 +85,7 @@ class Student:
         measured = []
         for batch in self.calls(chosen):
             with self.adapter.teacher_mode():
-                measured.append((batch, self.predict(batch, self.denoiser)))
+                measured.append((batch, self.predict(batch)))
         return Balance.measure(measured, self.findings.origin)
 
     def calls(self, refs: Sequence[StateRef]) -> list[Batch]:
@@ -109,6 +109,9 @@ class Student:
             Shape of ``batch.target``.
         """
         with self.autocast():
+            output = call_recorded(self.denoiser, batch.arguments)
+        selected = self.findings.output_map.read(output, batch.target.shape, batch.shapes)
+        return selected if self.balance is None else self.balance.weigh(selected, batch)
 
     def strengths(self, guidance: Sequence[float]) -> torch.Tensor:
         """Each sample's strength, shape (batch,): the dial's, or 1 without one."""
