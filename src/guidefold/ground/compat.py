@@ -102,9 +102,9 @@ def set_guidance(pipeline: object, argument: str, value: float) -> None:
     setattr(pipeline, f"_{argument}", value)
 
 
-def names_latents(pipeline: Any) -> bool:
+def names_latents(pipeline: object) -> bool:
     """Whether a pipeline's source names the output type ``"latent"``: nothing else tells."""
-    return '"latent"' in _source(type(pipeline))
+    return '"latent"' in _source(cast("Any", type(pipeline)))
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
