@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from zoo.entry import SOURCES  # noqa: E402
 from zoo.road import CLOSE, refusal, travel  # noqa: E402
 
 ENTRIES: dict[str, Entry] = ZOO | WIDE
+TRIED = json.loads((HERE / "pipelines.json").read_text(encoding="utf-8"))
+"""What happened to classes that are not in the zoo, and when; written by hand from their runs."""
 SCALES = ("guidance_scale", "true_cfg_scale")
 INTRODUCTION = """# Pipelines
 
@@ -42,13 +45,14 @@ What happened to every pipeline class of diffusers {version}. Written by
 
 *Works*: a tiny pipeline of the class, real components with random weights (`tests/zoo`), went the
 whole road: probed, recorded with all three state sources, trained, written, loaded into the stock
-pipeline with guidance off, where it says what our own student says. *Refused*: the probe says why.
-*Not in the zoo*: no tiny pipeline of the class could be built here offline (a library that is not
-installed, a component that cannot be made small or is not saved by diffusers), or its guidance is
-known to be of another kind ([log.md](log.md)); `guidefold probe` will tell. No code in `src/` knows
-the name of a pipeline: what works here works because the pipeline does what the others do.
+pipeline with guidance off, where it says what our own student says. *Outside the zoo*: the same
+road on {date}, with the components of diffusers' own tests or with parts of the zoo
+([pipelines.json](pipelines.json)); no test of ours goes it again. *Refused*: the probe says why.
+*Fails*: the pipeline itself fails, before or without Guidefold. No code in `src/` knows the name of
+a pipeline: what works here works because the pipeline does what the others do.
 
-{works} classes of {families} families work, {refused} are refused, {untried} have not been tried.
+{works} classes of {families} families work ({outside} outside the zoo), {refused} are refused,
+{fails} fail, {untried} have not been tried.
 
 | pipeline | | passes a step | guidance | output map | adapter loads with |
 |---|---|---|---|---|---|
@@ -100,40 +104,51 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     for row in rows.values():  # of several pipelines of a class, one that works
         if row["class"] not in by_class or "refused" in by_class[row["class"]]:
             by_class[row["class"]] = row
-    table, counts, families = [], {"works": 0, "refused": 0, "not in the zoo": 0}, set()
+    counts = Counter[str]()
+    table, families = [], set()
     for kind in classes():
-        state, cells = cells_of(kind, by_class.get(kind.__name__))
+        row = by_class.get(kind.__name__)
+        outside = TRIED["classes"].get(kind.__name__)
+        state, cells = cells_of(kind, row or outside, "" if row else ", outside the zoo")
         counts[state] += 1
+        counts["outside"] += state == "works" and row is None
         if state == "works":
             families.add(kind.__module__.split(".")[2])
         table.append(f"| {kind.__name__} | {' | '.join(cells)} |")
     head = INTRODUCTION.format(
         version=diffusers.__version__,
         works=counts["works"],
+        outside=counts["outside"],
         refused=counts["refused"],
-        untried=counts["not in the zoo"],
+        fails=counts["fails"],
+        untried=counts["not tried"],
+        date=TRIED["date"],
         families=len(families),
     )
     return head + "\n".join(table) + "\n"
 
 
-def cells_of(kind: type[DiffusionPipeline], row: dict[str, Any] | None) -> tuple[str, list[str]]:
+def cells_of(
+    kind: type[DiffusionPipeline], row: dict[str, Any] | None, where: str
+) -> tuple[str, list[str]]:
     """What the page says of one class."""
-    if row is not None and "refused" not in row:
+    if row is not None and "findings" in row and "refused" not in row:
         found = row["findings"]
         also = "".join(f", `{name}={value:g}`" for name, value in found["also_off"].items())
         bent = "" if found["linear"] else "; the dial is approximate"
         guidance = f"`{found['guidance_argument']}`, off at {found['off']:g}{also}{bent}"
         passes = f"{found['passes_on']:g} → {found['passes_off']:g}"
-        works = "works" + "".join(f", but for `{source}` states" for source in row.get("lacks", []))
+        lacks = "".join(f", but for `{source}` states" for source in row.get("lacks", []))
+        works = f"works{where}{lacks}"
         return "works", [works, passes, guidance, row["output_map"], found["loader"]]
     if row is not None:
-        return "refused", [f"refused: {row['refused']}", "", "", "", ""]
+        state = "refused" if "refused" in row else "fails"
+        return state, [f"{state}: {row[state]}", *[""] * 4]
     parameters = inspect.signature(kind.__call__).parameters
     guided = any(scale in parameters for scale in SCALES)
     if not guided and "guider" not in inspect.signature(kind.__init__).parameters:
         return "refused", ["refused: its call has no argument that scales guidance", *[""] * 4]
-    return "not in the zoo", ["not in the zoo", "", "", "", ""]
+    return "not tried", ["not tried", *[""] * 4]
 
 
 def classes() -> Iterator[type[DiffusionPipeline]]:
