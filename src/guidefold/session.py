@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging
 from torch import nn
 
 from guidefold.ground import ConfigError, PipelineError
@@ -45,6 +44,7 @@ from guidefold.run import (
     RunFolder,
     Settings,
     check_same,
+    check_source,
     dump_toml,
     load_settings,
     locked,
@@ -192,6 +192,7 @@ def open_session(
     prompts, held_out = split_prompts(
         load_prompts(settings.prompts.path), settings.prompts.held_out_share
     )
+    check_source(settings.pipeline.source)
     known_class = pipeline_class(settings.pipeline.source)
     if known_class is not None:
         check_rows(known_class, [*prompts, *held_out])
@@ -248,7 +249,7 @@ def _open_pipeline(settings: Settings, device: str) -> DiffusionPipeline:
     wanted = settings.pipeline
     place = "cpu" if wanted.offload else device
     pipeline = open_pipeline(
-        wanted.source, config=wanted.config, dtype=DTYPES[wanted.dtype], device=place
+        wanted.source, dtype=DTYPES[wanted.dtype], device=place, **wanted.described()
     )
     if wanted.offload:
         offload(pipeline, device)
@@ -277,16 +278,16 @@ def _open_denoiser(
     """
     if Path(settings.source).is_file():
         return None
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # no warning about the safety checker, which is left out too
     try:
         pipeline = open_pipeline(
-            settings.source, dtype=DTYPES[settings.dtype], device=device, only=stored.denoisers
+            settings.source,
+            dtype=DTYPES[settings.dtype],
+            device=device,
+            only=stored.denoisers,
+            **settings.described(),
         )
     except PipelineError:
         return None
-    finally:
-        logging.set_verbosity(verbosity)
     return pipeline if modules(pipeline).keys() >= set(stored.denoisers) else None
 
 

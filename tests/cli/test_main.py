@@ -104,6 +104,34 @@ def test_help_answers_without_importing_torch() -> None:
     assert done.stdout.count("Usage: guidefold") == 1 + len(COMMANDS)
 
 
+MISTYPED = """
+import contextlib, sys
+from guidefold.cli.main import main
+for words in {words}:
+    sys.argv = ["guidefold", *words]
+    with contextlib.suppress(SystemExit):
+        main()
+print("heavy:", sorted({{"torch", "diffusers", "transformers", "peft"}} & sys.modules.keys()))
+"""
+
+
+def test_a_mistyped_folder_is_named_without_importing_torch(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f'run = "{tmp_path / "run"}"\n[pipeline]\nsource = "./no/such/folder"\n')
+    words = [["probe", "no/such/folder"], ["distill", str(mine)], ["record", str(mine)]]
+    words += [["plan", str(mine)], ["probe", str(tmp_path / "absent.safetensors")]]
+    done = subprocess.run(
+        [sys.executable, "-c", MISTYPED.format(words=words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    assert done.stdout == "heavy: []\n"
+    assert done.stderr.count("no such pipeline") == len(words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_command_is_known(run: Guidefold) -> None:
     answer = run("--help")
     assert answer.code == 0
@@ -164,6 +192,9 @@ MISTAKES: dict[str, str] = {
     "holds pickled weights (weights.bin)": "probe {here}/pickle",
     "may be a pickle": "probe {here}/weights.ckpt",
     "pipeline.device: 'nosuch' cannot be used": "distill {config} pipeline.device=nosuch",
+    "pipeline.device: 'meta' cannot be used": "record {config} pipeline.device=meta",
+    "pipeline.device: 'cuda:9' cannot be used": "probe bundled pipeline.device=cuda:9",
+    "nosuch: no such pipeline": "distill {config} pipeline.source=./nosuch",
     "takes no argument hight": "distill {config} pipeline.call.hight=16",
     "refuses the call": "distill {config} pipeline.call.height=17",
     "where guidance is off": "distill {config} record.guidance=[1,1]",

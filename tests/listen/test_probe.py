@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LTXLatentUpsamplePipeline
 from toys import Plain
-from zoo import UNFOLDABLE, ZOO
+from zoo import UNFOLDABLE, WARNINGS, WIDE, ZOO
+from zoo.media import write_inputs
 
 from guidefold.ground.errors import CaptureError, ConfigError, UnfoldableError
 from guidefold.listen.findings import Findings
 from guidefold.listen.output_map import OutputMap
 from guidefold.listen.probe import lora_loader, probe
+from guidefold.pipeline.already_distilled import signs_of_distillation
 from guidefold.pipeline.open import bundled_teacher, open_pipeline
+from guidefold.pipeline.prompts import read_prompts
 
 FOLDED = [name for name in ZOO if name != "sd15_pag"]
 MAPS = {
@@ -206,3 +209,25 @@ def test_a_pipeline_without_a_lora_loader_is_left_to_peft(built: Any) -> None:
     assert lora_loader(built("sd15"), ["unet"]) == "diffusers"
     assert lora_loader(built("sd15"), ["vae"]) == "peft"
     assert lora_loader(built("pixart"), ["transformer"]) == "peft"
+
+
+def test_a_pipeline_without_a_scheduler_is_refused_with_the_reason() -> None:
+    """Such as LTX's latent upsampler."""
+    upsampler = LTXLatentUpsamplePipeline(vae=None, latent_upsampler=None)
+    assert signs_of_distillation(upsampler) == []
+    with pytest.raises(UnfoldableError, match="LTXLatentUpsamplePipeline has no scheduler"):
+        probe(upsampler, {}, 5.0)
+
+
+@pytest.mark.filterwarnings(*WARNINGS)
+@pytest.mark.parametrize("name", ["kandinsky22_combined_img2img", "kandinsky22_controlnet_img2img"])
+def test_a_start_from_a_picture_leaves_the_probe_a_step_at_its_default_strength(
+    name: str, tmp_path: Path
+) -> None:
+    entry = WIDE[name]
+    call = {k: v for k, v in entry.call.items() if k not in ("strength", "output_type")}
+    text = [{"prompt": f"a {k} cat"} if entry.takes_prompt else {"_row": k} for k in ("big", "red")]
+    rows = read_prompts(
+        write_inputs(tmp_path / "in.jsonl", [row | dict(entry.inputs) for row in text])
+    )
+    assert probe(entry.build(), call, 5.0, rows=rows).passes_off == 1

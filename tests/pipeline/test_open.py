@@ -16,16 +16,10 @@ from original_layout import write_original_layout
 from torch import nn
 from zoo import ZOO
 
-from guidefold.ground.errors import ConfigError, GuidefoldError, PipelineError
-from guidefold.pipeline.open import (
-    check_folder,
-    fingerprint,
-    modules,
-    offload,
-    open_pipeline,
-    pipeline_class,
-    resolve_device,
-)
+from guidefold.ground.errors import ConfigError, PipelineError
+from guidefold.pipeline.device import offload
+from guidefold.pipeline.index import check_folder
+from guidefold.pipeline.open import fingerprint, modules, open_pipeline, pipeline_class
 
 INPUTS = {"prompt": "a cat", "num_inference_steps": 2, "height": 16, "width": 16}
 
@@ -170,7 +164,7 @@ def test_an_index_that_is_no_json_table_is_refused(folder: Path, single: Path, t
 @pytest.mark.parametrize("content", [b"", b"PK" * 200])
 def test_a_folder_with_damaged_weights_is_refused(folder: Path, content: bytes) -> None:
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(content)
-    assert "diffusers cannot open it" in refusal(folder).message
+    assert "not a" in refusal(folder).message
 
 
 def test_a_folder_that_lacks_a_component_is_refused(folder: Path) -> None:
@@ -196,17 +190,6 @@ def test_a_single_file_that_may_be_a_pickle_is_refused(tmp_path: Path, suffix: s
     assert "may be a pickle" in refusal(path).message
 
 
-def test_a_single_file_that_lacks_a_component_is_refused_by_the_component(
-    single: Path, saved: Callable[[str], Path], tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    few = {k: t for k, t in load_file(single).items() if not k.startswith("cond_stage_model")}
-    save_file(few, tmp_path / "few.safetensors")
-    error = refusal(tmp_path / "few.safetensors", config=str(saved("sd15")))
-    assert "CLIPTextModel" in error.message
-
-
 def test_a_pipeline_that_has_no_single_file_form_is_refused(
     single: Path, saved: Callable[[str], Path]
 ) -> None:
@@ -214,7 +197,9 @@ def test_a_pipeline_that_has_no_single_file_form_is_refused(
     assert "PixArtSigmaPipeline cannot be opened from a single file" in error.message
 
 
-@pytest.mark.parametrize("source", ["no/such/place", "./nowhere", "nothing"])
+@pytest.mark.parametrize(
+    "source", ["no/such/place", "./nowhere", "nothing", "/dev/null", "a" * 5000]
+)
 def test_what_is_neither_file_nor_folder_nor_hub_id_is_refused(source: str) -> None:
     assert "no such pipeline" in refusal(source).message
 
@@ -285,14 +270,6 @@ def test_precision_changes_the_fingerprint() -> None:
         half.load_state_dict(layer.state_dict())
     assert fingerprint(layer) == fingerprint(half)
     assert fingerprint(layer) != fingerprint(half.to(torch.bfloat16))
-
-
-def test_a_device_is_resolved_or_refused() -> None:
-    assert resolve_device("cpu") == "cpu"
-    assert resolve_device("auto") in ("cpu", "cuda", "mps", "xpu")
-    for device in ("cuda:99", "nonsense"):
-        with pytest.raises(GuidefoldError, match=f"'{device}' cannot be used here"):
-            resolve_device(device)
 
 
 def test_offloading_without_an_accelerator_is_refused(built: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,6 +15,8 @@ from training import FOUR, finish, interrupted
 from zoo import WARNINGS
 
 from guidefold.ground.errors import ConfigError, NonFiniteError
+from guidefold.pipeline.device import resolve_device
+from guidefold.record import record
 from guidefold.run.files import read_lines
 from guidefold.run.settings import Settings
 from guidefold.train import launch
@@ -179,3 +182,55 @@ def test_a_tracker_that_cannot_hear_is_refused_before_anything_is_loaded(
     assert caught.value.message == f"distill.trackers: {said}"
     assert remedy in caught.value.remedy
     assert not Path(settings.run).exists()
+
+
+# The device
+
+
+def test_a_numbered_device_is_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr(tracking, "resolve_device", lambda device: device)
+    assert tracking._take_device("cuda:1") == torch.device("cuda:1")
+    assert tracking._take_device("cuda") == torch.device("cuda")
+    assert tracking._take_device("cpu") == torch.device("cpu")
+    assert chosen == [1]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="'cuda:1' is one device, and several processes"):
+        tracking._take_device("cuda:1")
+
+
+def test_the_next_run_of_a_process_takes_a_device_of_its_own(
+    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for("sd15", tmp_path)
+    with monkeypatch.context() as other:
+        other.setenv("ACCELERATE_TORCH_DEVICE", "meta")  # stands for an accelerator
+        with tracking.open_accelerator(settings) as accelerator:
+            assert accelerator.device.type == "meta"
+    with tracking.open_accelerator(settings) as accelerator:
+        assert accelerator.device.type == "cpu"
+
+
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_written(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path, pipeline={"device": "foo"})
+    for verb in (distill.distill, record):
+        with pytest.raises(ConfigError, match=r"pipeline\.device: 'foo'"):
+            verb(settings)
+    assert not Path(settings.run).exists()
+
+
+def test_a_build_for_an_accelerator_without_a_driver_trains_on_the_cpu(
+    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {False: torch.device("cuda"), True: None}
+    monkeypatch.setattr(
+        torch.accelerator,
+        "current_accelerator",
+        lambda check_available=False: named[check_available],
+    )
+    with tracking.open_accelerator(settings_for("sd15", tmp_path)) as accelerator:
+        assert accelerator.device == torch.device("cpu")
+    assert resolve_device("auto") == "cpu"

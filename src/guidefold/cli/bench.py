@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guidefold.cli.options import AsJson, Overrides
+from guidefold.cli.options import AsJson, Overrides, progress_on_stderr
 from guidefold.ground import InputError, console
-from guidefold.run import Precision, Preset, load_settings
+from guidefold.run import Precision, Preset, check_source, load_settings
 
 if TYPE_CHECKING:
     from guidefold.bench.speed import Options, Row, TimedModel
@@ -66,7 +65,7 @@ def memory(
     check_device(how)
     pixels = architecture.size if size is None else size
     workload = ArchitectureWorkload(architecture, batch, pixels, dtype, rank, targets)
-    with _progress_on_stderr(as_json):
+    with progress_on_stderr(as_json):
         rows = bench_memory(chosen, workload, how)
     if as_json:
         typer.echo(json.dumps(to_json(rows, workload, how), indent=2))
@@ -126,7 +125,7 @@ def speed(
         adapter=adapter,
         compiled=compiled,
     )
-    with _progress_on_stderr(as_json):
+    with progress_on_stderr(as_json):
         model = _timed_model(pipeline, arch, options)
         rows = make_rows(bench_speed(model, options), model.clocks)
     if as_json:
@@ -189,7 +188,7 @@ def fidelity(
 
     methods = select(METHODS, method or [], "method")
     trials = Trials(out, config, tuple(overrides or []))
-    with _progress_on_stderr(as_json):
+    with progress_on_stderr(as_json):
         found = bench_fidelity(trials, methods, range(seeds))
     write_pictures(trials, methods, found)
     if as_json:
@@ -237,21 +236,12 @@ def plan(
 ) -> None:
     """Check whether a training step fits into memory, before any weight is downloaded or read."""
     settings = load_settings(config, overrides)
+    check_source(settings.pipeline.source)
     from guidefold.bench.memory import GIB, describe, make_plan
 
-    found = make_plan(settings, None if memory is None else int(memory * GIB))
+    with progress_on_stderr(as_json):
+        found = make_plan(settings, None if memory is None else int(memory * GIB))
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
         console.print(describe(found, settings), markup=False)
-
-
-@contextmanager
-def _progress_on_stderr(needed: bool) -> Iterator[None]:
-    """Print progress on standard error if needed, so that standard output holds JSON alone."""
-    before = console.stderr
-    console.stderr = needed or before
-    try:
-        yield
-    finally:
-        console.stderr = before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -21,7 +20,14 @@ from guidefold.cli.outcome import distill_and_export, show_results
 from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
 from guidefold.ground import GuidefoldError, InputError, Stopped, console
-from guidefold.run import KINDS, RunFolder, find_config, load_settings, presets
+from guidefold.run import (
+    KINDS,
+    RunFolder,
+    check_source,
+    find_config,
+    load_settings,
+    presets,
+)
 
 app = typer.Typer(
     name="guidefold",
@@ -118,9 +124,11 @@ def record(
 ) -> None:
     """Record the teacher's trajectories; continues where it stopped."""
     number, count = _shard(shard)
+    settings = load_settings(config, overrides)
+    check_source(settings.pipeline.source)
     from guidefold import api
 
-    run = api.record(load_settings(config, overrides), (number, count))
+    run = api.record(settings, (number, count))
     if count > 1:
         console.print(
             f"Recorded {shard}. When all parts are recorded: guidefold gather RUN {run} ..."
@@ -150,9 +158,11 @@ def distill(config: Config, overrides: Overrides = None) -> None:
 
     guidefold distill sd15 pipeline.source=FOLDER run=runs/mine
     """
+    settings = load_settings(config, overrides)
+    check_source(settings.pipeline.source)
     from guidefold import api
 
-    with api.open_run(load_settings(config, overrides)) as run:
+    with api.open_run(settings) as run:
         distill_and_export(run)
 
 
@@ -271,13 +281,10 @@ def _main_process() -> bool:
 
 
 def _quiet() -> None:
-    """Silence other libraries' notes; an environment variable that is set keeps them."""
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # peft imports bitsandbytes where it is installed, which logs about kernels on import
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """Silence the other processes of a launch, and the warnings of libraries.
+
+    Their notes are kept away wherever Guidefold is imported (``ground/quiet.py``).
+    """
     console.quiet = not _main_process()
     if not sys.warnoptions:
         import warnings

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from guidefold.cli.options import AsJson, Overrides
+from guidefold.cli.options import AsJson, Overrides, progress_on_stderr
 from guidefold.ground import UnfoldableError, console
-from guidefold.run import Settings, make_settings
+from guidefold.run import Settings, check_source, make_settings
 
 
 def probe(
@@ -32,6 +32,7 @@ def probe(
     the remedy. A pipeline that needs more than a prompt gets the first rows of --inputs.
     """
     settings = _settings(pipeline, overrides, config, inputs)
+    check_source(settings.pipeline.source)
     from guidefold import api
     from guidefold.listen import check_rows, describe_findings
     from guidefold.pipeline import (
@@ -48,19 +49,18 @@ def probe(
         kind = pipeline_class(wanted.source)
         if kind is not None:
             check_rows(kind, rows)
-    opened = api.open_pipeline(
-        wanted.source,
-        config=wanted.config,
-        dtype=DTYPES[wanted.dtype],
-        device=resolve_device(wanted.device),
-    )
     guidance = settings.adapter.g_ref
-    signs = signs_of_distillation(opened)
     try:
-        refuse_folded(opened, wanted.source)
-        findings = api.probe(
-            opened, wanted.call, guidance, wanted.negative_prompt, wanted.guided_share, rows
-        )
+        with progress_on_stderr(as_json):
+            device = resolve_device(wanted.device)
+            opened = api.open_pipeline(
+                wanted.source, dtype=DTYPES[wanted.dtype], device=device, **wanted.described()
+            )
+            signs = signs_of_distillation(opened)
+            refuse_folded(opened, wanted.source)
+            findings = api.probe(
+                opened, wanted.call, guidance, wanted.negative_prompt, wanted.guided_share, rows
+            )
     except UnfoldableError as error:
         if as_json:
             refusal = {"foldable": False, "why": error.message, "remedy": error.remedy}

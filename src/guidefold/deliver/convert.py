@@ -11,9 +11,8 @@ from guidefold.deliver.formats import unfit
 from guidefold.deliver.lora_file import read_lora, write_lora
 from guidefold.deliver.verify import Verdict, examine, safetensors_of
 from guidefold.ground import InputError, VerifyError
-from guidefold.listen import prediction_type
 from guidefold.lora import PEFT_FILE, layers_of
-from guidefold.pipeline import open_pipeline
+from guidefold.pipeline import open_pipeline, prediction_type
 from guidefold.run import LoraFormat, ensure_folder
 
 

@@ -13,9 +13,15 @@ from diffusers import DiffusionPipeline
 from guidefold.deliver.lora_file import SINCE, LoraFile
 from guidefold.deliver.metadata import HASH, content_hash
 from guidefold.ground import CorruptFileError
-from guidefold.listen import prediction_type
 from guidefold.lora import PEFT_CONFIG
-from guidefold.pipeline import DTYPES, as_one_module, fingerprint, modules, open_pipeline
+from guidefold.pipeline import (
+    DTYPES,
+    as_one_module,
+    fingerprint,
+    modules,
+    open_pipeline,
+    prediction_type,
+)
 from guidefold.run import MANIFEST, check_file, read_json, sha256
 
 
@@ -53,8 +59,7 @@ class GivenPipeline:
     @property
     def prediction_type(self) -> str:
         """The scheduler's prediction type; ``"None"`` where the pipeline has no scheduler."""
-        scheduled = getattr(self.pipeline, "scheduler", None) is not None
-        return prediction_type(self.pipeline) if scheduled else "None"
+        return prediction_type(self.pipeline)
 
 
 def denoiser_of(path: Path, metadata: Mapping[str, Any], denoisers: tuple[str, ...]) -> str:

@@ -12,9 +12,15 @@ from diffusers import DiffusionPipeline
 
 from guidefold.deliver.metadata import read_adapter
 from guidefold.ground import InputError, MismatchError, RunError
-from guidefold.listen import GUIDER, Findings, guiders, prediction_type
+from guidefold.listen import GUIDER, Findings, guiders
 from guidefold.lora import Dial, adapted_layers, check_turned_on, load_adapter, set_strength
-from guidefold.pipeline import as_one_module, denoisers, fingerprint
+from guidefold.pipeline import (
+    as_one_module,
+    denoisers,
+    fingerprint,
+    prediction_type,
+    zero_terminal_snr,
+)
 from guidefold.run import RunFolder, restore_folder
 from guidefold.session import Session
 
@@ -154,6 +160,13 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
         raise MismatchError(
             f"{folder}: trained for '{findings.prediction_type}' predictions; this pipeline's "
             f"scheduler says '{prediction_type(pipeline)}'",
+            "Make its scheduler from the config of the one that the run was recorded with.",
+        )
+    zero = zero_terminal_snr(pipeline)
+    if findings.zero_terminal_snr not in (None, zero):
+        raise MismatchError(
+            f"{folder}: trained on a noise schedule with rescale_betas_zero_snr="
+            f"{findings.zero_terminal_snr}; this pipeline's scheduler has {zero}",
             "Make its scheduler from the config of the one that the run was recorded with.",
         )
     denoiser = as_one_module(denoisers(pipeline, names))

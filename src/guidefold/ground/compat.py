@@ -8,12 +8,14 @@ import of the package. No other module reads such names (``tests/test_architectu
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from guidefold.ground.errors import LibraryError
@@ -28,6 +30,14 @@ def single_file_error() -> type[Exception]:
     """What diffusers raises where a checkpoint of one file lacks a component."""
     error = _lookup("diffusers.loaders.single_file_utils", "SingleFileComponentError")
     return cast("type[Exception]", error)
+
+
+def missing_component(error: BaseException | None) -> str | None:
+    """The component that a checkpoint lacks, by diffusers' own error; None for any other error."""
+    if not isinstance(error, single_file_error()):
+        return None
+    found = re.search(r"^(\w+) = \w+\.from_pretrained", str(error), re.MULTILINE)
+    return found and found[1]
 
 
 def single_file_config(path: str) -> str:
@@ -60,9 +70,10 @@ def tracker_names() -> list[str]:
 
 
 def reset_accelerator() -> None:
-    """Let the next accelerator have settings of its own; the process group stays."""
+    """Let the next accelerator have settings of its own, its device too; a process group stays."""
     state = _lookup("accelerate.state", "AcceleratorState")
-    _attribute(state, "_reset_state")(reset_partial_state=False)
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    _attribute(state, "_reset_state")(reset_partial_state=not grouped)
 
 
 def supports_checkpointing(module: nn.Module) -> bool:

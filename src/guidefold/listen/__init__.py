@@ -13,7 +13,13 @@ from guidefold.listen.arguments import (
     tensors_of,
     tree_map,
 )
-from guidefold.listen.call import call_inputs, check_rows, guidance_argument, run_inputs
+from guidefold.listen.call import (
+    call_inputs,
+    check_rows,
+    guidance_argument,
+    run_inputs,
+    steps_taken,
+)
 from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
 from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed
 from guidefold.listen.findings import Findings, describe_findings
@@ -22,7 +28,7 @@ from guidefold.listen.listener import Call, Listener, Step
 from guidefold.listen.memory import call_recorded
 from guidefold.listen.output_map import fit_rows, output_tensor, predictions, rows_of
 from guidefold.listen.parts import Shapes, unpack
-from guidefold.listen.probe import lora_loader, prediction_type, probe
+from guidefold.listen.probe import lora_loader, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
 from guidefold.listen.probe_record import read_findings, still_valid, write_findings
 from guidefold.listen.stored import flatten, unflatten
@@ -59,7 +65,6 @@ __all__ = [
     "join",
     "lora_loader",
     "output_tensor",
-    "prediction_type",
     "predictions",
     "probe",
     "read_findings",
@@ -68,6 +73,7 @@ __all__ = [
     "run_inputs",
     "scale_arguments",
     "split",
+    "steps_taken",
     "still_valid",
     "stop_guiding",
     "tensors_of",

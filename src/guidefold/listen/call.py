@@ -179,6 +179,19 @@ def check_rows(pipeline_class: type[DiffusionPipeline], rows: Sequence[Prompt]) 
                 )
 
 
+def steps_taken(pipeline: DiffusionPipeline, inputs: Mapping[str, Any], count: int) -> int:
+    """The fewest steps, from ``count`` on, of which a run makes at least one.
+
+    A pipeline that starts from a picture leaves out all but the share ``strength`` of its steps.
+    """
+    parameter = parameters_of(pipeline).get("strength")
+    strength = inputs.get("strength", parameter.default if parameter else 1.0)
+    if isinstance(strength, int | float) and 0 < strength < 1:
+        while int(count * strength) < 1:
+            count += 1
+    return count
+
+
 def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
     """A sentence with the names of the call's arguments that users can set."""
     names = (name for name in parameters if name not in {"self", "kwargs", *RESERVED})

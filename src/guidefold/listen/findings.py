@@ -16,6 +16,7 @@ BASE = (
     "denoisers",
     "denoiser_class",
     "prediction_type",
+    "zero_terminal_snr",
     "output_map",
     "guidance_argument",
     "off",
@@ -59,6 +60,8 @@ class Findings:
         loader: The library that loads the adapter: ``diffusers``, or plain ``peft``.
         targets: The number of layers of each preset that a LoRA can adapt.
         left_out: The number of linear layers and convolutions that it cannot adapt.
+        zero_terminal_snr: Whether the noise schedule ends in noise alone; None in files of versions
+            that did not record it.
     """
 
     pipeline: str
@@ -80,6 +83,7 @@ class Findings:
     loader: str
     targets: dict[str, int]
     left_out: int
+    zero_terminal_snr: bool | None = None
 
     @property
     def denoiser(self) -> str:
@@ -135,7 +139,7 @@ class Findings:
         """
         for name in BASE:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            if mine != theirs and None not in (mine, theirs):
                 raise MismatchError(
                     f"another base: {name} is '{mine}' in the run and '{theirs}' in the pipeline",
                     "Open the pipeline that the run was recorded with, in the same precision.",

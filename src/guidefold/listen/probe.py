@@ -16,6 +16,7 @@ from guidefold.ground import (
     PipelineError,
     UnfoldableError,
     compat,
+    console,
 )
 from guidefold.listen.arguments import Layout, Tree, find_layout
 from guidefold.listen.call import (
@@ -24,6 +25,7 @@ from guidefold.listen.call import (
     call_inputs,
     guidance_argument,
     parameters_of,
+    steps_taken,
 )
 from guidefold.listen.capture import denoisers_of, drive, passes_of
 from guidefold.listen.dry_run import (
@@ -36,6 +38,7 @@ from guidefold.listen.dry_run import (
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import find_off, find_origin, scale_arguments, stop_guiding
 from guidefold.listen.listener import Step
+from guidefold.listen.prediction_check import check_prediction
 from guidefold.listen.probe_checks import (
     OTHER,
     PROMPT,
@@ -47,7 +50,16 @@ from guidefold.listen.probe_checks import (
     check_tokenizers,
 )
 from guidefold.lora import candidates, count_targets, watched
-from guidefold.pipeline import Prompt, as_one_module, denoisers, fingerprint, modules, unwrap
+from guidefold.pipeline import (
+    Prompt,
+    as_one_module,
+    denoisers,
+    fingerprint,
+    modules,
+    prediction_type,
+    unwrap,
+    zero_terminal_snr,
+)
 
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
 MORE_STEPS = 10  # for a second denoiser, which may take over only later
@@ -79,6 +91,12 @@ def probe(
         PipelineError: A tokenizer has lost its vocabulary.
         ConfigError: The pipeline refuses the call.
     """
+    if getattr(pipeline, "scheduler", None) is None:
+        raise UnfoldableError(
+            f"{type(pipeline).__name__} has no scheduler: it makes no denoising steps whose "
+            "guidance could be folded",
+            "Fold the pipeline that makes the latents it works on.",
+        )
     check_tokenizers(pipeline)
     return _Probe(pipeline, call, guidance, negative_prompt, rows).find(guided_share)
 
@@ -109,6 +127,8 @@ class _Probe:
         passes_on = _passes(guided, names)
         _check_fewer(pipeline, argument, self.guidance, off, passes_on, unguided)
         check_pairs(pipeline, unguided)
+        if warning := check_prediction(pipeline, student, self.listened, SEED):
+            console.print(warning, markup=False)
         if guided_share < 1:
             ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
             check_guidance_ends(pipeline, on | ending, argument, off, self.listened)
@@ -127,6 +147,7 @@ class _Probe:
             pipeline=type(pipeline).__name__,
             scheduler=type(pipeline.scheduler).__name__,
             prediction_type=prediction_type(pipeline),
+            zero_terminal_snr=zero_terminal_snr(pipeline),
             denoisers=names,
             denoiser_class=type(unwrap(self.listened[names[0]])).__name__,
             fingerprint=fingerprint(denoiser),
@@ -162,7 +183,10 @@ class _Probe:
         every = modules(self.pipeline)
         steps: list[Step] = []
         for count in (STEPS, MORE_STEPS):
-            inputs = {**given, "num_inference_steps": count}
+            inputs = {
+                **given,
+                "num_inference_steps": steps_taken(self.pipeline, given, count),
+            }
             if "num_inference_steps" not in parameters_of(self.pipeline):
                 raise UnfoldableError(
                     f"{type(self.pipeline).__name__}: its call takes no num_inference_steps"
@@ -214,14 +238,6 @@ def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:
         name in loadable and hasattr(getattr(pipeline, name), "load_lora_adapter") for name in names
     )
     return "diffusers" if able and hasattr(pipeline, "load_lora_weights") else "peft"
-
-
-def prediction_type(pipeline: DiffusionPipeline) -> str:
-    """The denoiser's prediction type, from the scheduler's configuration."""
-    named = pipeline.scheduler.config.get("prediction_type")
-    if named is None and "Flow" in type(pipeline.scheduler).__name__:
-        return "flow_prediction"
-    return str(named)
 
 
 def first_run(

@@ -6,19 +6,23 @@ distilled; several denoisers become one module.
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
 from guidefold.pipeline.denoisers import COMPONENT, Denoisers, as_one_module, denoisers, unwrap
+from guidefold.pipeline.device import offload, resolve_device
+from guidefold.pipeline.index import check_folder
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.media import Media, open_media
+from guidefold.pipeline.noise_schedule import (
+    open_scheduler,
+    prediction_type,
+    zero_terminal_snr,
+)
 from guidefold.pipeline.open import (
     DTYPES,
     bundled_teacher,
-    check_folder,
     fingerprint,
     modules,
-    offload,
     open_pipeline,
     pipeline_class,
     pipeline_identity,
-    resolve_device,
 )
 from guidefold.pipeline.prompts import (
     Prompt,
@@ -27,6 +31,7 @@ from guidefold.pipeline.prompts import (
     read_prompts,
     split_prompts,
 )
+from guidefold.pipeline.single_file import describe_single_file
 
 __all__ = [
     "COMPONENT",
@@ -39,6 +44,7 @@ __all__ = [
     "check_folder",
     "count_duplicates",
     "denoisers",
+    "describe_single_file",
     "fingerprint",
     "load_prompts",
     "loading_errors",
@@ -46,12 +52,15 @@ __all__ = [
     "offload",
     "open_media",
     "open_pipeline",
+    "open_scheduler",
     "pipeline_class",
     "pipeline_identity",
+    "prediction_type",
     "read_prompts",
     "refuse_folded",
     "resolve_device",
     "signs_of_distillation",
     "split_prompts",
     "unwrap",
+    "zero_terminal_snr",
 ]

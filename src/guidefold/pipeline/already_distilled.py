@@ -49,8 +49,8 @@ def signs_of_distillation(pipeline: DiffusionPipeline) -> list[str]:
         for field in EMBEDDED
         if (value := _field(module, field))
     ]
-    scheduler = pipeline.scheduler
-    if CONSISTENCY in scheduler.config:
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is not None and CONSISTENCY in scheduler.config:
         signs.append(
             f"scheduler: {type(scheduler).__name__} is made for few-step distilled weights"
         )

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
-from guidefold.ground import PipelineError, compat
+from guidefold.ground import PipelineError, compat, quiet_loading
 
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' warning about weights that are in no file: it fills them with random values.
@@ -46,7 +46,7 @@ def load_pipeline(
         PipelineError: The pipeline cannot be loaded, or some of its weights are missing.
     """
     try:
-        with _captured_warnings() as warnings:
+        with _captured_warnings() as warnings, quiet_loading():
             pipeline: DiffusionPipeline = loader(
                 source, dtype=dtype, use_safetensors=True, **options
             )
@@ -86,6 +86,15 @@ def check_variants(folder: Path, components: Iterable[str]) -> None:
                 "Save it once more without: DiffusionPipeline.from_pretrained("
                 f"{str(folder)!r}, variant={variant!r}).save_pretrained('NEW FOLDER')",
             )
+
+
+def weight_files(folder: Path, components: Iterable[str]) -> Iterator[Path]:
+    """The weight files of a folder's components that are read: those without a variant's name."""
+    for name in components:
+        for path in sorted((folder / name).glob("*")):
+            match = WEIGHTS.fullmatch(path.name)
+            if match is not None and match["variant"] is None:
+                yield path
 
 
 def _without_weights(module: nn.Module) -> list[str]:

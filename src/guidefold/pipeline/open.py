@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -15,18 +15,18 @@ import torch
 import transformers
 from accelerate.utils import align_module_device
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
-from guidefold.ground import ConfigError, PipelineError, compat, read_json
-from guidefold.pipeline.loading import check_variants, load_pipeline
+from guidefold.ground import compat
+from guidefold.pipeline.index import check_folder, components, left_out, load_index
+from guidefold.pipeline.loading import check_variants, load_pipeline, weight_files
+from guidefold.pipeline.markers import read_markers
+from guidefold.pipeline.noise_schedule import check_markers, open_scheduler, set_schedule
+from guidefold.pipeline.single_file import describe_single_file, open_single_file
+from guidefold.pipeline.weight_files import check_whole
+from guidefold.run import check_source
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-CODE = {".py"}
-PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
-SINGLE_FILES = {".safetensors"}
-HUB_SECONDS = 10.0
 
 
 def open_pipeline(
@@ -36,6 +36,8 @@ def open_pipeline(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     only: Collection[str] = (),
+    prediction_type: str | None = None,
+    zero_terminal_snr: bool | None = None,
 ) -> DiffusionPipeline:
     """Open a pipeline without running code or unpickling data that came with it.
 
@@ -47,57 +49,62 @@ def open_pipeline(
         device: The pipeline's device.
         only: The only components whose weights are loaded; others stay None. Empty loads all, and
             so does a single file. Some pipelines do not open without their other components.
+        prediction_type: What the denoiser predicts: ``epsilon``, ``v_prediction`` or ``sample``;
+            None takes the scheduler's, if a single file states nothing else.
+        zero_terminal_snr: Whether the noise schedule ends in noise alone; None as above.
 
     Returns:
         The pipeline in evaluation mode, without progress bar.
 
     Raises:
-        PipelineError: The pipeline is not found, unsafe, incomplete, or in no known format.
+        PipelineError: The pipeline is not found, unsafe, incomplete, or in no known format, or a
+            single file and its configuration disagree.
+        ConfigError: The scheduler has no choice of prediction type or noise schedule.
     """
     for library in (diffusers, transformers):  # loading is short beside what follows
         library.utils.logging.disable_progress_bar()
+    check_source(source)
+    schedule = (prediction_type, zero_terminal_snr)
     path = bundled_teacher() if source == "bundled" else Path(source)
-    if path.is_dir():
-        index = check_folder(path)
-        absent = _left_out(only, index)
-        classes = {name: class_name for name, (_, class_name) in _components(index).items()}
-        check_variants(path, [name for name in classes if classes[name] and name not in absent])
-        pipeline = load_pipeline(
-            DiffusionPipeline.from_pretrained, path, dtype, local_files_only=True, **absent
-        )
-    elif path.is_file():
-        pipeline = _open_single_file(path, config, dtype)
-    elif _is_hub_id(source):
-        index = _load_index(source)
-        absent = _left_out(only, index)
-        pipeline = load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **absent)
+    if path.is_file():
+        pipeline = _open_file(path, config, dtype, *schedule)
     else:
-        raise PipelineError(
-            f"{source}: no such pipeline",
-            "Give a folder with a model_index.json, a .safetensors file, or a hub id owner/name.",
-        )
+        pipeline = _open_parts(path if path.is_dir() else source, dtype, only, *schedule)
     pipeline.set_progress_bar_config(disable=True)
     for module in modules(pipeline).values():
         module.eval().requires_grad_(False)
     return pipeline.to(device)
 
 
-def offload(pipeline: DiffusionPipeline, device: str) -> None:
-    """Keep each component on the CPU until it is called.
+def _open_file(
+    path: Path, config: str | None, dtype: torch.dtype, prediction: str | None, zero: bool | None
+) -> DiffusionPipeline:
+    """Open a single file; its noise schedule is checked before its weights are read."""
+    config, index = describe_single_file(path, config)
+    scheduler = open_scheduler(config, index)
+    check_markers(scheduler, read_markers(path), config, prediction, zero)
+    return open_single_file(path, config, index, dtype, set_schedule(scheduler, prediction, zero))
 
-    Args:
-        pipeline: A pipeline on the CPU.
-        device: The accelerator that runs the components.
 
-    Raises:
-        ConfigError: The device is no accelerator.
-    """
-    if torch.device(device).type == "cpu":
-        raise ConfigError(
-            "pipeline.offload: there is no accelerator to bring components to",
-            "Set pipeline.offload=false.",
-        )
-    pipeline.enable_model_cpu_offload(device=device)
+def _open_parts(
+    source: Path | str,
+    dtype: torch.dtype,
+    only: Collection[str],
+    prediction: str | None,
+    zero: bool | None,
+) -> DiffusionPipeline:
+    """Open a folder, or a hub id's files, which lie in a folder for each component."""
+    index = check_folder(source) if isinstance(source, Path) else load_index(source)
+    given: dict[str, Any] = {**left_out(only, index)}
+    scheduler = open_scheduler(source, index)
+    if (changed := set_schedule(scheduler, prediction, zero)) is not scheduler:
+        given["scheduler"] = changed
+    if isinstance(source, Path):
+        given["local_files_only"] = True
+        names = [n for n, (_, kind) in components(index).items() if kind and n not in given]
+        check_variants(source, names)
+        check_whole(weight_files(source, names))
+    return load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **given)
 
 
 def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
@@ -116,61 +123,6 @@ def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
 def bundled_teacher() -> Path:
     """The folder of the bundled teacher."""
     return Path(str(files("guidefold") / "demo" / "teacher"))
-
-
-def resolve_device(device: str) -> str:
-    """``"auto"`` becomes the first accelerator, or the CPU.
-
-    Raises:
-        ConfigError: The device does not exist here.
-    """
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator()
-        return accelerator.type if accelerator is not None else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"pipeline.device: '{device}' cannot be used here ({str(error).splitlines()[0]})",
-            "Use pipeline.device=auto.",
-        ) from error
-    return device
-
-
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Refuse a folder that would run code or unpickle data, or that is no pipeline.
-
-    Returns:
-        Its ``model_index.json``.
-
-    Raises:
-        PipelineError: A file is unsafe, or missing; the error names it and the way out.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise PipelineError(
-            f"{folder}: no model_index.json in this folder",
-            "Give a folder written by pipeline.save_pretrained, or a .safetensors file.",
-        )
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise PipelineError(
-                f"{folder}: holds a pipe or a device ({name}), reading which may never end",
-                "Remove it.",
-            )
-        if path.suffix.lower() in CODE:
-            raise PipelineError(
-                f"{folder}: holds Python code ({name}), which Guidefold does not run",
-                "Remove the file if the pipeline is an ordinary diffusers pipeline.",
-            )
-        if path.suffix.lower() in PICKLES:
-            raise PipelineError(
-                f"{folder}: holds pickled weights ({name}), which can run code when they are read",
-                "Convert once, where you trust it: load it with diffusers and write it with "
-                "pipeline.save_pretrained(folder, safe_serialization=True).",
-            )
-    return _read_index(index)
 
 
 def modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
@@ -219,118 +171,3 @@ def _hashed_parts(module: nn.Module) -> Iterator[tuple[str, bytes]]:
                 flat = tensor.detach().reshape(-1)
                 sampled = flat[:: max(1, flat.numel() // 64)].cpu().contiguous()
                 yield name, header + sampled.view(torch.uint8).numpy().tobytes()
-
-
-def _open_single_file(path: Path, config: str | None, dtype: torch.dtype) -> DiffusionPipeline:
-    if path.suffix.lower() not in SINGLE_FILES:
-        raise PipelineError(
-            f"{path}: a '{path.suffix}' file may be a pickle, which can run code when it is read",
-            "Convert it to safetensors once, where you trust it.",
-        )
-    if config is not None and Path(config).is_dir():
-        # Only the folder's configurations are used, not its weights: the index is all to check.
-        index = _read_index(Path(config) / "model_index.json")
-    else:
-        config = config or _infer_config(path)
-        index = _load_index(config)
-    pipeline_class = getattr(diffusers, index["_class_name"])
-    if not hasattr(pipeline_class, "from_single_file"):
-        raise PipelineError(
-            f"{path}: {index['_class_name']} cannot be opened from a single file",
-            "Convert it to a diffusers folder first.",
-        )
-    options = {"config": config, "local_files_only": Path(config).is_dir()}
-    return load_pipeline(pipeline_class.from_single_file, str(path), dtype, **options)
-
-
-def _infer_config(path: Path) -> str:
-    """The hub id whose configuration fits a checkpoint; diffusers infers it from the keys."""
-    try:
-        return compat.single_file_config(str(path))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise PipelineError(
-            f"{path}: cannot tell what kind of pipeline it is ({error})",
-            "Name a diffusers folder that describes it with pipeline.config=FOLDER.",
-        ) from error
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    return _checked_index(str(path), read_json(path, PipelineError))
-
-
-def _load_index(hub_id: str) -> dict[str, Any]:
-    unreachable = _why_unreachable(hub_id)
-    try:
-        # Without a connection only earlier downloads are available: do not wait for retries.
-        values = DiffusionPipeline.load_config(hub_id, local_files_only=unreachable is not None)
-    except (OSError, ValueError) as error:
-        reason = unreachable or str(error).splitlines()[0]
-        raise PipelineError(
-            f"{hub_id}: no folder here, and its model_index.json cannot be had: {reason}",
-            "Check the name and the connection, or give a local folder; for a single file, "
-            "name one that describes it with pipeline.config=FOLDER.",
-        ) from error
-    return _checked_index(hub_id, dict(values))
-
-
-def _why_unreachable(hub_id: str) -> str | None:
-    """Contact the hub once; return why the repository is unreachable, or None."""
-    try:
-        HfApi().model_info(hub_id, timeout=HUB_SECONDS)
-    except RepositoryNotFoundError:
-        return "the hub has no such repository, or does not show it without a login"
-    except HfHubHTTPError:
-        return None  # a mirror may serve files without this interface
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set, and it was not downloaded before"
-    except compat.network_errors():
-        return f"no connection to {constants.ENDPOINT}, and it was not downloaded before"
-    return None
-
-
-def _checked_index(where: str, index: Any) -> dict[str, Any]:
-    """Check that every class in a ``model_index.json`` comes from diffusers or transformers."""
-    if not isinstance(index, dict):
-        raise PipelineError(f"{where}: no pipeline's model_index.json, but a list or plain value")
-    name = index.get("_class_name")
-    named = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(named, type) and issubclass(named, DiffusionPipeline)):
-        raise PipelineError(
-            f"{where}: '{name}' is no pipeline class of diffusers {diffusers.__version__}",
-            "Guidefold runs no custom pipeline code; update diffusers if the class is new.",
-        )
-    for component, (library, _) in _components(index).items():
-        # Some components live in a pipeline's own module inside diffusers (a safety checker).
-        inside = library in (None, "diffusers", "transformers")
-        if not inside and not hasattr(diffusers.pipelines, library):
-            raise PipelineError(
-                f"{where}: component '{component}' comes from '{library}'",
-                "Only components of diffusers and transformers are opened.",
-            )
-    return index
-
-
-def _left_out(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]:
-    """Map each unwanted weighted component to None, as ``from_pretrained`` expects."""
-    entries = _components(index) if only else {}
-    return dict.fromkeys(
-        n for n, entry in entries.items() if n not in only and _has_weights(*entry)
-    )
-
-
-def _components(index: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are a library and a class, or None twice; some settings are lists too."""
-    pairs = {n: e for n, e in index.items() if isinstance(e, list | tuple) and len(e) == 2}
-    return {n: e for n, e in pairs.items() if all(isinstance(x, str | None) for x in e)}
-
-
-def _has_weights(library: str | None, name: str | None) -> bool:
-    libraries = {"diffusers": diffusers, "transformers": transformers}
-    module = libraries.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
-    component = getattr(module, str(name), None)
-    return isinstance(component, type) and issubclass(component, nn.Module)
-
-
-def _is_hub_id(source: str) -> bool:
-    owner, _, name = source.partition("/")
-    return bool(owner and name) and "/" not in name and not source.startswith((".", "/", "~"))

@@ -30,7 +30,7 @@ from guidefold.run.files import (
     write_text,
 )
 from guidefold.run.folder import LINES, METADATA, RunFolder, ensure_folder, locked, require_run
-from guidefold.run.paths import hub_id, public_name, rooted, without_paths
+from guidefold.run.paths import check_source, hub_id, public_name, rooted, without_paths
 from guidefold.run.records import (
     AGAIN,
     KindResults,
@@ -120,6 +120,7 @@ __all__ = [
     "check_file",
     "check_folder",
     "check_same",
+    "check_source",
     "dump_toml",
     "ensure_folder",
     "find_config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from guidefold.ground import PipelineError
 from guidefold.run.settings import Settings
 
 # Settings that may name a file or a folder of this machine, with the words that never do.
@@ -50,6 +51,34 @@ def public_name(source: str | None) -> str | None:
 def hub_id(source: str) -> str | None:
     """A base's name on the hub; None of a folder, a file or the bundled teacher."""
     return source if source != "bundled" and public_name(source) == source else None
+
+
+def check_source(source: str, setting: str = "pipeline.source") -> None:
+    """Refuse a pipeline that is not there, before anything that takes seconds is imported.
+
+    Args:
+        source: What is to be opened, or what describes it.
+        setting: The setting's name, for the message.
+
+    Raises:
+        PipelineError: It is no folder, no file, and no name of a hub's repository.
+    """
+    owner, _, name = source.partition("/")
+    remote = owner and name and "/" not in name and not source.startswith((".", "/", "~"))
+    if source == "bundled" or remote or _is_here(source):
+        return
+    raise PipelineError(
+        f"{source}: no such pipeline ({setting})",
+        "Give a folder with a model_index.json, a .safetensors file, or a hub id owner/name.",
+    )
+
+
+def _is_here(name: str) -> bool:
+    """Whether a file or a folder has this name; a pipe or a device is neither."""
+    try:
+        return Path(name).is_file() or Path(name).is_dir()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def place_of(table: str, name: str, value: object) -> Path | None:

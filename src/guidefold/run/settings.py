@@ -27,6 +27,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 LoraFormat = Literal["diffusers", "kohya", "transformer", "original", "peft"]
 Format = Literal[LoraFormat, "fused"]
 Storage = Literal["same", "bf16", "int8", "int4"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 OptimizerName = Literal["adamw", "adamw8bit"]
 LONGEST_NAME, LONGEST_PATH = 255, 4096
 """Bytes of a file's name and of a path, on the usual file systems."""
@@ -94,6 +95,12 @@ class PipelineSettings(Section):
         guided_share: Of the teacher's steps, from the first, that are guided; below 1 is Selective
             Guidance.
         call: Further arguments of the pipeline's call, such as ``height`` and ``width``.
+        prediction_type: What the denoiser predicts: ``epsilon``, ``v_prediction`` or ``sample``;
+            None takes the scheduler's configuration. A single checkpoint file that states something
+            else than the configuration that describes it is refused until this is set.
+        zero_terminal_snr: Whether the noise schedule ends in noise alone; if true, timesteps are
+            spaced ``trailing`` too, so that denoising begins there. None as for
+            ``prediction_type``.
     """
 
     source: Place = Field(min_length=1)
@@ -104,6 +111,16 @@ class PipelineSettings(Section):
     negative_prompt: Text | None = None
     guided_share: Number = Field(default=1.0, gt=0, le=1)
     call: dict[str, Any] = Field(default_factory=dict)
+    prediction_type: Prediction | None = None
+    zero_terminal_snr: bool | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What describes the weights beside them, as the pipeline's opener takes it."""
+        return {
+            "config": self.config,
+            "prediction_type": self.prediction_type,
+            "zero_terminal_snr": self.zero_terminal_snr,
+        }
 
     @field_validator("call")
     @classmethod

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from guidefold.ground import RunError, Stop, stop_on_signals
 from guidefold.lora import Adapter
-from guidefold.pipeline import resolve_device
 from guidefold.record import Split, StateRef, fill_round, recorded_states, something_missing
 from guidefold.run import Settings
 from guidefold.session import Session, open_session
@@ -87,7 +86,6 @@ def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
     """
     check_optimizer(settings.distill.optimizer)
-    resolve_device(settings.pipeline.device)
     with (
         open_accelerator(settings) as accelerator,
         open_session(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from PIL.Image import Image
 
 from guidefold.ground import ConfigError, compat
+from guidefold.pipeline import resolve_device
 from guidefold.run import RunFolder, Settings, flatten
 
 PROJECT = "guidefold"
@@ -33,21 +35,40 @@ def open_accelerator(settings: Settings) -> Iterator[Accelerator]:
     """Make an accelerator, and reset accelerate's global state afterwards.
 
     Raises:
-        ConfigError: A tracker is unknown, or not installed.
+        ConfigError: A tracker is unknown, or not installed; the device does not exist here.
     """
     names = settings.distill.trackers
     check_trackers(names)
+    place = _take_device(settings.pipeline.device)
     waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # recording may take hours
     try:
         yield Accelerator(
             mixed_precision=settings.distill.mixed_precision,
-            cpu=settings.pipeline.device == "cpu" or not torch.accelerator.is_available(),
+            cpu=place.type == "cpu",
             log_with=names or None,
             project_dir=RunFolder(settings.run).trackers,
             kwargs_handlers=[waits],
         )
     finally:
         compat.reset_accelerator()
+
+
+def _take_device(device: str) -> torch.device:
+    """Make the device of a setting the one that accelerate will take.
+
+    Raises:
+        ConfigError: It does not exist here, or several processes shall share it.
+    """
+    place = torch.device(resolve_device(device))
+    if place.type == "cpu" or place.index is None:
+        return place
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"pipeline.device: '{device}' is one device, and several processes were launched",
+            f"Use pipeline.device={place.type}: each process then takes a device of its own.",
+        )
+    torch.accelerator.set_device_index(place.index)
+    return place
 
 
 def check_trackers(names: Sequence[str]) -> None:

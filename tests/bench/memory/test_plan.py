@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from original_layout import write_original_layout
 from torch import nn
 from zoo import WARNINGS
 
@@ -149,6 +150,40 @@ def test_a_component_without_its_config_is_refused_by_name(
     (tmp_path / "hollow" / "vae" / "config.json").unlink()
     with pytest.raises(PipelineError, match="vae: AutoencoderKL cannot be made"):
         make_plan(settings)
+
+
+def test_a_single_file_is_planned_by_the_folder_that_describes_it(
+    settings_for: Make, built: Callable[[str], Any], tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path)
+    hollow = without_weights(settings, tmp_path)
+    file = write_original_layout(built("sd15"), tmp_path / "base.safetensors")
+    single = {"source": str(file), "config": hollow.pipeline.source}
+    pipeline = settings.pipeline.model_copy(update=single)
+    assert make_plan(settings.model_copy(update={"pipeline": pipeline})) == make_plan(hollow)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(PipelineError, match="truncated"):
+        make_plan(settings.model_copy(update={"pipeline": pipeline}))
+
+
+def test_a_single_file_whose_configuration_cannot_be_had_offline_is_refused(
+    settings_for: Make, built: Callable[[str], Any], tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path)
+    file = write_original_layout(built("sd15"), tmp_path / "base.safetensors")
+    for config in ("nobody/nothing", None):
+        single = {"source": str(file), "config": config}
+        pipeline = settings.pipeline.model_copy(update=single)
+        with pytest.raises(PipelineError, match="HF_HUB_OFFLINE"):
+            make_plan(settings.model_copy(update={"pipeline": pipeline}))
+
+
+def test_a_scheduler_without_timesteps_is_refused(settings_for: Make, tmp_path: Path) -> None:
+    hollow = without_weights(settings_for("sd15", tmp_path), tmp_path)
+    path = Path(hollow.pipeline.source) / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 0}))
+    with pytest.raises(PipelineError, match="num_train_timesteps=0"):
+        make_plan(hollow)
 
 
 @pytest.mark.parametrize("source", ["no/such/place", "nobody/nothing", "./nowhere"])

@@ -12,10 +12,11 @@ from diffusers import DDIMScheduler
 from markdown_it import MarkdownIt
 
 from guidefold.listen.findings import Findings
+from guidefold.pipeline.noise_schedule import set_schedule
 from guidefold.pipeline.prompts import Prompt
 from guidefold.run.paths import hub_id, public_name, without_paths
 from guidefold.run.settings import Settings
-from guidefold.show.hub.card import code, front_matter, pipeline_tag, plain
+from guidefold.show.hub.card import code, front_matter, opening_lines, pipeline_tag, plain
 
 Found = Callable[[str], Findings]
 
@@ -94,6 +95,39 @@ def test_code_opens_a_single_file_with_the_run_s_configuration_and_prediction_ty
     (scheduler,) = (call for name, call in made.items() if name.endswith(".from_config"))
     values = {k.arg: ast.literal_eval(k.value) for k in scheduler.keywords}
     assert (values["prediction_type"], values["rescale_betas_zero_snr"]) == ("v_prediction", True)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "zero_terminal_snr": True},
+        {"zero_terminal_snr": False},
+    ],
+)
+@pytest.mark.parametrize("source", ["owner/base", "base.safetensors", "bundled"])
+def test_code_makes_the_scheduler_that_the_run_s_settings_made(
+    found: Found, tmp_path: Path, source: str, described: dict[str, Any]
+) -> None:
+    source = str(tmp_path / source) if source.endswith(".safetensors") else source
+    zero = bool(described.get("zero_terminal_snr"))
+    predicts = described.get("prediction_type", "epsilon")
+    findings = replace(found("sd15"), prediction_type=predicts, zero_terminal_snr=zero)
+    base = DDIMScheduler(timestep_spacing="leading")
+    ours = set_schedule(base, predicts, described.get("zero_terminal_snr"))
+    session_of = session(findings, source, **described)
+    session_of.pipeline.scheduler = ours
+    unopened = opening_lines(session_of.settings, findings)
+    for text in (code(session_of, images=True), "\n".join(unopened)):
+        (made,) = (call for name, call in calls(text).items() if name.endswith(".from_config"))
+        words = {k.arg: ast.literal_eval(k.value) for k in made.keywords}
+        theirs = DDIMScheduler.from_config(base.config, **words)
+        for field in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing"):
+            assert theirs.config[field] == ours.config[field]
+
+
+def test_code_leaves_a_base_s_own_scheduler_alone(found: Found) -> None:
+    assert "scheduler" not in code(session(found("sd15")), images=True)
 
 
 def test_code_gives_what_the_run_was_called_with(found: Found) -> None:

@@ -170,7 +170,7 @@ class Trials:
     def findings(self) -> Findings:
         """The probe's findings in the teacher's pipeline."""
         settings = self.settings(Trial((), 0))
-        pipeline = open_pipeline(settings.pipeline.source, config=settings.pipeline.config)
+        pipeline = open_pipeline(settings.pipeline.source, **settings.pipeline.described())
         call, negative = settings.pipeline.call, settings.pipeline.negative_prompt
         return probe(pipeline, call, settings.adapter.g_ref, negative)
 

@@ -33,37 +33,54 @@ from guidefold.listen import (
     drive,
     guidance_argument,
     scale_arguments,
+    steps_taken,
     tree_map,
 )
-from guidefold.pipeline import bundled_teacher, check_folder, loading_errors, modules
-from guidefold.run import PipelineSettings
+from guidefold.pipeline import (
+    bundled_teacher,
+    check_folder,
+    describe_single_file,
+    loading_errors,
+    modules,
+    open_scheduler,
+)
+from guidefold.run import PipelineSettings, check_source
 
 DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenizers, no weights
 
 
-def find_folder(source: str) -> Path:
+def find_folder(source: str, config: str | None = None) -> Path:
     """Find the folder of a pipeline's configs; download those of a hub id.
 
+    Args:
+        source: A folder, a hub id, a single file, or ``"bundled"``.
+        config: For a single file: the folder or hub id that describes it; None lets diffusers
+            infer one from the file.
+
     Raises:
-        PipelineError: There is none, or it cannot be downloaded.
+        PipelineError: There is none, or it cannot be downloaded, or the file is damaged.
     """
+    check_source(source)
     path = bundled_teacher() if source == "bundled" else Path(source)
-    if not path.is_dir() and source.count("/") == 1 and not path.exists():
-        try:
-            path = Path(snapshot_download(source, allow_patterns=DESCRIPTIONS))
-        except (OSError, ValueError) as error:
-            raise PipelineError(
-                f"{source}: its configs cannot be downloaded: {str(error).splitlines()[0]}",
-                "Check the name and the connection, or give a local folder.",
-            ) from error
+    if path.is_file():
+        source, index = describe_single_file(path, config)
+        path = Path(source)
     if not path.is_dir():
-        raise PipelineError(
-            f"{source}: no folder that describes a pipeline",
-            "A plan needs a diffusers folder (weights may be missing) or a hub id; for a single "
-            "file, name the folder of configs that describes it as pipeline.source.",
-        )
-    check_folder(path)
+        path = _download(source)
+    index = check_folder(path)
+    open_scheduler(path, index)
     return path
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=DESCRIPTIONS))
+    except (OSError, ValueError) as error:
+        raise PipelineError(
+            f"{hub_id}: its configs cannot be downloaded: {str(error).splitlines()[0]}",
+            "Check the name and the connection, or give a local folder; for a single file, name "
+            "one that describes it with pipeline.config=FOLDER.",
+        ) from error
 
 
 def open_meta_pipeline(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
@@ -148,13 +165,14 @@ def _unguided_call(
     inputs = call_inputs(pipeline, [PROMPT] * count, settings.call, settings.negative_prompt)
     calls = []
     for off in OFF_VALUES:
-        unguided = {**inputs, **scale_arguments(argument, off, off), "num_inference_steps": STEPS}
+        steps = steps_taken(pipeline, inputs, STEPS)
+        unguided = {**inputs, **scale_arguments(argument, off, off), "num_inference_steps": steps}
         seeds = range(SEED, SEED + count)
-        steps = drive(pipeline, unguided, seeds, components, stub=stub, keep_arguments=True)
-        denoisers = denoisers_of(steps)
+        made = drive(pipeline, unguided, seeds, components, stub=stub, keep_arguments=True)
+        denoisers = denoisers_of(made)
         if len(denoisers) != 1:
             raise UnfoldableError(f"{type(pipeline).__name__}: {len(denoisers)} denoisers")
-        calls.append(steps[-1].calls[-1])
+        calls.append(made[-1].calls[-1])
     return min(calls, key=lambda call: call.rows)
 
 

@@ -104,7 +104,8 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
         PipelineError: The configs cannot be found, or make no pipeline.
         UnfoldableError: The pipeline cannot run without weights.
     """
-    dtype, folder = DTYPES[settings.pipeline.dtype], find_folder(settings.pipeline.source)
+    dtype = DTYPES[settings.pipeline.dtype]
+    folder = find_folder(settings.pipeline.source, settings.pipeline.config)
     rows = settings.distill.batch_size // settings.distill.accumulation
     pipeline = open_meta_pipeline(folder, dtype)
     recording = sum(_bytes(module) for module in modules(pipeline).values())

@@ -23,6 +23,7 @@ from guidefold.lora import Dial, loading_code
 from guidefold.pipeline import DTYPES
 from guidefold.run import (
     KINDS,
+    PipelineSettings,
     Results,
     Settings,
     dump_toml,
@@ -237,31 +238,48 @@ def opening_lines(
         findings: The probe's findings.
         schedule: The fields ``SCHEDULE`` of the run's scheduler; by default what was found of them.
     """
-    base = public_name(settings.pipeline.source) or ""
-    dtype = str(DTYPES[settings.pipeline.dtype])
-    if settings.pipeline.source == "bundled":
+    wanted, base = settings.pipeline, public_name(settings.pipeline.source) or ""
+    dtype = str(DTYPES[wanted.dtype])
+    chosen = (wanted.prediction_type, wanted.zero_terminal_snr) != (None, None)
+    known = _schedule_lines(_schedule(wanted, findings) if schedule is None else schedule)
+    if wanted.source == "bundled":
         return [
             "from guidefold import api",
             "",
             'pipeline = api.open_pipeline("bundled")  # Guidefold\'s own teacher',
+            *(known if chosen else []),
         ]
     single_file = base.endswith(".safetensors")
     kind = findings.pipeline if single_file else "DiffusionPipeline"
     load = "from_single_file" if single_file else "from_pretrained"
     peft = ["from peft import PeftModel"] if findings.loader == "peft" else []
-    config, predicts = settings.pipeline.config, findings.prediction_type
+    config = wanted.config
     described = f", config={_literal(public_name(config))}" if config and single_file else ""
     return [
         f"from diffusers import {kind}",
         *peft,
         "",
         f"pipeline = {kind}.{load}({_literal(base)}{described}, dtype={dtype})",
-        *(_schedule_lines(schedule or {"prediction_type": predicts}) if single_file else []),
+        *(known if single_file or chosen else []),
     ]
+
+
+def _schedule(settings: PipelineSettings, findings: Findings) -> dict[str, Any]:
+    """The fields ``SCHEDULE`` as far as settings and findings tell; none with flow matching."""
+    if findings.prediction_type == "flow_prediction":
+        return {}
+    found = {
+        "prediction_type": findings.prediction_type,
+        "rescale_betas_zero_snr": findings.zero_terminal_snr,
+        "timestep_spacing": "trailing" if settings.zero_terminal_snr else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _schedule_lines(known: Mapping[str, Any]) -> list[str]:
     """The lines that set what the denoiser's output means, which the base's files may not say."""
+    if not known:
+        return []
     values = ", ".join(f"{name}={_literal(value)}" for name, value in known.items())
     scheduler = "pipeline.scheduler"
     return [

@@ -1,0 +1,84 @@
+"""The device that a pipeline runs on: one function decides for every verb."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from diffusers import DiffusionPipeline
+
+from guidefold.ground import ConfigError, console
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` becomes the accelerator if it can be used, else the CPU.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    if device == "auto":
+        found = _accelerator()
+        return "cpu" if found is None else found.type
+    try:
+        wanted = torch.device(device)
+        reason = _unusable(wanted)
+        if not reason:
+            torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise ConfigError(
+            f"pipeline.device: '{device}' cannot be used here ({reason})",
+            f"Use pipeline.device={resolve_device('auto')}, or auto.",
+        )
+    return device
+
+
+def offload(pipeline: DiffusionPipeline, device: str) -> None:
+    """Keep each component on the CPU until it is called.
+
+    Args:
+        pipeline: A pipeline on the CPU.
+        device: The accelerator that runs the components.
+
+    Raises:
+        ConfigError: The device is no accelerator.
+    """
+    if torch.device(device).type == "cpu":
+        raise ConfigError(
+            "pipeline.offload: there is no accelerator to bring components to",
+            "Set pipeline.offload=false.",
+        )
+    pipeline.enable_model_cpu_offload(device=device)
+
+
+def _accelerator() -> torch.device | None:
+    """The accelerator that torch can use now; None without one, after a sentence that says why."""
+    # A build for an accelerator names it without a driver too: only this says if it can be used.
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator()
+    built_for = torch.accelerator.current_accelerator()
+    if built_for is not None:
+        _say_once(
+            f"This torch is built for {built_for.type}, but finds no such device or driver here: "
+            "the CPU is used."
+        )
+    return None
+
+
+def _unusable(device: torch.device) -> str:
+    """Why a device cannot be used; empty if it can, as far as its name tells."""
+    if device.type == "cpu":
+        return "there is one CPU, without a number" if device.index else ""
+    found = _accelerator()
+    if found is None:
+        return "torch finds no accelerator"
+    if device.type != found.type:
+        return f"torch finds {found.type} alone"
+    count = torch.accelerator.device_count()
+    return f"there are {count} of them" if (device.index or 0) >= count else ""
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    console.print(sentence, markup=False)
