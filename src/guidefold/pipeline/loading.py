@@ -27,7 +27,7 @@ WEIGHTS = re.compile(
 
 def loading_errors() -> tuple[type[Exception], ...]:
     """The exceptions that loaders raise; the last two derive from ``Exception`` directly."""
-    usual = (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)
+    usual = (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError)
     return (*usual, SafetensorError, compat.single_file_error())
 
 

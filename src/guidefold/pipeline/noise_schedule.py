@@ -62,7 +62,7 @@ def open_scheduler(source: str | Path, index: Mapping[str, Any]) -> Any:
                 "Mend it in scheduler/scheduler_config.json; 1000 is usual.",
             )
         return kind.from_config(config)
-    except (IndexError, *loading_errors()) as error:
+    except loading_errors() as error:
         raise PipelineError(
             f"{source}: its scheduler ({name}) cannot be made of its configuration: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
