@@ -9,7 +9,7 @@ from typing import Any
 from guidefold.deliver import client_facts
 from guidefold.listen import Findings
 from guidefold.run import Settings
-from guidefold.show.hub.card import loading_lines, opening_lines
+from guidefold.show.hub.card_code import loading_lines, opening_lines
 
 EXPORT = "guidefold export . --format all"
 

@@ -16,7 +16,8 @@ from guidefold.pipeline.noise_schedule import set_schedule
 from guidefold.pipeline.prompts import Prompt
 from guidefold.run.paths import hub_id, public_name, without_paths
 from guidefold.run.settings import Settings
-from guidefold.show.hub.card import code, front_matter, opening_lines, pipeline_tag, plain
+from guidefold.show.hub.card import front_matter, pipeline_tag, plain
+from guidefold.show.hub.card_code import code, opening_lines
 
 Found = Callable[[str], Findings]
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from guidefold import __version__
 from guidefold.ground import FailedError, InputError, compat
 from guidefold.run import MANIFEST, METADATA, RunFolder, Settings, require_run
-from guidefold.show.hub.card import REPOSITORY
+from guidefold.show.hub.card_code import REPOSITORY
 from guidefold.show.hub.pack import CARD, current_adapter, pack, packed_as, stamp
 
 

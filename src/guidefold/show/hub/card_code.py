@@ -1,0 +1,126 @@
+"""The Python code of a model card: it opens the base as it was folded, loads the adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from guidefold.draw import picture_seeds
+from guidefold.listen import Findings
+from guidefold.lora import loading_code
+from guidefold.pipeline import DTYPES
+from guidefold.run import PipelineSettings, Settings, public_name
+from guidefold.session import Session
+
+REPOSITORY = "OWNER/NAME"
+"""The placeholder for the repository's name, which push replaces."""
+SCHEDULE = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+"""The fields of a scheduler's configuration that decide what the denoiser's output means."""
+
+
+def code(session: Session, *, images: bool) -> str:
+    """Python code that draws the first held-out prompt with diffusers, ready to run.
+
+    Args:
+        session: The run's session.
+        images: Whether the pipeline returns pictures.
+    """
+    settings, findings, prompt = session.settings, session.findings, session.held_out[0]
+    scaled = findings.scale_arguments(findings.off)
+    call = {
+        **settings.pipeline.call,
+        **{name: value for name, value in scaled.items() if "." not in name},
+        "num_inference_steps": settings.evaluate.steps,
+    }
+    (seed,) = picture_seeds(settings.seed, 1)
+    arguments = [_literal(prompt.text)] if prompt.text else []
+    arguments += [f"{name}={_literal(value)}" for name, value in call.items()]
+    arguments += [f"generator=torch.Generator().manual_seed({seed})"]
+    configured = session.pipeline.scheduler.config
+    schedule = {name: configured[name] for name in SCHEDULE if name in configured}
+    lines = ["import torch", *opening_lines(settings, findings, schedule)]
+    lines += [
+        f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
+    ]
+    lines += [*loading_lines(findings), f"{'picture' if images else 'result'} = pipeline("]
+    lines += [f"    {argument}," for argument in arguments]
+    return "\n".join([*lines, ").images[0]" if images else ")[0]"])
+
+
+def opening_lines(
+    settings: Settings, findings: Findings, schedule: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The lines that open the base as it was folded.
+
+    Args:
+        settings: The run's settings.
+        findings: The probe's findings.
+        schedule: The fields ``SCHEDULE`` of the run's scheduler; by default what was found of them.
+    """
+    wanted, base = settings.pipeline, public_name(settings.pipeline.source) or ""
+    dtype = str(DTYPES[wanted.dtype])
+    chosen = (wanted.prediction_type, wanted.zero_terminal_snr) != (None, None)
+    known = _schedule_lines(_schedule(wanted, findings) if schedule is None else schedule)
+    if wanted.source == "bundled":
+        return [
+            "from guidefold import api",
+            "",
+            'pipeline = api.open_pipeline("bundled")  # Guidefold\'s own teacher',
+            *(known if chosen else []),
+        ]
+    single_file = base.endswith(".safetensors")
+    kind = findings.pipeline if single_file else "DiffusionPipeline"
+    load = "from_single_file" if single_file else "from_pretrained"
+    peft = ["from peft import PeftModel"] if findings.loader == "peft" else []
+    config = wanted.config
+    described = f", config={_literal(public_name(config))}" if config and single_file else ""
+    return [
+        f"from diffusers import {kind}",
+        *peft,
+        "",
+        f"pipeline = {kind}.{load}({_literal(base)}{described}, dtype={dtype})",
+        *(known if single_file or chosen else []),
+    ]
+
+
+def _schedule(settings: PipelineSettings, findings: Findings) -> dict[str, Any]:
+    """The fields ``SCHEDULE`` as far as settings and findings tell; none with flow matching."""
+    if findings.prediction_type == "flow_prediction":
+        return {}
+    found = {
+        "prediction_type": findings.prediction_type,
+        "rescale_betas_zero_snr": findings.zero_terminal_snr,
+        "timestep_spacing": "trailing" if settings.zero_terminal_snr else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _schedule_lines(known: Mapping[str, Any]) -> list[str]:
+    """The lines that set what the denoiser's output means, which the base's files may not say."""
+    if not known:
+        return []
+    values = ", ".join(f"{name}={_literal(value)}" for name, value in known.items())
+    scheduler = "pipeline.scheduler"
+    return [
+        f"{scheduler} = type({scheduler}).from_config(",
+        f"    {scheduler}.config, {values}",
+        ")",
+    ]
+
+
+def loading_lines(findings: Findings, adapter: str = REPOSITORY) -> list[str]:
+    """The lines that load the adapter.
+
+    Args:
+        findings: The probe's findings.
+        adapter: The adapter's repository or folder.
+    """
+    lines = loading_code(findings.loader, findings.denoisers, adapter)
+    alone = findings.loader == "diffusers" and len(findings.denoisers) == 1
+    return [*lines, 'pipeline.set_adapters("guidance", 1.0)  # the dial'] if alone else lines
+
+
+def _literal(value: object) -> str:
+    """A value as Python, text in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
