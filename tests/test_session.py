@@ -17,9 +17,17 @@ from zoo import WARNINGS
 
 from guidefold import api
 from guidefold import session as sessions
-from guidefold.ground.errors import ConfigError, MismatchError, PipelineError, PromptError, RunError
+from guidefold.ground.errors import (
+    ConfigError,
+    CorruptFileError,
+    MismatchError,
+    PipelineError,
+    PromptError,
+    RunError,
+)
 from guidefold.pipeline.open import modules
 from guidefold.run.config import load_settings
+from guidefold.run.files import read_json
 from guidefold.run.folder import RunFolder, require_run
 from guidefold.run.settings import Settings
 from guidefold.session import Session, open_session
@@ -232,19 +240,34 @@ def test_another_call_is_probed_anew(
     assert len(probes) == 1
 
 
+def test_findings_that_were_altered_are_refused_with_the_remedy(begun: Settings) -> None:
+    path = RunFolder(begun.run).probe
+    told = read_json(path)
+    path.write_text(path.read_text().replace('"axis": 0', '"axis": 1'))
+    with (
+        pytest.raises(CorruptFileError, match=r"probe\.json: altered since") as caught,
+        open_session(begun),
+    ):
+        pass
+    assert caught.value.remedy == "Remove it to probe again."
+    path.unlink()
+    with open_session(begun):
+        assert read_json(path) == told
+
+
 @pytest.mark.parametrize("changed", ["probe.json", "library", "scheduler", "absent"])
 def test_findings_are_not_trusted_where_anything_disagrees(
     begun: Settings, probes: list[int], changed: str
 ) -> None:
     run = RunFolder(begun.run)
-    told = json.loads(run.probe.read_text())
+    told = read_json(run.probe)
     if changed == "probe.json":
         run.probe.write_text(json.dumps(told | {"left_out": told["left_out"] + 1}))
     elif changed == "scheduler":
         path = Path(begun.pipeline.source) / "scheduler" / "scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.011}))
     elif changed == "library":
-        kept = json.loads(run.probe_conditions.read_text())
+        kept = read_json(run.probe_conditions)
         kept["libraries"]["diffusers"] = "0.1"
         run.probe_conditions.write_text(json.dumps(kept))
     else:
@@ -253,7 +276,7 @@ def test_findings_are_not_trusted_where_anything_disagrees(
         with open_session(begun) as session:
             assert json.loads(json.dumps(session.findings.to_json())) == told
     assert len(probes) == 1
-    assert json.loads(run.probe.read_text()) == told
+    assert read_json(run.probe) == told
 
 
 def test_a_session_is_made_ready_again_whatever_a_verb_did_to_its_pipeline(

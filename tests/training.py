@@ -12,7 +12,7 @@ import torch
 from guidefold.ground.progress import Stopped
 from guidefold.run.files import read_lines
 from guidefold.run.folder import RunFolder
-from guidefold.run.records import TrainingLine
+from guidefold.run.lines import TrainingLine
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_tensors
 from guidefold.train.distill import Training
@@ -25,8 +25,8 @@ MEASURED = ("seconds", "training_seconds", "peak_memory")  # not the same twice
 
 @dataclass
 class Outcome:
-    """What a run came to: its log without what was measured of the machine, its adapter, its
-    optimizer's moments.
+    """What a run came to: its log without what was measured of the machine and without what was
+    changed on the way, its adapter, its optimizer's moments.
     """
 
     log: list[dict[str, Any]]
@@ -49,6 +49,7 @@ def outcome(run: Path) -> Outcome:
     log = [
         {k: v for k, v in line.items() if k not in MEASURED}
         for line in read_lines(run / "log.jsonl")
+        if "changed" not in line
     ]
     files = ("adapter.safetensors", "optimizer.safetensors")
     return Outcome(log, {n: t for file in files for n, t in read_tensors(last / file).items()})

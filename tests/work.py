@@ -35,7 +35,7 @@ class Work:
         )
 
     def load(self, folder: Path) -> dict[str, object]:
-        return load_checkpoint(folder, self.adapter, self.optimizer)
+        return load_checkpoint(folder, self.adapter, self.optimizer).to_json()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         moments = optimizer_tensors(self.adapter.named_parameters(), self.optimizer)

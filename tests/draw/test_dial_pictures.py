@@ -19,6 +19,7 @@ from guidefold.draw.picture_cache import EvaluationPictures
 from guidefold.ground.progress import Task, task
 from guidefold.lora.dial import STRENGTHS
 from guidefold.pipeline.prompts import Prompt
+from guidefold.run.files import read_json, write_record
 from guidefold.run.settings import Kind, Settings
 from guidefold.session import Session, open_session
 from guidefold.train.distill import distill
@@ -146,10 +147,10 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
         open_adapter(session, session.compared.strength)
         first = pictures.draw(requests, progress)
         manifest = session.run.adapter / "MANIFEST.json"
-        entries = json.loads(manifest.read_text())
+        entries = read_json(manifest)
         for name in entries:
             entries[name]["sha256"] = "0" * 64
-        manifest.write_text(json.dumps(entries))
+        write_record(manifest, entries)
         with torch.no_grad():
             for name, weight in session.denoiser.named_parameters():
                 if "lora_B" in name:

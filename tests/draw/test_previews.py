@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from guidefold.draw.draw import draw, picture_requests, picture_seeds
 from guidefold.draw.previews import Previews
 from guidefold.ground.progress import task
 from guidefold.pipeline.prompts import Prompt
+from guidefold.run.files import read_json, write_record
 from guidefold.run.records import PreviewIndex
 from guidefold.run.settings import KINDS, Settings
 from guidefold.session import Session, open_session
@@ -63,9 +65,13 @@ def test_every_picture_lies_in_its_place(run: tuple[Settings, Outcome]) -> None:
 
 def test_the_index_names_what_was_drawn(run: tuple[Settings, Outcome]) -> None:
     settings, _ = run
-    index = json.loads(files(settings)["previews.json"])
+    found = files(settings)
+    index = read_json(folder_of(settings) / "previews.json")
+    pictures = {name: data for name, data in found.items() if name.count("-") in (1, 3)}
+    pictures = {name: data for name, data in pictures.items() if not name.startswith("step-")}
     with open_session(settings) as session:
         assert index == {
+            "sha256": {name: sha256(data).hexdigest() for name, data in sorted(pictures.items())},
             "prompts": [prompt.text for prompt in session.held_out[:2]],
             "seeds": picture_seeds(settings.seed, 2),
             "guidance": 5.0,
@@ -177,7 +183,7 @@ def test_pictures_that_were_lost_are_drawn_again_before_training_goes_on(
     settings = settings_for("sd15", tmp_path, distill=DRAWN)
     interrupted(settings, 3)
     index = folder_of(settings) / "previews.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "steps": [0]}))
+    write_record(index, {**read_json(index), "steps": [0]})
     for path in [folder_of(settings) / "teacher-0.png", *folder_of(settings).glob("*3.png")]:
         path.unlink()
     finish(settings)
@@ -245,7 +251,7 @@ def test_a_damaged_index_counts_as_none_so_that_previews_are_drawn_again(
     try:
         index.write_text(content)
         with open_session(settings) as session:
-            assert previews._indexed_steps(index, PreviewIndex.model_validate_json(whole)) == []
+            assert previews._indexed(index, PreviewIndex.model_validate_json(whole)) == ([], {})
             assert Previews(session, None).lacks(4)
     finally:
         index.write_text(whole)

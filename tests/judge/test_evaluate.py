@@ -38,7 +38,7 @@ from guidefold.judge.residual import _errors
 from guidefold.judge.trained_weights import Lora
 from guidefold.listen.listener import Step
 from guidefold.pipeline.prompts import load_prompts, split_prompts
-from guidefold.run.files import append_line, read_lines
+from guidefold.run.files import append_line, read_json, read_lines
 from guidefold.run.folder import RunFolder
 from guidefold.run.settings import KINDS, Settings
 from guidefold.train.distill import distill
@@ -150,7 +150,7 @@ def test_errors_are_mean_squares_of_each_step() -> None:
 
 def test_results_have_the_documented_keys_and_stand_on_the_disk(measured: Any) -> None:
     settings, results = measured
-    assert json.loads((Path(settings.run) / "results.json").read_text()) == results
+    assert read_json(Path(settings.run) / "results.json") == results
     assert results.keys() == KEYS
     common = {"alignment", "saturation", "passes_per_image", "denoiser_seconds_per_image"}
     extra = {"alignment_over_teacher_95", "denoiser_seconds_per_image_fused"}

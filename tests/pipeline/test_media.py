@@ -278,3 +278,21 @@ def test_columns_are_named_by_what_they_hold_and_shown_by_their_names(tmp_path: 
     assert name_columns({"x": one, "a": 1}) == name_columns({"a": 1, "x": two})
     assert name_columns({"x": one}) != name_columns({"y": one})
     assert [show_value(one), show_value(two)] == ["a.png, words, 3", "b.png, words, 3"]
+
+
+@pytest.mark.parametrize("value", ["../a.png", "in/../../a.png", "/a.png", "link.png", "frames/"])
+def test_a_file_outside_of_its_folder_is_not_opened(tmp_path: Path, value: str) -> None:
+    outside = paint(tmp_path / "a.png", "red")
+    home = tmp_path / "home"
+    paint(home / "frames" / "1.png", "green")
+    for link in (home / "link.png", home / "frames" / "2.png"):
+        link.symlink_to(outside)
+    value = str(outside) if value == "/a.png" else value
+    error = refusal(home, value)
+    assert error.message == f"{WHERE}: '{value}' leads out of the folder '{home}'"
+    assert error.remedy
+
+
+def test_a_link_within_its_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "b.png").symlink_to(paint(tmp_path / "in" / "a.png", "red"))
+    assert opened(tmp_path, "b.png").getpixel((0, 0)) == RED

@@ -296,3 +296,12 @@ def test_duplicates_are_counted_as_they_are_left_out(tmp_path: Path) -> None:
     assert len(load_prompts(path)) == 2
     assert count_duplicates(path) == 2
     assert count_duplicates("world") == 0
+
+
+def test_a_caption_that_leads_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (2, 2)).save(folder / "a.png")
+    (folder / "a.txt").symlink_to(write(tmp_path / "secret.txt", "a secret"))
+    with pytest.raises(PromptError, match=r"a\.txt: leads out of the folder"):
+        load_prompts(folder)

@@ -22,7 +22,7 @@ from guidefold.record.trajectory_files import (
 )
 from guidefold.run.files import append_line
 from guidefold.run.folder import LINES
-from guidefold.run.records import TrajectoryLine
+from guidefold.run.lines import TrajectoryLine
 from guidefold.run.settings import RecordSettings
 
 TIMESTEPS = (901.0, 601.5, 1.0)

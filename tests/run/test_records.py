@@ -10,16 +10,8 @@ from pages import begun, measured, recorded, results, trained
 from guidefold.ground.errors import CorruptFileError
 from guidefold.run.files import append_line, read_json, read_lines
 from guidefold.run.folder import LINES, RunFolder
-from guidefold.run.records import (
-    PictureIndex,
-    PictureLine,
-    PreviewIndex,
-    Record,
-    Results,
-    TrajectoryLine,
-    read_log,
-    read_trajectories,
-)
+from guidefold.run.lines import PictureLine, TrajectoryLine, read_log, read_trajectories
+from guidefold.run.records import PictureIndex, PreviewIndex, Record, Results
 
 MADE = RunFolder(Path(__file__).parents[1] / "fixtures" / "run-0.1.0")
 

@@ -18,7 +18,7 @@ from guidefold.ground.progress import Stopped
 from guidefold.record import recorder as trajectories
 from guidefold.record.rounds import record
 from guidefold.run.files import read_lines
-from guidefold.run.records import TrainingLine
+from guidefold.run.lines import TrainingLine
 from guidefold.run.settings import Settings
 from guidefold.train import checkpoints
 from guidefold.train.batches import Batch

@@ -26,7 +26,7 @@ from guidefold.run import (
     Settings,
     finished_folder,
     require_run,
-    write_json,
+    write_record,
     write_tensors,
     write_text,
 )
@@ -59,7 +59,7 @@ def write_adapter(session: Session) -> Path:
     metadata = describe_adapter(session, trained.step, trained.marks)
     folder = session.run.adapter
     with finished_folder(folder) as temporary:
-        write_json(temporary / METADATA, metadata)
+        write_record(temporary / METADATA, metadata)
         for name, tensors in trained.parts.items():
             base = base_of_run(session, name)
             file = _file(base, kind, "")

@@ -17,9 +17,17 @@ from guidefold.deliver.formats import Tensors, factors
 from guidefold.deliver.layer_names import LayerNames, client_facts
 from guidefold.ground import RunError
 from guidefold.lora import UNKNOWN_DIAL, Dial, Mark, layers_of
-from guidefold.run import METADATA, Format, RunFolder, check_folder, public_name, read_json
+from guidefold.run import (
+    METADATA,
+    Format,
+    RunFolder,
+    check_folder,
+    public_name,
+    read_json,
+)
 from guidefold.session import Session
 
+AGAIN = "Write it again with 'guidefold export RUN'."
 HASH = "modelspec.hash_sha256"
 SPECIFICATION = "1.0.1"
 ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
@@ -28,7 +36,7 @@ ORIGINAL_CODE = "https://github.com/Stability-AI/generative-models"
 def read_dial(folder: Path) -> Dial:
     """The measured dial of the adapter in a folder; without marks where none was measured."""
     path = folder / METADATA
-    return Dial.from_json(read_json(path)) if path.exists() else UNKNOWN_DIAL
+    return Dial.from_json(read_json(path, AGAIN)) if path.exists() else UNKNOWN_DIAL
 
 
 def describe_adapter(
@@ -79,8 +87,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             if run.metadata.exists()
             else "Name the folder that 'guidefold distill' wrote: RUN/adapter.",
         )
-    check_folder(folder, "Write it again with 'guidefold export RUN'.")
-    metadata: dict[str, Any] = read_json(folder / METADATA)
+    check_folder(folder, AGAIN)
+    metadata: dict[str, Any] = read_json(folder / METADATA, AGAIN)
     return metadata
 
 

@@ -15,7 +15,14 @@ from guidefold.pipeline import as_one_module
 from guidefold.record import StateRef, recorded_states
 from guidefold.run import Layers, RunFolder
 from guidefold.session import Session
-from guidefold.train import Student, calibrate, load_checkpoint, lora_student, random_subset
+from guidefold.train import (
+    Student,
+    calibrate,
+    check_settings,
+    load_checkpoint,
+    lora_student,
+    random_subset,
+)
 
 COMPARED_STATES = 4
 CALIBRATED_STATES = 96
@@ -65,11 +72,13 @@ def read_trained(
     Raises:
         InputError: No trained layer is a portable one.
         RunError: Nothing is trained yet.
+        MismatchError: It was trained with settings that make it another run.
     """
     run = session.run
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
+    check_settings(session.settings)
     refs = recorded_states(run, 0, "training")
     everywhere = candidates(as_one_module(session.denoisers), "all")
     lost = unportable(everywhere) if layers == "portable" else set()
@@ -81,7 +90,7 @@ def read_trained(
         return Trained(
             run,
             _parts(kept, session.findings.denoisers),
-            state["step"],
+            state.step,
             strength,
             compared,
             [_predict(student, ref, strength) for ref in compared],

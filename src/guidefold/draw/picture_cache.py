@@ -12,7 +12,16 @@ from guidefold.draw.draw import PictureRequest, draw
 from guidefold.draw.pictures import Drawn, Picture, png, read_picture
 from guidefold.ground import Task
 from guidefold.pipeline import pipeline_identity
-from guidefold.run import MANIFEST, PictureLine, append_line, read_json, sha256, write_bytes
+from guidefold.run import (
+    AGAIN,
+    MANIFEST,
+    PictureLine,
+    append_line,
+    read_json,
+    sha256,
+    within,
+    write_bytes,
+)
 from guidefold.session import Session
 
 Kept = TypeVar("Kept")
@@ -112,7 +121,7 @@ class EvaluationPictures(PictureCache[PictureLine]):
         self.folder.mkdir(exist_ok=True)
         self._pipeline = pipeline_identity(session.pipeline)
         for line in PictureLine.read_lines(self.file):
-            path = self.folder / line.file
+            path = within(self.folder, line.file, self.file, AGAIN)
             if path.exists() and sha256(path) == line.sha256:
                 self.kept[_canonical(line.of)] = line
 

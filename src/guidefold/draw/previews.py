@@ -11,7 +11,7 @@ from guidefold.draw.picture_cache import PictureCache
 from guidefold.draw.pictures import Drawn, Picture, grid, png, read_picture
 from guidefold.ground import CorruptFileError, InputError, Task, console
 from guidefold.lora import Adapter
-from guidefold.run import PreviewIndex, write_bytes, write_json
+from guidefold.run import PreviewIndex, sha256, write_bytes, write_record
 from guidefold.session import Session
 
 
@@ -28,6 +28,7 @@ class Previews(PictureCache[Path]):
 
     Attributes:
         steps: The training steps that the folder's index lists.
+        digests: The SHA-256 of each picture, by its name.
     """
 
     def __init__(self, session: Session, adapter: Adapter) -> None:
@@ -43,7 +44,7 @@ class Previews(PictureCache[Path]):
             denoising_steps=settings.evaluate.steps,
             steps=[],
         )
-        self.steps = _indexed_steps(self.index, self.empty_index)
+        self.steps, self.digests = _indexed(self.index, self.empty_index)
         if self.steps:
             files = [self.key(request) for column in self._teacher_requests() for request in column]
             self.kept = dict(zip(files, files, strict=True))
@@ -55,12 +56,19 @@ class Previews(PictureCache[Path]):
     def store(self, request: PictureRequest, index: int, picture: Picture, batch: Drawn) -> Path:
         """Write the picture."""
         path = self.key(request)
-        write_bytes(path, png(picture, request.facts))
+        self._write(path, png(picture, request.facts))
         return path
+
+    def _write(self, path: Path, data: bytes) -> None:
+        write_bytes(path, data)
+        self.digests[path.name] = sha256(path)
+
+    def _is_intact(self, path: Path) -> bool:
+        return path.exists() and self.digests.get(path.name, "") in ("", sha256(path))
 
     def missing(self, requests: Sequence[PictureRequest]) -> list[PictureRequest]:
         """The requests that are not in the cache; all of them where a file was lost."""
-        if not all(path.exists() for path in self.kept.values()):
+        if not all(self._is_intact(path) for path in self.kept.values()):
             self.kept.clear()
         return super().missing(requests)
 
@@ -112,7 +120,8 @@ class Previews(PictureCache[Path]):
         write_bytes(self.folder / f"step-{step:06d}.png", png(sheet, facts))
         # Later steps are of a training that went back to an older checkpoint: they come again.
         self.steps = [*(s for s in self.steps if s < step), step]
-        write_json(self.index, {**self.empty_index.to_json(), "steps": self.steps})
+        drawn = {"steps": self.steps, "sha256": dict(sorted(self.digests.items()))}
+        write_record(self.index, {**self.empty_index.to_json(), **drawn})
         return sheet
 
     def draw_teacher(self, progress: Task) -> None:
@@ -145,7 +154,7 @@ class Previews(PictureCache[Path]):
         pictures = self.draw_anew(requests, progress.advance).pictures
         for k, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
             data = png(picture, {**request.facts, "training_step": step})
-            write_bytes(self.folder / f"student-{k}-step-{step:06d}.png", data)
+            self._write(self.folder / f"student-{k}-step-{step:06d}.png", data)
         return pictures
 
     def _teacher_requests(self) -> list[list[PictureRequest]]:
@@ -154,8 +163,8 @@ class Previews(PictureCache[Path]):
         return [teacher, picture_requests(self.session, "unguided", self.prompts)]
 
 
-def _indexed_steps(index: Path, expected: PreviewIndex) -> list[int]:
-    """The training steps that an index lists.
+def _indexed(index: Path, expected: PreviewIndex) -> tuple[list[int], dict[str, str]]:
+    """The training steps that an index lists, and its pictures' digests.
 
     Empty where the index is damaged, or belongs to other prompts, seeds, guidance or strength:
     then all pictures are drawn again.
@@ -163,7 +172,8 @@ def _indexed_steps(index: Path, expected: PreviewIndex) -> list[int]:
     try:
         stored = PreviewIndex.read(index)
     except CorruptFileError:
-        return []
-    if stored is None or stored.model_copy(update={"steps": expected.steps}) != expected:
-        return []
-    return stored.steps
+        return [], {}
+    drawn = {"steps": expected.steps, "sha256": expected.sha256}
+    if stored is None or stored.model_copy(update=drawn) != expected:
+        return [], {}
+    return stored.steps, stored.sha256

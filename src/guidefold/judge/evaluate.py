@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from guidefold.deliver import read_dial
+from guidefold.deliver import read_adapter, read_dial
 from guidefold.draw import (
     Drawn,
     EvaluationPictures,
@@ -41,11 +41,10 @@ from guidefold.run import (
     RunFolder,
     Settings,
     StrengthPictures,
-    read_json,
     read_lines,
     require_run,
     write_bytes,
-    write_json,
+    write_record,
 )
 from guidefold.session import Session, open_session
 
@@ -146,8 +145,8 @@ def evaluate_weights(session: Session, judge: Judge | None, weights: StudentWeig
             signal.SIGINT, f"Stopped: {count} drawn so far in {run.evaluation}."
         ) from None
     results = _results(session, measured)
-    write_json(run.index, _index(session, measured).to_json())
-    write_json(run.results, results.to_json())
+    write_record(run.index, _index(session, measured).to_json())
+    write_record(run.results, results.to_json())
     write_bytes(run.grid, png(_grid(session, measured), _grid_facts(session, measured)))
     return results
 
@@ -257,7 +256,7 @@ def _results(session: Session, measured: Measured) -> Results:
             **session.compared._asdict(),
             "prompts": len(measured.prompts),
             "steps": session.settings.evaluate.steps,
-            "trained_steps": read_json(session.run.metadata)["step"],
+            "trained_steps": read_adapter(session.run.adapter)["step"],
             "adapter_bytes": sum(path.stat().st_size for path in adapter),
             "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
             "versions": {name: version(name) for name in LIBRARIES},

@@ -2,7 +2,7 @@
 
 A probe runs the pipeline eight times. Its findings hold as long as the pipeline, the call and the
 libraries are the same. The conditions are stored beside the findings with a digest of them, so that
-an edited or damaged ``probe.json`` counts as invalid too.
+findings of another probe count as invalid too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 
 from guidefold.listen.findings import Findings
 from guidefold.pipeline import pipeline_identity
-from guidefold.run import RunFolder, read_json, write_json
+from guidefold.run import RunFolder, read_json, write_record
 
 LIBRARIES = ("guidefold", "torch", "diffusers", "peft", "transformers", "accelerate")
 AGAIN = "Remove it to probe again."
@@ -43,8 +43,8 @@ def write_findings(
         pipeline: The probed pipeline, with all components.
         arguments: The probe's other arguments by name.
     """
-    write_json(run.probe, findings.to_json())
-    write_json(run.probe_conditions, _conditions(findings, pipeline, arguments))
+    write_record(run.probe, findings.to_json())
+    write_record(run.probe_conditions, _conditions(findings, pipeline, arguments))
 
 
 def still_valid(

@@ -22,7 +22,9 @@ from PIL import Image, ImageSequence
 from safetensors import safe_open
 
 from guidefold.ground import PromptError, shown
+from guidefold.run import lies_within
 
+BESIDE = "Put the file itself, not a link to it, into that folder"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FILMS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
 
@@ -66,7 +68,8 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
         where: ``file:line``, for messages.
 
     Raises:
-        PromptError: A file is missing, damaged, or of a format that is not read.
+        PromptError: A file is missing, damaged, outside of the folder, or of a format that is not
+            read.
     """
     if isinstance(value, list):
         return tuple(find_media(item, folder, where) for item in value)
@@ -86,7 +89,9 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            media.open()
+            inside = lies_within(folder, *([path] if not path.is_dir() else _frames(path)))
+            if inside:
+                media.open()
     except FileNotFoundError as error:
         remedy = f"Names are relative to the folder '{folder}'."
         raise PromptError(f"{where}: no such file: {path}", remedy) from error
@@ -96,6 +101,10 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
             f"{where}: {shown(path)} cannot be read: {reason}",
             "Open it in the program it came from and save it again, or leave the row out.",
         ) from error
+    if not inside:
+        raise PromptError(
+            f"{where}: '{value}' leads out of the folder '{folder}'", f"{BESIDE} and name it there."
+        )
     return media
 
 

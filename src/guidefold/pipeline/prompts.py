@@ -25,8 +25,8 @@ from guidefold.ground import (
     shown,
     unencodable,
 )
-from guidefold.pipeline.media import PICTURES, find_media, name_columns, show_value
-from guidefold.run import leaves, wrong_size
+from guidefold.pipeline.media import BESIDE, PICTURES, find_media, name_columns, show_value
+from guidefold.run import leaves, lies_within, wrong_size
 
 BUNDLED = {"general": "pipeline/prompts.txt", "world": "demo/prompts.txt"}
 COLUMNS = ("prompt", "text", "caption")
@@ -280,4 +280,6 @@ def _read_folder(source: Path) -> Iterator[Prompt]:
         caption = picture.with_suffix(".txt")
         if not caption.exists():
             raise PromptError(f"{picture}: no caption", f"Write one to {caption.name} beside it.")
+        if not lies_within(source, caption):
+            raise PromptError(f"{caption}: leads out of the folder '{source}'", f"{BESIDE}.")
         yield _prompt(" ".join(read_text(caption, PromptError).split()), str(caption))

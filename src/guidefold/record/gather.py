@@ -19,9 +19,11 @@ from guidefold.run import (
     read_json,
     require_run,
     write_bytes,
-    write_json,
+    write_record,
     write_text,
 )
+
+PROBE_AGAIN = "Remove it, and 'guidefold record {run}' probes again."
 
 
 def gather(run: Path, parts: Sequence[Path]) -> int:
@@ -76,8 +78,9 @@ def _check_same_run(run: RunFolder, part: RunFolder) -> None:
         check_same(load_settings(run.config), settings, run.path)
     else:
         write_text(run.config, dump_toml(settings.model_copy(update={"run": str(run)})))
-    theirs = Findings.from_json(read_json(part.probe))
+    theirs = Findings.from_json(read_json(part.probe, PROBE_AGAIN.format(run=part)))
     if run.probe.exists():
-        Findings.from_json(read_json(run.probe)).check_same_base(theirs)
+        ours = Findings.from_json(read_json(run.probe, PROBE_AGAIN.format(run=run)))
+        ours.check_same_base(theirs)
     else:
-        write_json(run.probe, theirs.to_json())
+        write_record(run.probe, theirs.to_json())

@@ -303,6 +303,7 @@ def _check_line(
     expected: dict[str, Any] = dict(stamp)
     if plan is not None:
         expected |= {"prompt_sha256": plan.prompt.digest, "seed": plan.seed, "steps": plan.steps}
+        expected |= {"guidance": plan.guidance, "split": plan.split}
     for name, value in expected.items():
         recorded = getattr(line, name)
         if recorded != value or plan is None:

@@ -18,10 +18,12 @@ from safetensors import safe_open
 from guidefold.ground import CorruptFileError
 from guidefold.listen import Shapes, Tree, flatten, unflatten
 from guidefold.run import (
+    LINE_REMEDY,
     LINES,
     TrajectoryLine,
     check_file,
     read_metadata,
+    within,
     write_lines,
     write_tensors,
 )
@@ -126,7 +128,7 @@ def read_round(folder: Path, *, verify: bool = True) -> list[TrajectoryLine]:
     Raises:
         CorruptFileError: A file is missing, truncated or altered.
     """
-    lines = TrajectoryLine.read_lines(folder / LINES)
+    lines = _read_lines(folder)
     if verify:
         for line in lines:
             _check(folder, line)
@@ -138,7 +140,7 @@ def drop_damaged(folder: Path) -> None:
 
     A trajectory is a function of its seed: the new recording equals the lost one.
     """
-    lines = TrajectoryLine.read_lines(folder / LINES)
+    lines = _read_lines(folder)
     intact = [line for line in lines if _is_intact(folder, line)]
     if len(intact) < len(lines):
         write_lines(folder / LINES, [line.to_json() for line in intact])
@@ -154,11 +156,23 @@ def state_refs(folder: Path, lines: Sequence[TrajectoryLine], split: Split) -> l
     ]
 
 
+def _read_lines(folder: Path) -> list[TrajectoryLine]:
+    """The manifest lines of a round; each names a file within its folder."""
+    lines = TrajectoryLine.read_lines(folder / LINES)
+    for line in lines:
+        within(folder, line.file, folder / LINES, LINE_REMEDY)
+    return lines
+
+
 def _check(folder: Path, line: TrajectoryLine) -> None:
     remedy = f"To record it again, as it was: guidefold record {folder.parent.parent}"
     if line.source == "student":
         remedy = "The student that visited these states is gone: choose another run=FOLDER."
-    check_file(folder / line.file, line.sha256, line.size, remedy)
+    path = folder / line.file
+    check_file(path, line.sha256, line.size, remedy)
+    held = read_metadata(path)
+    if not isinstance(held, dict) or held.get("timesteps") != line.timesteps:
+        raise CorruptFileError(f"{path}: its timesteps are not those of {folder / LINES}", remedy)
 
 
 def _is_intact(folder: Path, line: TrajectoryLine) -> bool:

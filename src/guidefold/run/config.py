@@ -176,16 +176,12 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
     Raises:
         MismatchError: Names each field with both values.
     """
-    before, now = flatten(stored.model_dump(mode="json")), flatten(given.model_dump(mode="json"))
-    # With several rounds, the number of steps decides which student visits the states.
-    fixed = {"distill.steps"} if len(stored.record.rounds) > 1 else set()
+    free = free_settings(stored)
+    before = flatten(stored.model_dump(mode="json"))
     differing = [
-        f"{key}: {before.get(key)!r} in {run}, {now.get(key)!r} given"
-        for key in sorted(before.keys() | now.keys())
-        if not _same(key, before.get(key), now.get(key))
-        and key not in FREE - fixed
-        and key != "run"
-        and not key.startswith("evaluate.")
+        f"{key}: {old!r} in {run}, {new!r} given"
+        for key, (old, new) in changed_settings(before, given).items()
+        if key not in free
     ]
     if differing:
         raise MismatchError(
@@ -193,6 +189,31 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
             "Choose another folder with run=FOLDER, or go on with the settings of this one: "
             f"name {run} itself as the configuration.",
         )
+
+
+def free_settings(settings: Settings) -> set[str]:
+    """The names of the settings that a resumed run may change."""
+    # With several rounds, the number of steps decides which student visits the states.
+    return FREE - ({"distill.steps"} if len(settings.record.rounds) > 1 else set())
+
+
+def changed_settings(before: Mapping[str, Any], now: Settings) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, each with both values.
+
+    The run's own folder, and how its adapter is measured, count for nothing.
+
+    Args:
+        before: Earlier settings by dotted name.
+        now: The settings now.
+    """
+    after = flatten(now.model_dump(mode="json"))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if not _same(key, before.get(key), after.get(key))
+        and key != "run"
+        and not key.startswith("evaluate.")
+    }
 
 
 def _same(key: str, before: object, now: object) -> bool:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from guidefold.ground import (
     parse_json,
     read_text,
 )
+from guidefold.run.digests import DIGEST, checked, with_digest
+from guidefold.run.paths import refuse_link, within
 
 MANIFEST = "MANIFEST.json"
+LINE_REMEDY = "Remove the damaged line."
 PAUSES = (0.1, 0.5, 2.0)
 """Seconds between attempts to rename what Windows does not let go of."""
 
@@ -43,8 +46,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())  # as bytes: one file has one content on every system
 
 
+def write_record(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a table of a run, with its digest, as a JSON file that is finished or absent.
+
+    Raises:
+        NonFiniteError: The table holds a NaN or an infinity.
+    """
+    try:
+        written = with_digest(table)
+    except ValueError as error:
+        raise NonFiniteError(f"{path}: a number in this file is not finite") from error
+    write_json(path, written)
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file that is finished or absent.
+    """Write a JSON file that other programs read, which is finished or absent.
 
     Raises:
         NonFiniteError: The value holds a NaN or an infinity.
@@ -63,21 +79,30 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_json(path: Path, remedy: str = "") -> Any:
-    """Read a JSON file.
+    """Read a JSON file; a table that carries a digest is compared with it and given without.
 
     Args:
         path: The file.
         remedy: What to do where it is damaged.
 
     Raises:
-        CorruptFileError: It is not JSON.
+        CorruptFileError: It is no file or not JSON, or not what was written.
     """
-    return parse_json(read_text(path, CorruptFileError, remedy), path, CorruptFileError, remedy)
+    text = read_text(path, CorruptFileError, remedy)
+    value = parse_json(text, path, CorruptFileError, remedy)
+    return checked(value, path, remedy) if isinstance(value, dict) else value
 
 
-def append_line(path: Path, value: object) -> None:
-    """Add one JSON line and flush it to the disk; a line torn by a crash is dropped first."""
-    text = json.dumps(value, allow_nan=False) + "\n"
+def append_line(path: Path, table: Mapping[str, Any]) -> None:
+    """Add one JSON line with its digest and flush it to the disk.
+
+    A line torn by a crash is dropped first. Lines of version 0.1.0 get their digests, so that a
+    file's lines carry all of them or none.
+    """
+    text = json.dumps(with_digest(table)) + "\n"
+    refuse_link(path)
+    if any(DIGEST not in line for line in _lines_as_written(path, 1)):
+        write_lines(path, read_lines(path))
     with explained(path), path.open("ab+") as file:
         end = _end_of_last_line(path)
         if end != file.seek(0, os.SEEK_END):
@@ -89,25 +114,38 @@ def append_line(path: Path, value: object) -> None:
     reached("line: after")
 
 
-def write_lines(path: Path, values: Iterable[object]) -> None:
-    """Write a JSON-lines file that is finished or absent."""
-    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+def write_lines(path: Path, tables: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file with its digests, which is finished or absent."""
+    write_text(path, "".join(json.dumps(with_digest(table)) + "\n" for table in tables))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The finished lines of a JSON-lines file; none where there is no file.
+    """The finished lines of a JSON-lines file, without digests; none where there is no file.
 
     Raises:
-        CorruptFileError: A finished line is not JSON.
+        CorruptFileError: A finished line is no table, or not what was written.
     """
+    rows = _lines_as_written(path)
+    if any(DIGEST in row for row in rows):
+        for number, row in enumerate(rows, 1):
+            if DIGEST not in row:
+                raise CorruptFileError(f"{path}:{number}: its digest is missing", LINE_REMEDY)
+    return [checked(row, f"{path}:{number}", LINE_REMEDY) for number, row in enumerate(rows, 1)]
+
+
+def _lines_as_written(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """The finished lines, or the first ``most``, with their digests, which are not compared."""
     if not path.exists():
         return []
     check_regular(path, CorruptFileError)
-    text = path.read_bytes()[: _end_of_last_line(path)].decode(errors="replace")
-    return [
-        parse_json(line, path, CorruptFileError, "Remove the damaged line.", line=number)
-        for number, line in enumerate(text.splitlines(), 1)
-    ]
+    whole = path.read_bytes()[: _end_of_last_line(path)].decode(errors="replace")
+    rows = []
+    for number, line in enumerate(whole.split("\n")[:-1][:most], 1):
+        row = parse_json(line, path, CorruptFileError, LINE_REMEDY, line=number)
+        if not isinstance(row, dict):
+            raise CorruptFileError(f"{path}:{number}: holds no table", LINE_REMEDY)
+        rows.append(row)
+    return rows
 
 
 @contextmanager
@@ -117,9 +155,10 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     Yields:
         A temporary folder beside the target, to write into.
     """
+    refuse_link(folder)
     restore_folder(folder)
     temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
     with explained(folder):
         temporary.mkdir(parents=True)
     try:
@@ -128,11 +167,11 @@ def finished_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
         raise
     reached("folder: before manifest")
-    write_json(temporary / MANIFEST, {n: _entry(p) for n, p in _files(temporary).items()})
+    write_record(temporary / MANIFEST, {n: _entry(p) for n, p in _files(temporary).items()})
     _flush(temporary)
     reached("folder: before rename")
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     if folder.exists():
         _rename(folder, old)
         reached("folder: between renames")
@@ -140,6 +179,13 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     _flush(folder.parent)
     reached("folder: after rename")
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(leftover: Path) -> None:
+    """Remove a folder that a crash left; of a link the link alone."""
+    if leftover.is_symlink():
+        leftover.unlink()
+    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def restore_folder(folder: Path) -> None:
@@ -164,7 +210,8 @@ def check_folder(folder: Path, remedy: str = "") -> None:
         raise CorruptFileError(f"{folder}: no {MANIFEST}", remedy)
     entries = _read_manifest(folder / MANIFEST, remedy)
     for name, entry in entries.items():
-        check_file(folder / name, entry["sha256"], entry["size"], remedy)
+        place = within(folder, name, folder / MANIFEST, remedy)
+        check_file(place, entry["sha256"], entry["size"], remedy)
     for name, path in _files(folder).items():
         hidden = path.name.startswith(".")  # what desktops leave behind is none of ours
         if not hidden and name not in {MANIFEST, *entries}:
@@ -237,6 +284,7 @@ def finished_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.part")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a link there would be written through
         try:
             yield temporary
             reached("file: before flush")

@@ -12,6 +12,7 @@ from filelock import lock_descriptor
 
 from guidefold.ground import RunError
 from guidefold.run.files import explained, restore_folder
+from guidefold.run.paths import refuse_link
 
 METADATA = "guidefold.json"
 LINES = "manifest.jsonl"  # of a round: a line for each finished trajectory
@@ -88,12 +89,33 @@ class RunFolder:
         """The folder of a step's checkpoint."""
         return self.path / "checkpoints" / f"step-{step:07d}"
 
+    def refuse_links(self) -> None:
+        """Refuse symbolic links among the run's own files: they may lead anywhere.
+
+        Trackers lay links of their own.
+
+        Raises:
+            CorruptFileError: Names the first one.
+        """
+        places = [*vars(self).values(), self.path / "checkpoints", self.path / ".lock"]
+        for place in sorted({*places} - {self.path, self.trackers}):
+            refuse_link(place)
+            for folder, folders, files in os.walk(place):
+                for name in (*folders, *files):
+                    refuse_link(Path(folder, name))
+
     def checkpoints(self) -> list[Path]:
-        """Finished checkpoints, the newest last."""
-        folder = self.path / "checkpoints"
-        for old in folder.glob(".step-*.old"):
+        """Finished checkpoints, the newest last; for the process that holds the folder."""
+        for old in (self.path / "checkpoints").glob(".step-*.old"):
             restore_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
-        return sorted(folder.glob("step-*"))
+        return self._checkpoints()
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint as it stands, also while another process holds the folder."""
+        return next(reversed(self._checkpoints()), None)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("step-*"))
 
 
 def require_run(path: str | Path) -> RunFolder:
@@ -101,10 +123,12 @@ def require_run(path: str | Path) -> RunFolder:
 
     Raises:
         RunError: It has no config.toml.
+        CorruptFileError: A file in it is a symbolic link.
     """
     run = RunFolder(path)
     if not run.config.exists():
         raise RunError(f"{run}: no run has begun here", "Begin one with 'guidefold distill'.")
+    run.refuse_links()
     return run
 
 
@@ -123,7 +147,9 @@ def locked(run: Path, *, reading: bool = False) -> Iterator[bool]:
 
     Raises:
         RunError: Another process holds the folder, or it cannot be written to.
+        CorruptFileError: A file in it is a symbolic link.
     """
+    RunFolder(run).refuse_links()
     if reading and not os.access(run, os.W_OK):
         yield False
         return

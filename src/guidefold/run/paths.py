@@ -1,11 +1,17 @@
-"""Paths in settings: absolute in a run's own configuration, left out of what is published."""
+"""Paths in settings and in a run's files.
+
+Those in settings are absolute in a run's own configuration and left out of what is published. What
+a file of a run names lies within that file's folder, and no link is followed there.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from guidefold.ground import PipelineError
+from guidefold.ground import CorruptFileError, PipelineError
 from guidefold.run.settings import Settings
+
+NO_LINK = "Put what it leads to in its place. A run on another disk: run=FOLDER there."
 
 # Settings that may name a file or a folder of this machine, with the words that never do.
 PATHS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -85,3 +91,41 @@ def place_of(table: str, name: str, value: object) -> Path | None:
     """The path that a setting may be; None of what is never one."""
     names = PATHS[table, name]
     return Path(value) if isinstance(value, str) and value not in names else None
+
+
+def within(folder: Path, name: str, place: object, remedy: str = "") -> Path:
+    """The path of a file that another file names, by its name within a folder.
+
+    Args:
+        folder: The folder.
+        name: The file's name there.
+        place: The file that names it, for messages.
+        remedy: What to do where the name is damaged.
+
+    Raises:
+        CorruptFileError: The name leads out of the folder, or through a link.
+    """
+    parts = PureWindowsPath(name)  # which knows both kinds of slashes
+    if not parts.parts or parts.anchor or ".." in parts.parts or "\0" in name:
+        raise CorruptFileError(f"{place}: names '{name}', which lies outside of {folder}", remedy)
+    path = folder
+    for part in Path(name).parts:
+        path /= part
+        refuse_link(path)
+    return path
+
+
+def lies_within(folder: Path, *paths: Path) -> bool:
+    """Whether paths that people wrote lead into a folder, all links followed."""
+    home = folder.resolve()
+    return all(path.resolve().is_relative_to(home) for path in paths)
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a symbolic link in the place of a file or folder of a run.
+
+    Raises:
+        CorruptFileError: It is one.
+    """
+    if path.is_symlink():
+        raise CorruptFileError(f"{path}: a symbolic link, which is not followed here", NO_LINK)

@@ -1,20 +1,17 @@
-"""What the files of a run hold: a class for each kind of file or line, checked as it is read."""
+"""What the files of a run hold: a class for each kind of file, checked as it is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guidefold.ground import CorruptFileError
-from guidefold.run.files import read_json, read_lines
-from guidefold.run.folder import LINES, RunFolder
+from guidefold.run.files import LINE_REMEDY, read_json, read_lines
 from guidefold.run.settings import Kind
 
 AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
-LINE_REMEDY = "Remove the damaged line."
 
 
 class Record(BaseModel):
@@ -208,87 +205,8 @@ class PictureIndex(Record):
     dial: list[StrengthPictures]
 
 
-class PictureLine(Record):
-    """A line of ``evaluation/pictures.jsonl``.
-
-    Attributes:
-        file: The picture, within the same folder.
-        sha256: Its checksum.
-        passes: Samples through the denoiser.
-        seconds: Time inside the denoiser.
-        of: All that the picture depends on, as JSON.
-    """
-
-    file: str
-    sha256: str
-    passes: float
-    seconds: float
-    of: dict[str, Any]
-
-
-class TrajectoryLine(Record):
-    """A line of a round's ``manifest.jsonl``.
-
-    Attributes:
-        index: Of the trajectory in its round's plan.
-        split: ``training`` or ``held-out``.
-        prompt: Its label.
-        source: Who visited the states.
-        base: The fingerprint of the denoiser's weights.
-        output_map: What happens to the denoiser's raw output.
-        adapter: The checksum of the student that visited the states.
-        file: The trajectory, within the round's folder.
-        timesteps: Of the kept states.
-        seconds: That it took to record.
-    """
-
-    index: int
-    split: str
-    prompt: str | None = None
-    prompt_sha256: str
-    seed: int
-    guidance: float
-    steps: int | None = None
-    source: str | None = None
-    base: str | None = None
-    output_map: str | None = None
-    adapter: str | None = None
-    file: str
-    sha256: str
-    size: int
-    timesteps: list[float]
-    seconds: float = 0.0
-
-
-class PeakMemory(Record):
-    """The most memory that a process has held: all of it, or what torch has allocated."""
-
-    kind: Literal["resident", "allocated"]
-    bytes: int
-
-
-class TrainingLine(Record):
-    """A training step's line in ``log.jsonl``; loss and norm are None where it was skipped."""
-
-    step: int
-    loss: float | None
-    gradient_norm: float | None = None
-    learning_rate: float | None = None
-    seconds: float | None = None
-
-
-class ValidationLine(Record):
-    """A validation's line in ``log.jsonl``."""
-
-    step: int
-    residual_guidance: float
-    levels: list[NoiseLevel]
-    training_seconds: float | None = None
-    peak_memory: PeakMemory | None = None
-
-
 class PreviewIndex(Record):
-    """What ``previews/previews.json`` holds."""
+    """What ``previews/previews.json`` holds; ``sha256`` by picture, empty in old files."""
 
     prompts: list[str]
     seeds: list[int] = []
@@ -296,44 +214,33 @@ class PreviewIndex(Record):
     strength: float | None = None
     denoising_steps: int | None = None
     steps: list[int]
+    sha256: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Log:
-    """What ``log.jsonl`` holds, each kind of line in its order."""
+class ProbeRecord(Record):
+    """What ``probe.json`` holds, as far as pages show it; findings have a class of their own."""
 
-    training: list[TrainingLine]
-    validations: list[ValidationLine]
-
-    @property
-    def step(self) -> int:
-        """The last step that was logged; 0 before the first."""
-        steps = [line.step for line in self.training] + [line.step for line in self.validations]
-        return max(steps, default=0)
-
-    @property
-    def peak_memory(self) -> PeakMemory | None:
-        """The most memory that any of the run's processes has held; None before a validation."""
-        found = [line.peak_memory for line in self.validations if line.peak_memory]
-        return max(found, key=lambda peak: peak.bytes, default=None)
+    pipeline: str
 
 
-def read_log(path: Path) -> Log:
-    """Read a run's log; empty where there is none.
+class CheckpointState(Record):
+    """What a checkpoint's ``state.json`` holds.
 
-    Raises:
-        CorruptFileError: A line is no JSON, or lacks a key.
+    Attributes:
+        step: Optimizer steps so far.
+        rank: The adapter's.
+        scaler: Of mixed precision, as torch's; None without one.
+        training_seconds: Time that those steps took.
+        settings: Those it was trained with, by dotted name; empty in old files.
+        log_lines: How many lines ``log.jsonl`` had; None in old files.
     """
-    lines = [(line, f"{path}:{number}") for number, line in enumerate(read_lines(path), 1)]
-    return Log(
-        [TrainingLine.check(line, at, LINE_REMEDY) for line, at in lines if "loss" in line],
-        [ValidationLine.check(line, at, LINE_REMEDY) for line, at in lines if "levels" in line],
-    )
 
-
-def read_trajectories(run: RunFolder) -> list[TrajectoryLine]:
-    """What is recorded so far, round by round; the files themselves are not looked at."""
-    return [line for folder in run.rounds() for line in TrajectoryLine.read_lines(folder / LINES)]
+    step: int
+    rank: int
+    scaler: dict[str, Any] | None = None
+    training_seconds: float = 0.0
+    settings: dict[str, Any] = {}
+    log_lines: int | None = None
 
 
 def _problem(error: ValidationError) -> str:

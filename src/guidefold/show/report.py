@@ -11,7 +11,7 @@ from guidefold.lora import Dial
 from guidefold.run import (
     KINDS,
     Log,
-    PictureIndex,
+    ProbeRecord,
     Record,
     Results,
     RunFolder,
@@ -19,7 +19,9 @@ from guidefold.run import (
     TrajectoryLine,
     dump_toml,
     load_settings,
+    missing_lines,
     read_log,
+    read_measured,
     read_trajectories,
     readable_size,
     require_run,
@@ -77,15 +79,15 @@ def gather(run: RunFolder) -> dict[str, Any]:
         The template's variables; what the run does not have yet is None or empty.
     """
     settings = load_settings(run.config)
-    results, index = Results.read(run.results), PictureIndex.read(run.index)
-    findings = Record.read(run.probe, PROBE_AGAIN)
+    results, index = read_measured(run)
+    findings = ProbeRecord.read(run.probe, PROBE_AGAIN)
     adapter = Record.read(run.metadata, EXPORT_AGAIN)
     about = adapter.to_json() if adapter else {}
     log, trajectories = read_log(run.log), read_trajectories(run)
     dial = pictures_by_strength(run, index) if index else []
     return {
         "name": run.name,
-        "state": _state(settings, trajectories, log, results),
+        "state": _state(settings, trajectories, log, results) + _lost(missing_lines(run, log)),
         "headline": _headline(results) if results else [],
         "warning": _warning(settings, log, results),
         "uses": usage(settings, about),
@@ -141,6 +143,10 @@ def _warning(settings: Settings, log: Log, results: Results | None) -> str:
     """A warning where the trained adapter folds too little; empty while it trains."""
     training = log.step < settings.distill.steps
     return "" if training else undertrained(folded_share(results, log), settings)
+
+
+def _lost(lines: int) -> str:
+    return f"; {plural(lines, 'line')} of its log missing" if lines else ""
 
 
 def _headline(results: Results) -> list[tuple[str, str]]:

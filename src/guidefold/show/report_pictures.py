@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from PIL import Image
 
 from guidefold.draw import Picture, png
 from guidefold.ground import CorruptFileError, evenly_chosen
-from guidefold.run import AGAIN, KINDS, PictureIndex, PreviewIndex, RunFolder
+from guidefold.run import (
+    AGAIN,
+    KINDS,
+    PictureIndex,
+    PreviewIndex,
+    RunFolder,
+    find_picture,
+    picture_digests,
+)
 
 NAMES = {"teacher": "CFG teacher", "unguided": "unguided", "student": "student"}
 SMALL, LARGEST = 128, 512
@@ -35,10 +44,11 @@ def pictures_by_prompt(run: RunFolder, index: PictureIndex) -> list[dict[str, An
         CorruptFileError: A picture is missing or damaged.
     """
     shown: list[dict[str, Any]] = []
+    digests = picture_digests(run)
     for entry in index.pictures[:MANY]:
         if len(shown) == FEW and not shown[0]["small"]:
             break
-        pictures = {kind: _picture(run.evaluation / entry.files[kind]) for kind in KINDS}
+        pictures = {kind: _picture(run.index, entry.files[kind], digests) for kind in KINDS}
         small = pictures["teacher"]["small"]
         shown.append({**entry.model_dump(), "pictures": pictures, "small": small})
     return shown
@@ -57,7 +67,7 @@ def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, 
     Raises:
         CorruptFileError: A picture is missing or damaged.
     """
-    folder = run.evaluation
+    digests = picture_digests(run)
     prompts = [entry.prompt for entry in index.pictures[:FEW]]
     return [
         {
@@ -67,8 +77,8 @@ def pictures_by_strength(run: RunFolder, index: PictureIndex) -> list[dict[str, 
             "rows": [
                 {
                     "prompt": prompt,
-                    "student": _picture(folder / student),
-                    "teacher": _picture(folder / teacher),
+                    "student": _picture(run.index, student, digests),
+                    "teacher": _picture(run.index, teacher, digests),
                 }
                 for prompt, student, teacher in zip(
                     prompts, step.student, step.teacher, strict=False
@@ -91,29 +101,29 @@ def pictures_by_step(run: RunFolder) -> dict[str, Any] | None:
     Raises:
         CorruptFileError: A file is missing or damaged.
     """
-    folder = run.previews
     index = PreviewIndex.read(run.preview_index)
     if index is None or not index.steps:
         return None
+
+    def picture(name: str) -> dict[str, Any]:
+        return _picture(run.preview_index, name, index.sha256)
+
     numbers, steps = range(len(index.prompts)), evenly_chosen(index.steps, SHOWN_STEPS)
     fixed = {
-        kind: [_picture(folder / f"{kind}-{k}.png") for k in numbers]
-        for kind in ("teacher", "unguided")
+        kind: [picture(f"{kind}-{k}.png") for k in numbers] for kind in ("teacher", "unguided")
     }
-    student = [
-        [_picture(folder / f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps
-    ]
+    student = [[picture(f"student-{k}-step-{step:06d}.png") for k in numbers] for step in steps]
     return {"prompts": index.prompts, "steps": steps, **fixed, "student": student}
 
 
-def _picture(path: Path) -> dict[str, Any]:
-    """A picture as a data URI, with its size in the page."""
+def _picture(index: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    """A picture that an index names, as a data URI, with its size in the page."""
+    path = find_picture(index, name, digests, AGAIN)
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow: SyntaxError, damaged PNG
-        what = "damaged" if path.exists() else "missing"
-        raise CorruptFileError(f"{path}: the picture is {what}", AGAIN) from error
+        raise CorruptFileError(f"{path}: the picture is damaged", AGAIN) from error
     small = max(picture.size) <= SMALL
     kind, data = ("png", png(picture)) if small else ("webp", _reduced(picture))
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -12,6 +12,7 @@ from guidefold.train.launch import Launch, open_launch, open_to_train
 from guidefold.train.loss import mean_residual, residual_by_level, squared_error
 from guidefold.train.memory import peak_memory
 from guidefold.train.optimizer import LIBRARY, Updates, make_optimizer
+from guidefold.train.resume import check_settings
 from guidefold.train.student import Student, lora_student
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Training",
     "Updates",
     "calibrate",
+    "check_settings",
     "distill",
     "distill_launch",
     "load_checkpoint",

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from guidefold.ground import MismatchError
+from guidefold.ground import CorruptFileError, MismatchError
 from guidefold.lora import Adapter
 from guidefold.run import (
+    CheckpointState,
     RunFolder,
     check_folder,
     finished_folder,
-    read_json,
     read_tensors,
-    write_json,
+    write_record,
     write_tensors,
 )
 from guidefold.train.optimizer import optimizer_tensors, restore_optimizer
@@ -43,7 +43,7 @@ def save_checkpoint(
         moments = optimizer_tensors(adapter.named_parameters(), optimizer)
         if moments:  # none before the first step
             write_tensors(temporary / "optimizer.safetensors", moments)
-        write_json(temporary / "state.json", {"step": step, "rank": adapter.rank, **state})
+        write_record(temporary / "state.json", {"step": step, "rank": adapter.rank, **state})
     for old in run.checkpoints()[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -51,7 +51,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | None
-) -> dict[str, Any]:
+) -> CheckpointState:
     """Load a checkpoint completely, or fail.
 
     Args:
@@ -63,15 +63,15 @@ def load_checkpoint(
         The content of ``state.json``.
 
     Raises:
-        CorruptFileError: A file is truncated or altered.
+        CorruptFileError: A file is truncated or altered, or the checkpoint is another step's.
         MismatchError: Rank, names or shapes differ.
     """
-    remedy = f"To go on from the checkpoint before it, or else from step 0: rm -r '{folder}'"
+    remedy = _remedy(folder)
     check_folder(folder, remedy)
-    state: dict[str, Any] = read_json(folder / "state.json")
-    if state["rank"] != adapter.rank:
+    state = read_state(folder)
+    if state.rank != adapter.rank:
         raise MismatchError(
-            f"{folder}: trained with rank {state['rank']}, this run asks for {adapter.rank}",
+            f"{folder}: trained with rank {state.rank}, this run asks for {adapter.rank}",
             "Set adapter.rank to the checkpoint's, or choose another folder with run=FOLDER.",
         )
     adapter.load_state_dict(read_tensors(folder / "adapter.safetensors"))
@@ -79,3 +79,22 @@ def load_checkpoint(
         tensors = read_tensors(folder / "optimizer.safetensors")
         restore_optimizer(adapter.named_parameters(), optimizer, tensors)
     return state
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """The content of a checkpoint's ``state.json``.
+
+    Raises:
+        CorruptFileError: It is missing or altered, or is another step's.
+    """
+    path = folder / "state.json"
+    state = CheckpointState.read(path, _remedy(folder))
+    if state is None:
+        raise CorruptFileError(f"{path}: missing", _remedy(folder))
+    if folder.name != RunFolder(folder).checkpoint(state.step).name:
+        raise CorruptFileError(f"{path}: is of step {state.step}", _remedy(folder))
+    return state
+
+
+def _remedy(folder: Path) -> str:
+    return f"To go on from the checkpoint before it, or else from step 0: rm -r '{folder}'"

@@ -24,8 +24,6 @@ from guidefold.run import (
     TrainingLine,
     ValidationLine,
     append_line,
-    read_lines,
-    write_lines,
 )
 from guidefold.train.batches import Batch, chosen_indices
 from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
@@ -34,6 +32,7 @@ from guidefold.train.launch import Launch, open_launch
 from guidefold.train.loss import learning_rate, mean_residual
 from guidefold.train.memory import peak_memory
 from guidefold.train.optimizer import Updates, make_optimizer
+from guidefold.train.resume import resume_log, saved_with
 from guidefold.train.student import Student, lora_student, sample_errors
 from guidefold.train.teacher_measures import TeacherMeasures
 from guidefold.train.trackers import track, track_picture, tracking
@@ -141,18 +140,15 @@ class Training:
             return
         last = checkpoints[-1]
         state = load_checkpoint(last, self.student.adapter, self.updates.optimizer)
-        self.step = state["step"]
-        self.training_seconds = state.get("training_seconds", 0.0)
+        self.step, self.training_seconds = state.step, state.training_seconds
         if self.step > self.settings.steps:
             raise MismatchError(
                 f"distill.steps: {self.settings.steps}, but {last} already has {self.step} steps",
                 "Set at least as many, or choose another folder with run=FOLDER.",
             )
-        self.updates.restore(state.get("scaler"))
-        if self.launch.main:  # lines past the checkpoint will be written again
-            write_lines(
-                run.log, [line for line in read_lines(run.log) if line["step"] <= self.step]
-            )
+        self.updates.restore(state.scaler)
+        if self.launch.main:
+            resume_log(run, state, self.launch.session.settings)
 
     def _train_stretches(self) -> None:
         """Train the remaining stretches; a student round is recorded as its stretch begins."""
@@ -309,12 +305,14 @@ class Training:
             raise Stopped(int(signal), f"Stopped: a checkpoint of step {self.step} is saved.")
 
     def _save(self) -> None:
+        run = self.launch.session.run
+        own = {"scaler": self.updates.state(), "training_seconds": self.training_seconds}
         save_checkpoint(
-            self.launch.session.run,
+            run,
             self.step,
             self.student.adapter,
             self.updates.optimizer,
-            state={"scaler": self.updates.state(), "training_seconds": self.training_seconds},
+            state={**own, **saved_with(run, self.launch.session.settings)},
             keep=self.settings.keep_checkpoints,
         )
 

@@ -14,6 +14,7 @@ from guidefold.record import Split, StateRef, fill_round, recorded_states, somet
 from guidefold.run import Settings
 from guidefold.session import Session, open_session
 from guidefold.train.optimizer import check_optimizer
+from guidefold.train.resume import check_settings
 from guidefold.train.trackers import open_accelerator
 
 
@@ -86,6 +87,7 @@ def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
         InputError: Wrong prompts, settings, pipeline or base; a folder in use.
     """
     check_optimizer(settings.distill.optimizer)
+    check_settings(settings)
     with (
         open_accelerator(settings) as accelerator,
         open_session(

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 from guidefold.deliver.export import export
 from guidefold.ground.errors import CorruptFileError, InputError, RunError
 from guidefold.judge.evaluate import evaluate
-from guidefold.run.files import check_folder, read_json, write_json
+from guidefold.run.files import check_folder, read_json, write_record
 from guidefold.run.folder import RunFolder
 from guidefold.run.records import Results
 from guidefold.run.settings import KINDS, Settings
@@ -288,7 +288,7 @@ def test_what_is_not_of_the_adapter_as_the_card_calls_it_is_not_shown(
     path = Path(settings.run) / "results.json"
     kept, before = path.read_text(), stamp(RunFolder(settings.run))
     try:
-        write_json(path, {**json.loads(kept), **changed})
+        write_record(path, {**json.loads(kept), **changed})
         assert stamp(RunFolder(settings.run)) != before
         made = pack(settings, tmp_path / "out")
     finally:

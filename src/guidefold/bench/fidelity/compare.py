@@ -27,7 +27,7 @@ from guidefold.run import (
     Settings,
     read_json,
     write_bytes,
-    write_json,
+    write_record,
 )
 from guidefold.session import Session, open_session
 
@@ -141,7 +141,7 @@ def _untrained(trials: Trials, method: Method, preset: Settings, seed: int) -> M
         shown = drawn["student"].pictures[: settings.evaluate.grid_prompts]
         for k, picture in enumerate(shown):
             write_bytes(trials.pictures(trial) / f"student-{k:03d}.png", png(picture))
-        write_json(path, _judge(trials.judge, features, drawn, prompts))
+        write_record(path, _judge(trials.judge, features, drawn, prompts))
     return MethodResult(method=method.name, title=method.title, seed=seed, **read_json(path))
 
 

@@ -15,7 +15,7 @@ from guidefold.run import (
     check_folder,
     finished_folder,
     read_tensors,
-    write_json,
+    write_record,
     write_tensors,
 )
 from guidefold.session import Session
@@ -93,7 +93,7 @@ def write_copy(session: Session) -> None:
     copy = FullCopy(session.denoiser)
     state = load_checkpoint(session.run.checkpoints()[-1], copy, None)
     with finished_folder(session.run.adapter) as temporary:
-        write_json(temporary / METADATA, describe_adapter(session, state["step"], []))
+        write_record(temporary / METADATA, describe_adapter(session, state.step, []))
         write_tensors(temporary / FILE, copy.state_dict())
     copy.detach()
 

@@ -46,6 +46,7 @@ from guidefold.run import (
     read_log,
     write_json,
     write_lines,
+    write_record,
 )
 from guidefold.session import open_session
 from guidefold.train import Student, Training, open_launch
@@ -203,7 +204,7 @@ class Trials:
             **_curve(settings, recording, recording + passes.count),
             **(self._measure(trial, settings) if trial.measured else {"elsewhere": {}}),
         }
-        write_json(path, line)
+        write_record(path, line)
         shutil.rmtree(run)
         return TrialResult.model_validate(line)
 

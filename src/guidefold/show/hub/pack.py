@@ -13,7 +13,7 @@ from PIL import Image
 
 from guidefold import __version__
 from guidefold.deliver import Verdict, deliver_kinds, find_adapter, read_adapter, read_trained
-from guidefold.ground import CorruptFileError, InputError, RunError
+from guidefold.ground import InputError, RunError
 from guidefold.run import (
     KINDS,
     MANIFEST,
@@ -25,15 +25,21 @@ from guidefold.run import (
     Results,
     RunFolder,
     Settings,
+    check_file,
+    find_picture,
     finished_folder,
     hub_id,
+    picture_digests,
     read_json,
     read_log,
+    read_measured,
     require_run,
     restore_folder,
     sha256,
+    within,
     write_bytes,
     write_json,
+    write_record,
     write_text,
 )
 from guidefold.session import Session, open_session
@@ -139,6 +145,19 @@ def check_writable(folder: Path) -> None:
         )
 
 
+def check_packed(folder: Path) -> None:
+    """Compare a packed folder's files with its manifest; its card may be edited, files be added.
+
+    Raises:
+        CorruptFileError: A file is missing or altered.
+    """
+    remedy, manifest = f"Remove {folder}: it is packed again.", folder / MANIFEST
+    for name, entry in read_json(manifest, remedy).items():
+        if name != CARD:
+            place = within(folder, name, manifest, remedy)
+            check_file(place, entry["sha256"], entry["size"], remedy)
+
+
 def current_adapter(run: RunFolder) -> dict[str, Any]:
     """The metadata of a run's adapter, which must be intact and of the last checkpoint.
 
@@ -169,28 +188,26 @@ def _copy_adapter(
         name = path.relative_to(run.adapter)
         if path.is_file() and path.name not in (MANIFEST, METADATA):
             write_bytes(folder / name, path.read_bytes())
-    write_json(folder / METADATA, {**metadata, "packed": dict(packed)})
+    write_record(folder / METADATA, {**metadata, "packed": dict(packed)})
 
 
 def _evaluation(
     run: RunFolder, metadata: Mapping[str, Any]
 ) -> tuple[Results | None, PictureIndex | None]:
     """The evaluation of this adapter at strength 1, for which the card is written."""
-    results = Results.read(run.results, MEASURE_AGAIN)
-    index = PictureIndex.read(run.index, MEASURE_AGAIN)
-    if results is None or index is None or _mismatch(results, metadata):
+    results, index = read_measured(run, MEASURE_AGAIN)
+    if results is None or _mismatch(results, metadata):
         return None, None
     return results, index
 
 
 def _pictures(run: RunFolder, entries: Sequence[PromptPictures]) -> Iterator[dict[str, Any]]:
     """For each prompt, the pictures' paths in the packed folder, and their files."""
+    digests = picture_digests(run)
     for k, entry in enumerate(entries):
         row: dict[str, Any] = {"prompt": entry.prompt, "seed": entry.seed}
         for kind in KINDS:
-            path = run.evaluation / entry.files[kind]
-            if not path.is_file():
-                raise CorruptFileError(f"{path}: the picture is missing", MEASURE_AGAIN)
+            path = find_picture(run.index, entry.files[kind], digests, MEASURE_AGAIN)
             row |= {kind: f"images/{k}-{kind}.png", f"{kind} file": path}
         yield row
 

@@ -14,7 +14,7 @@ from guidefold import __version__
 from guidefold.ground import FailedError, InputError, compat
 from guidefold.run import MANIFEST, METADATA, RunFolder, Settings, require_run
 from guidefold.show.hub.card_code import REPOSITORY
-from guidefold.show.hub.pack import CARD, current_adapter, pack, packed_as, stamp
+from guidefold.show.hub.pack import CARD, check_packed, current_adapter, pack, packed_as, stamp
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,10 @@ def check_name(repository: str) -> None:
 def _packed(settings: Settings, run: RunFolder, licence: str | None) -> tuple[str, ...]:
     """Pack unless the folder is current; a current folder keeps edits of its card."""
     known = packed_as(run.hub)
-    current = known.get("from") == stamp(run) and licence in (None, known.get("license"))
-    return () if current else pack(settings, licence=licence).remarks
+    if known.get("from") != stamp(run) or licence not in (None, known.get("license")):
+        return pack(settings, licence=licence).remarks
+    check_packed(run.hub)
+    return ()
 
 
 def _files(folder: Path) -> dict[str, int]:
