@@ -8,9 +8,8 @@ import pytest
 
 from guidefold.ground.errors import ConfigError, MismatchError
 from guidefold.pipeline.prompts import BUNDLED
+from guidefold.run.changes import FREE, check_same
 from guidefold.run.config import (
-    FREE,
-    check_same,
     dump_toml,
     find_config,
     load_settings,

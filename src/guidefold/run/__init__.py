@@ -4,13 +4,11 @@ Its settings and presets, the paths within its folder, its lock, typed records o
 the only code that writes them. A file is finished or absent. Knows no pipeline.
 """
 
+from guidefold.run.changes import changed_settings, check_same, free_settings
 from guidefold.run.config import (
-    changed_settings,
-    check_same,
     dump_toml,
     find_config,
     flatten,
-    free_settings,
     load_settings,
     make_settings,
     presets,
