@@ -112,7 +112,7 @@ class PipelineSettings(Section):
     guided_share: Number = Field(default=1.0, gt=0, le=1)
     call: dict[str, Any] = Field(default_factory=dict)
     prediction_type: Prediction | None = None
-    zero_terminal_snr: bool | None = None
+    zero_terminal_snr: Switch | None = None
 
     def described(self) -> dict[str, Any]:
         """What describes the weights beside them, as the pipeline's opener takes it."""
