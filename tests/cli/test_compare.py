@@ -6,20 +6,25 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from painter import Painter
 from terminal import ENVIRONMENT
 from typer.testing import CliRunner
 
 from guidefold import api
 from guidefold.cli import main as cli
 from guidefold.cli.compare import compare
+from guidefold.draw.draw import PictureRequest
+from guidefold.draw.pictures import Drawn
 from guidefold.ground.errors import InputError
 from guidefold.run.config import dump_toml
 from guidefold.run.settings import Settings
+from guidefold.show.live import Comparison
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,35 @@ def test_ctrl_c_ends_it_at_once_also_while_it_draws(
     assert not said
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(page)
+
+
+class Swallowing(Painter):
+    """Gets Ctrl-C at its first step, in code of a library that goes on all the same."""
+
+    def draw_anew(
+        self, requests: Sequence[PictureRequest], on_step: Callable[[int], None]
+    ) -> Drawn:
+        def step(count: int) -> None:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            on_step(count)
+
+        super().draw_anew(requests, step)
+        raise SystemExit("it drew on after Ctrl-C")
+
+
+def test_ctrl_c_ends_a_drawing_at_its_next_step_also_where_a_library_swallows_it(
+    trained: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Swallowing()
+    live.begin(Comparison(prompt="a red cat", seed=0, strength=1))
+    monkeypatch.setattr("guidefold.show.open_live", lambda _settings: nullcontext(live))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        compare(Path(trained.run))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert live.painted == []
 
 
 @pytest.mark.parametrize("name", ["starlette", "uvicorn"])

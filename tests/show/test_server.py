@@ -292,6 +292,21 @@ def test_what_is_too_large_is_refused_whatever_it_says_of_its_size(page: Page) -
     assert answer.status == 413
 
 
+def test_a_client_that_hangs_up_in_the_middle_of_its_request_is_no_fault(
+    page: Page, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = len(page.live.painted)
+    head = f"POST /drawings HTTP/1.1\r\nHost: {page.host}\r\nOrigin: http://{page.host}\r\n"
+    head += f"{TOKEN}: {page.token}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as client:
+        client.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    assert page.ask("/").status == 200  # served later, so that the other one has ended
+    assert not caplog.records
+    assert len(page.live.painted) == drawn
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_a_form_is_no_wish(page: Page, kind: str | None) -> None:
     assert page.wish(content_type=kind).status == 415

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,11 +38,20 @@ def compare(
 
     # A shell starts background processes with SIGINT ignored; stop on it there too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with open_live(settings) as live, serving(live, port or 0) as address:
-            console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
-            live.work()  # on the main thread, where Ctrl-C arrives, even while it draws
-    except KeyboardInterrupt:
-        console.print("Closed.")
-        return
-    raise FailedError("the page's server has ended by itself", "Start it again.")
+    with (
+        suppress(KeyboardInterrupt),
+        open_live(settings) as live,
+        serving(live, port or 0) as address,
+    ):
+        signal.signal(signal.SIGINT, partial(_interrupt, live.interrupt))
+        console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
+        live.work()  # on the main thread, where Ctrl-C arrives, even while it draws
+        if not live.interrupted:
+            raise FailedError("the page's server has ended by itself", "Start it again.")
+    console.print("Closed.")
+
+
+def _interrupt(stop: Callable[[], None], number: int, frame: FrameType | None) -> None:
+    """Leave at once; at the next step where a library's code swallows the exception."""
+    stop()
+    signal.default_int_handler(number, frame)

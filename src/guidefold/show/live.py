@@ -1,7 +1,7 @@
 """Draw teacher, unguided teacher and student on request, one comparison at a time.
 
 Two threads share :class:`LivePictures`: the server's calls ``begin``, ``status``, ``stop`` and
-``picture``, the main one draws in ``work``.
+``picture``, the main one draws in ``work`` until ``interrupt`` or ``close``.
 """
 
 from __future__ import annotations
@@ -115,10 +115,14 @@ class LivePictures(PictureCache[Finished]):
 
     Args:
         session: The session, with the adapter loaded.
+
+    Attributes:
+        interrupted: Whether :meth:`interrupt` was called.
     """
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
+        self.interrupted = False
         self._waiting: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
         self._measured = replace(session.dial, marks=read_dial(session.run.adapter).marks)
@@ -223,6 +227,13 @@ class LivePictures(PictureCache[Finished]):
     def close(self) -> None:
         """End :meth:`work` after the drawing in progress."""
         self._waiting.put(None)
+
+    def interrupt(self) -> None:
+        """End :meth:`work` at the next step of the drawing in progress; a signal handler may."""
+        self.interrupted = True
+        if self._drawing is not None:
+            self._drawing.stop_requested = True
+        self.close()
 
     def try_out(self) -> None:
         """Draw a few steps, to check that the pipeline returns a picture.

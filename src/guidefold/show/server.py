@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -250,10 +250,13 @@ def _page(live: LivePictures, style: str, script: str, policy: str) -> str:
 async def _body(request: Request) -> bytes:
     """A request's body, up to the limit."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_BODY:
-            raise HTTPException(413, f"A request has at most {LARGEST_BODY} bytes.")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST_BODY:
+                raise HTTPException(413, f"A request has at most {LARGEST_BODY} bytes.")
+    except ClientDisconnect as gone:
+        raise HTTPException(400, "The client hung up in the middle of its request.") from gone
     return body
 
 
