@@ -1,6 +1,8 @@
 """What every test shares: one thread, no network, zoo pipelines built and saved once."""
 
+import gc
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of a Hugging Face library
 
@@ -18,6 +20,7 @@ from zoo import CHOSEN, ZOO, build
 
 from guidefold.listen.findings import Findings
 from guidefold.listen.probe import probe
+from guidefold.record.rounds import record
 from guidefold.run.settings import Settings
 
 torch.set_num_threads(1)  # two threads that compete with another process run many times slower
@@ -31,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     left_out = collection_path.stem in SLOW or collection_path.name in SLOW_FOLDERS
     return True if config.option.quick and left_out else None
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the libraries' imports made out of every later garbage collection."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,6 +86,32 @@ def settings_for(saved: Callable[[str], Path]) -> Callable[..., Settings]:
 
     def make(name: str, folder: Path, **overrides: Any) -> Settings:
         return make_settings(name, saved(name), folder, overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recorded(
+    saved: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Settings]:
+    """As ``settings_for``, of a run whose teacher is probed and recorded already: once for all
+    runs that differ in training alone.
+    """
+    runs: dict[str, Path] = {}
+
+    def make(name: str, folder: Path, **overrides: Any) -> Settings:
+        settings = make_settings(name, saved(name), folder, overrides)
+        if (Path(settings.run) / "trajectories").exists():
+            return settings
+        same = {"pipeline": True, "record": True, "seed": True, "prompts": {"held_out_share"}}
+        key = settings.model_dump_json(include=same)
+        if key not in runs:
+            first = make_settings(name, saved(name), tmp_path_factory.mktemp(name), overrides)
+            record(first)
+            runs[key] = Path(first.run)
+        shutil.copytree(runs[key] / "trajectories", Path(settings.run) / "trajectories")
+        shutil.copy(runs[key] / "probe.json", settings.run)
+        return settings
 
     return make
 

@@ -3,9 +3,10 @@
 import doctest
 import os
 import re
-import shlex
 import subprocess
 import sys
+import warnings
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
+def run_python(block: str, folder: Path) -> None:
+    """Run Python in this process, where the imports are made already."""
+    with chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(block, str(TUTORIAL), "exec"), {"__name__": "tutorial"})
+
+
 def expectations(block: str) -> list[tuple[str, str]]:
     """Each command of a console block with what it should print."""
     parts = re.split(r"^\$ (.*)$", block, flags=re.MULTILINE)[1:]
@@ -57,8 +65,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tutorial")
     for language, block in blocks():
         if language == "python":
-            (folder / "block.py").write_text(block, encoding="utf-8")
-            shell(f"{shlex.quote(sys.executable)} block.py", folder)
+            run_python(block, folder)
             continue
         for command, expected in expectations(block):
             printed = shell(command, folder)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import signalled
 import torch
 from pages import begun
 from terminal import ENVIRONMENT, Answer, run_here
@@ -380,42 +381,26 @@ def test_a_damaged_checkpoint_is_code_1_and_named(run: Guidefold, config: Path) 
     assert f"{path}: its bytes are not the ones that were written" in answer.err
 
 
-# Real processes.
-
-SIGNALLED = """
-import os, sys
-from guidefold.record import recorder as trajectories
-from guidefold.train.distill import Training
-from guidefold.cli import main as cli
-place, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
-
-def signalling(real, due):
-    def call(*arguments):
-        result = real(*arguments)
-        if due(result, *arguments):
-            for _ in range(times):
-                os.kill(os.getpid(), number)
-        return result
-    return call
-
-if place == "training":
-    real = Training.train_step
-    Training.train_step = signalling(real, lambda line, *_: line.step == 1)
-else:
-    real = trajectories.append_line
-    trajectories.append_line = signalling(real, lambda _, path, line: line["index"] == 1)
-cli.main()
-"""
+# Real signals.
 
 
-def spawn(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
+def in_a_process(*words: object) -> Answer:
+    """The command line of ``signalled.py`` as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, signalled.__file__, *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
-        env={**ENVIRONMENT, **environment},
+        env=ENVIRONMENT,
     )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def in_this_one(place: str, number: signal.Signals, times: int, *words: object) -> Answer:
+    """The same in this process, which spends no seconds on imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        signalled.signal_at(patch, place, number, times)
+        return run_here(*words)
 
 
 def trained(run_folder: str) -> dict[str, torch.Tensor]:
@@ -441,25 +426,26 @@ def uninterrupted(
 
 
 @pytest.mark.parametrize(
-    ("place", "number", "said"),
+    ("run_signalled", "place", "number", "said"),
     [
-        ("training", signal.SIGINT, "a checkpoint of step 1 is saved"),
-        ("recording", signal.SIGTERM, "2 of 4 trajectories recorded"),
+        (in_a_process, "training", signal.SIGINT, "a checkpoint of step 1 is saved"),
+        (in_this_one, "recording", signal.SIGTERM, "2 of 4 trajectories recorded"),
     ],
 )
 def test_a_signal_ends_politely_and_the_same_command_goes_on(
     config: Path,
     uninterrupted: dict[str, torch.Tensor],
+    run_signalled: Callable[..., Answer],
     place: str,
     number: signal.Signals,
     said: str,
 ) -> None:
     run_folder = api.load_settings(config).run
-    stopped = spawn("-c", SIGNALLED, place, int(number), 1, "distill", config)
-    assert stopped.returncode == 128 + number, stopped.stderr
-    assert said in stopped.stderr
-    assert "The same command goes on from there" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    stopped = run_signalled(place, int(number), 1, "distill", config)
+    assert stopped.code == 128 + number, stopped.err
+    assert said in stopped.err
+    assert "The same command goes on from there" in stopped.err
+    assert "Traceback" not in stopped.err
     assert not list(Path(run_folder).rglob(".*.part"))
     again = run_here("distill", config)
     assert again.code == 0, again.err
@@ -468,7 +454,7 @@ def test_a_signal_ends_politely_and_the_same_command_goes_on(
 
 
 def test_a_second_signal_ends_at_once(config: Path) -> None:
-    stopped = spawn("-c", SIGNALLED, "training", int(signal.SIGINT), 2, "distill", config)
-    assert stopped.returncode == 130, stopped.stderr
-    assert "What was saved stands" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    stopped = in_this_one("training", signal.SIGINT, 2, "distill", config)
+    assert stopped.code == 130, stopped.err
+    assert "What was saved stands" in stopped.err
+    assert "Traceback" not in stopped.err

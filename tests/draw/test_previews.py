@@ -50,9 +50,9 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def run(settings_for: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Outcome]:
+def run(recorded: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Outcome]:
     """A run with previews that never stopped."""
-    settings = settings_for("sd15", tmp_path_factory.mktemp("previews"), distill=DRAWN)
+    settings = recorded("sd15", tmp_path_factory.mktemp("previews"), distill=DRAWN)
     return settings, finish(settings)
 
 
@@ -130,12 +130,12 @@ def test_the_sheet_shows_the_kinds_from_left_to_right(run: tuple[Settings, Outco
 
 @pytest.mark.parametrize("rounds", [["teacher"], ["teacher", "student"]])
 def test_training_with_previews_equals_training_without_bit_for_bit(
-    run: tuple[Settings, Outcome], settings_for: Make, tmp_path: Path, rounds: list[str]
+    run: tuple[Settings, Outcome], recorded: Make, tmp_path: Path, rounds: list[str]
 ) -> None:
     def train(name: str, prompts: int) -> Outcome:
         asked = {**DRAWN, "preview_prompts": prompts}
         tables: dict[str, Any] = {"distill": asked, "record": {"rounds": rounds}}
-        return finish(settings_for("sd15", tmp_path / name, **tables))
+        return finish(recorded("sd15", tmp_path / name, **tables))
 
     without = train("without", 0)
     assert not (tmp_path / "without" / "run" / "previews").exists()
@@ -144,9 +144,9 @@ def test_training_with_previews_equals_training_without_bit_for_bit(
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_run_that_stopped_has_the_pictures_of_one_that_never_did(
-    run: tuple[Settings, Outcome], settings_for: Make, tmp_path: Path, step: int
+    run: tuple[Settings, Outcome], recorded: Make, tmp_path: Path, step: int
 ) -> None:
-    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    settings = recorded("sd15", tmp_path, distill=DRAWN)
     interrupted(settings, step)
     assert finish(settings) == run[1]
     assert files(settings) == files(run[0])
@@ -166,9 +166,9 @@ def guidances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_resumed_run_draws_its_teacher_no_second_time(
-    settings_for: Make, tmp_path: Path, guidances: list[float]
+    recorded: Make, tmp_path: Path, guidances: list[float]
 ) -> None:
-    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL)
+    settings = recorded("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL)
     interrupted(settings, 1)
     assert guidances == [5.0, 1.0, 1.0]
     finish(settings)
@@ -178,9 +178,9 @@ def test_a_resumed_run_draws_its_teacher_no_second_time(
 
 
 def test_pictures_that_were_lost_are_drawn_again_before_training_goes_on(
-    run: tuple[Settings, Outcome], settings_for: Make, tmp_path: Path
+    run: tuple[Settings, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    settings = recorded("sd15", tmp_path, distill=DRAWN)
     interrupted(settings, 3)
     index = folder_of(settings) / "previews.json"
     write_record(index, {**read_json(index), "steps": [0]})
@@ -191,11 +191,11 @@ def test_pictures_that_were_lost_are_drawn_again_before_training_goes_on(
 
 
 def test_at_another_guidance_scale_every_picture_is_drawn_anew(
-    settings_for: Make, tmp_path: Path, guidances: list[float]
+    recorded: Make, tmp_path: Path, guidances: list[float]
 ) -> None:
-    interrupted(settings_for("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL), 1)
+    interrupted(recorded("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL), 1)
     other = {"guidance": 4.0, **ONE_CALL}
-    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate=other)
+    settings = recorded("sd15", tmp_path, distill=DRAWN, evaluate=other)
     finish(settings)
     assert guidances == [5.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0]
     index = json.loads(files(settings)["previews.json"])
@@ -204,7 +204,7 @@ def test_at_another_guidance_scale_every_picture_is_drawn_anew(
 
 def test_a_pipeline_that_makes_no_pictures_is_trained_without(
     run: tuple[Settings, Outcome],
-    settings_for: Make,
+    recorded: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -216,7 +216,7 @@ def test_a_pipeline_that_makes_no_pictures_is_trained_without(
         return (torch.zeros(len(real(*arguments, output_type=output_type)[0]), 2, 100),)
 
     monkeypatch.setattr(drawing_module, "run", of_sounds)
-    settings = settings_for("sd15", tmp_path, distill=DRAWN)
+    settings = recorded("sd15", tmp_path, distill=DRAWN)
     assert finish(settings) == run[1]
     said = [line for line in capsys.readouterr().out.splitlines() if "previews" in line]
     assert said[-1:] == ["No previews: the pipeline returned Tensor, neither pictures nor videos"]
@@ -229,10 +229,10 @@ def test_a_pipeline_that_makes_no_pictures_is_trained_without(
     [(2, 4, [0, 4, 8, 10]), (1, 5, [0, 5, 10]), (1, 100, [0, 10]), (0, 1, [])],
 )
 def test_the_first_and_the_last_step_are_always_due(
-    settings_for: Make, tmp_path: Path, prompts: int, every: int, expected: list[int]
+    recorded: Make, tmp_path: Path, prompts: int, every: int, expected: list[int]
 ) -> None:
     asked = {"steps": 10, "preview_prompts": prompts, "preview_every": every}
-    settings = settings_for("sd15", tmp_path, distill=asked)
+    settings = recorded("sd15", tmp_path, distill=asked)
     with open_session(settings) as session:
         drawing = Previews(session, None)
         assert [step for step in range(11) if drawing.due(step)] == expected

@@ -136,6 +136,7 @@ sys.path.insert(0, tests)
 from work import Work
 from guidefold.run import files as runs
 
+Work().save(root / "imports")  # once, before the forks
 for name, steps in (("next", 1), ("again", 0)):
     for count in range(1000):
         run = root / f"{name}-{count}"

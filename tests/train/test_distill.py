@@ -40,10 +40,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def straight(settings_for: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+def straight(recorded: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Each variant's outcome of a run that never stopped."""
     return {
-        name: finish(settings_for("sd15", tmp_path_factory.mktemp(name), **tables))
+        name: finish(recorded("sd15", tmp_path_factory.mktemp(name), **tables))
         for name, tables in VARIANTS.items()
     }
 
@@ -55,15 +55,15 @@ def test_training_learns(straight: dict[str, Outcome]) -> None:
 
 
 def test_the_same_settings_give_the_same_run_bit_for_bit(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    assert finish(settings_for("sd15", tmp_path, **VARIANTS["plain"])) == straight["plain"]
+    assert finish(recorded("sd15", tmp_path, **VARIANTS["plain"])) == straight["plain"]
 
 
 def test_another_seed_gives_another_run(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    other = finish(settings_for("sd15", tmp_path, seed=1, **VARIANTS["plain"]))
+    other = finish(recorded("sd15", tmp_path, seed=1, **VARIANTS["plain"]))
     assert other.losses[0] != straight["plain"].losses[0]
 
 
@@ -71,20 +71,20 @@ def test_another_seed_gives_another_run(
     ("variant", "step"), [("plain", 2), ("accumulated", 2), *(("rounds", k) for k in (1, 2, 3))]
 )
 def test_a_run_that_stopped_ends_as_one_that_never_did_bit_for_bit(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path, variant: str, step: int
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path, variant: str, step: int
 ) -> None:
-    settings = settings_for("sd15", tmp_path, **VARIANTS[variant])
+    settings = recorded("sd15", tmp_path, **VARIANTS[variant])
     interrupted(settings, step)
     assert finish(settings) == straight[variant]
 
 
 def test_a_run_stopped_while_its_student_is_recorded_ends_the_same(
     straight: dict[str, Outcome],
-    settings_for: Make,
+    recorded: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = settings_for("sd15", tmp_path, **VARIANTS["rounds"])
+    settings = recorded("sd15", tmp_path, **VARIANTS["rounds"])
     append = trajectories.append_line
 
     def stop_at_the_first_student_line(path: Path, line: dict[str, Any]) -> None:
@@ -102,12 +102,12 @@ def test_a_run_stopped_while_its_student_is_recorded_ends_the_same(
 
 def test_without_the_optimizer_a_resumed_run_shows_it(
     straight: dict[str, Outcome],
-    settings_for: Make,
+    recorded: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The control: the first resumed loss is equal all the same, the later ones are not."""
-    settings = settings_for("sd15", tmp_path, **VARIANTS["plain"])
+    settings = recorded("sd15", tmp_path, **VARIANTS["plain"])
     interrupted(settings, 2)
     monkeypatch.setattr(checkpoints, "restore_optimizer", lambda *_: None)
     forgetful = finish(settings)
@@ -117,41 +117,41 @@ def test_without_the_optimizer_a_resumed_run_shows_it(
 
 
 def test_a_finished_run_is_left_as_it_is(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    settings = settings_for("sd15", tmp_path, **VARIANTS["plain"])
+    settings = recorded("sd15", tmp_path, **VARIANTS["plain"])
     finish(settings)
     assert finish(settings) == straight["plain"]
 
 
 def test_accumulation_changes_sums_only_in_their_last_bits(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    whole = finish(settings_for("sd15", tmp_path, distill={**FOUR, "batch_size": 4}))
+    whole = finish(recorded("sd15", tmp_path, distill={**FOUR, "batch_size": 4}))
     assert whole.losses == pytest.approx(straight["accumulated"].losses, rel=1e-4)
 
 
 def test_gradient_checkpointing_gives_the_same_losses(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
     distilling = {**FOUR, "gradient_checkpointing": True}
-    checkpointed = finish(settings_for("sd15", tmp_path, distill=distilling))
+    checkpointed = finish(recorded("sd15", tmp_path, distill=distilling))
     assert checkpointed.losses == pytest.approx(straight["plain"].losses, rel=1e-4)
 
 
 def test_checkpointing_that_changes_the_output_is_refused_by_name(
-    settings_for: Make, tmp_path: Path
+    recorded: Make, tmp_path: Path
 ) -> None:
-    settings = settings_for("chroma", tmp_path, distill={"gradient_checkpointing": True})
+    settings = recorded("chroma", tmp_path, distill={"gradient_checkpointing": True})
     with pytest.raises(UnfoldableError, match="ChromaTransformer2DModel: gradient checkpointing"):
         distill.distill(settings)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("fp16", 0.02), ("bf16", 0.15)])
 def test_half_precision_weights_train_an_adapter_in_float32_that_can_be_exported(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path, dtype: str, rounding: float
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path, dtype: str, rounding: float
 ) -> None:
-    settings = settings_for("sd15", tmp_path, pipeline={"dtype": dtype}, distill=FOUR)
+    settings = recorded("sd15", tmp_path, pipeline={"dtype": dtype}, distill=FOUR)
     half = finish(settings)
     assert half.losses[0] == pytest.approx(straight["plain"].losses[0], rel=rounding)
     assert half.losses[-1] < half.losses[0]
@@ -160,9 +160,9 @@ def test_half_precision_weights_train_an_adapter_in_float32_that_can_be_exported
 
 
 def test_mixed_precision_trains_in_bfloat16(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    mixed = finish(settings_for("sd15", tmp_path, distill={**FOUR, "mixed_precision": "bf16"}))
+    mixed = finish(recorded("sd15", tmp_path, distill={**FOUR, "mixed_precision": "bf16"}))
     assert mixed.losses == pytest.approx(straight["plain"].losses, rel=0.1)
     assert mixed.losses != straight["plain"].losses
 
@@ -183,7 +183,7 @@ def test_noise_rounds_are_recorded_of_the_teacher_without_the_adapter(
 
 
 def test_the_plain_loss_is_the_mean_squared_error(
-    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorded: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, expected = Training.train_step, []
 
@@ -196,7 +196,7 @@ def test_the_plain_loss_is_the_mean_squared_error(
         return real(self, *stretch)
 
     monkeypatch.setattr(Training, "train_step", train_step)
-    found = finish(settings_for("sd15", tmp_path, distill={"loss": "plain", "steps": 1}))
+    found = finish(recorded("sd15", tmp_path, distill={"loss": "plain", "steps": 1}))
     assert found.losses == pytest.approx(expected, rel=1e-5)
 
 
@@ -221,9 +221,9 @@ def poison(patch: pytest.MonkeyPatch, step: int, value: float) -> dict[str, torc
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_applied(
-    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+    recorded: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    settings = settings_for("sd15", tmp_path, distill={**FOUR, "checkpoint_every": 1})
+    settings = recorded("sd15", tmp_path, distill={**FOUR, "checkpoint_every": 1})
     before = poison(monkeypatch, 2, value)
     with pytest.raises(NonFiniteError, match=r"step 2: loss (nan|inf)"):
         distill.distill(settings)
@@ -237,9 +237,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_applied(
 
 
 def test_a_run_goes_on_from_before_the_loss_that_was_not_finite(
-    straight: dict[str, Outcome], settings_for: Make, tmp_path: Path
+    straight: dict[str, Outcome], recorded: Make, tmp_path: Path
 ) -> None:
-    settings = settings_for("sd15", tmp_path, **VARIANTS["plain"])
+    settings = recorded("sd15", tmp_path, **VARIANTS["plain"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(NonFiniteError):
         poison(patch, 3, float("nan"))
         distill.distill(settings)
@@ -250,9 +250,9 @@ def test_a_run_goes_on_from_before_the_loss_that_was_not_finite(
 
 
 def test_a_validation_tells_seconds_of_training_so_far_also_after_a_stop(
-    settings_for: Make, tmp_path: Path
+    recorded: Make, tmp_path: Path
 ) -> None:
-    settings = settings_for("sd15", tmp_path, distill={**FOUR, "validate_every": 1})
+    settings = recorded("sd15", tmp_path, distill={**FOUR, "validate_every": 1})
     interrupted(settings, 2)
     finish(settings)
     lines = read_lines(Path(settings.run) / "log.jsonl")

@@ -134,11 +134,11 @@ def test_the_written_adapter_is_measured_on_whole_weights(
 
 
 def test_a_run_on_smaller_weights_that_stopped_ends_as_one_that_never_did_bit_for_bit(
-    small: tuple[Settings, Outcome, Training], settings_for: Make, tmp_path: Path
+    small: tuple[Settings, Outcome, Training], recorded: Make, tmp_path: Path
 ) -> None:
     settings, expected, _ = small
     tables = {name: getattr(settings, name).model_dump() for name in ("distill", "record")}
-    again = settings_for("sd15", tmp_path, **tables)
+    again = recorded("sd15", tmp_path, **tables)
     interrupted(again, 3)
     assert finish(again) == expected
     for path in (Path(settings.run) / "previews").glob("*.png"):
@@ -146,11 +146,11 @@ def test_a_run_on_smaller_weights_that_stopped_ends_as_one_that_never_did_bit_fo
 
 
 def test_previews_that_begin_after_a_stop_show_the_whole_teacher(
-    whole: tuple[Settings, Outcome, TeacherMeasures], settings_for: Make, tmp_path: Path
+    whole: tuple[Settings, Outcome, TeacherMeasures], recorded: Make, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {**ALONE, "frozen_weights": "int4"}
-    interrupted(settings_for("sd15", tmp_path, distill=asked), 2)
-    settings = settings_for("sd15", tmp_path, distill={**asked, "preview_prompts": 1})
+    interrupted(recorded("sd15", tmp_path, distill=asked), 2)
+    settings = recorded("sd15", tmp_path, distill={**asked, "preview_prompts": 1})
     finish(settings)
     folders = [RunFolder(s.run).previews for s in (settings, whole[0])]
     for name in ("teacher-0.png", "unguided-0.png"):
@@ -159,10 +159,10 @@ def test_previews_that_begin_after_a_stop_show_the_whole_teacher(
 
 
 def test_checkpointing_and_autocast_go_with_smaller_weights(
-    whole: tuple[Settings, Outcome, TeacherMeasures], settings_for: Make, tmp_path: Path
+    whole: tuple[Settings, Outcome, TeacherMeasures], recorded: Make, tmp_path: Path
 ) -> None:
     asked = {**ALONE, "gradient_checkpointing": True, "mixed_precision": "bf16"}
-    settings = settings_for(
+    settings = recorded(
         "sd15",
         tmp_path,
         distill={**asked, "frozen_weights": "int8"},
@@ -179,10 +179,10 @@ def test_other_families_train_on_four_bits(settings_for: Make, tmp_path: Path, n
 
 
 def test_weights_that_come_too_far_are_refused_by_name(
-    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorded: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(student, "LARGEST_CHANGE", 0.0)
-    settings = settings_for("sd15", tmp_path, distill={**ALONE, "frozen_weights": "int4"})
+    settings = recorded("sd15", tmp_path, distill={**ALONE, "frozen_weights": "int4"})
     said = r"distill\.frozen_weights: 'int4' changes the output of UNet2DConditionModel by"
     with pytest.raises(UnfoldableError, match=said) as caught:
         distill.distill(settings)
@@ -279,15 +279,15 @@ def test_an_optimizer_that_is_not_installed_is_refused_before_anything_begins(
 
 @pytest.mark.skipif(find_spec(optimizers.LIBRARY) is None, reason="bitsandbytes is not installed")
 def test_a_run_with_eight_bit_moments_learns_and_goes_on_bit_for_bit(
-    settings_for: Make, tmp_path: Path
+    recorded: Make, tmp_path: Path
 ) -> None:
     wide: dict[str, Any] = {"adapter": {"rank": 256, "targets": "attention"}}
     few = {**ALONE, "optimizer": "adamw8bit"}
-    straight = finish(settings_for("sd15", tmp_path / "straight", distill=few, **wide))
-    stopped = settings_for("sd15", tmp_path / "stopped", distill=few, **wide)
+    straight = finish(recorded("sd15", tmp_path / "straight", distill=few, **wide))
+    stopped = recorded("sd15", tmp_path / "stopped", distill=few, **wide)
     interrupted(stopped, 2)
     assert finish(stopped) == straight
     assert any(t.dtype == torch.uint8 for t in straight.tensors.values())
-    plain = finish(settings_for("sd15", tmp_path / "plain", distill=ALONE, **wide))
+    plain = finish(recorded("sd15", tmp_path / "plain", distill=ALONE, **wide))
     assert straight.losses == pytest.approx(plain.losses, rel=0.1)
     assert straight.losses != plain.losses

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 Points = Sequence[tuple[float, float]]
 INKS = {"light": "#1c2330", "dark": "#e6e9ef"}
 # This order is told apart by all common types of colour vision, on white and on black (Paul Tol's
@@ -131,6 +128,9 @@ def _chart(
 
 def _svg(draw: Callable[[Any, Sequence[str]], None], labels: tuple[str, str], theme: str) -> str:
     """The chart in one theme, as a data URI."""
+    import matplotlib as mpl  # takes most of a second, which every other command would wait for
+    from matplotlib.figure import Figure
+
     ink = INKS[theme]
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: Any = {**STYLE, **dict.fromkeys(inked, ink), "grid.color": ink}

@@ -70,10 +70,10 @@ def real_peak(settings: Settings, patch: pytest.MonkeyPatch) -> int:
     ids=str,
 )
 def test_a_plan_is_what_the_run_takes(
-    settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    recorded: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     asked = {"steps": 2, "warmup": 0, "batch_size": 4, "preview_prompts": 0, **changes}
-    settings = settings_for("sd15", tmp_path, distill=asked)
+    settings = recorded("sd15", tmp_path, distill=asked)
     planned = make_plan(without_weights(settings, tmp_path))
     assert planned.peak_bytes == pytest.approx(real_peak(settings, monkeypatch), rel=0.02)
 
