@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 
-from guidefold.deliver.export import export
+from guidefold.api import open_run
 from guidefold.ground.errors import GuidefoldError, UnfoldableError
 from guidefold.listen.call import call_inputs
 from guidefold.listen.capture import drive
@@ -24,7 +24,6 @@ from guidefold.record.trajectory_files import StateRef, read_round, state_refs
 from guidefold.run.files import read_json, read_lines
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_tensors
-from guidefold.train.distill import distill
 
 from . import REST, WIDE
 from .entry import Entry
@@ -74,8 +73,9 @@ def travel(entry: Entry, folder: Path) -> Travelled:
     settings = _settings(entry, folder)
     run = Path(settings.run)
     try:
-        distill(settings)
-        adapter = export(settings)  # reloads what it wrote and compares it with the student
+        with open_run(settings) as opened:
+            opened.distill()
+            adapter = opened.export()  # reloads what it wrote and compares it with the student
     except GuidefoldError as error:
         if not (run / "probe.json").exists():
             raise
@@ -84,9 +84,9 @@ def travel(entry: Entry, folder: Path) -> Travelled:
     lines = [line for path in run.rglob("manifest.jsonl") for line in read_lines(path)]
     stock = _stock(folder)
     bare = _outputs(stock, findings, settings)
+    ours = _student_outputs(stock, findings, settings)
     _load(stock, findings, adapter)
     theirs = _outputs(stock, findings, settings)
-    ours = _student_outputs(_stock(folder), findings, settings)
     return Travelled(
         findings=findings,
         facts=facts_of(stock, findings),
@@ -227,7 +227,7 @@ def _outputs(pipeline: DiffusionPipeline, findings: Findings, settings: Settings
 def _student_outputs(
     pipeline: DiffusionPipeline, findings: Findings, settings: Settings
 ) -> torch.Tensor:
-    """The checkpoint's tensors in our own adapter."""
+    """The checkpoint's tensors in our own adapter, which is detached again."""
     parts = denoisers(pipeline, findings.denoisers)
     denoiser = as_one_module(parts)
     adapter = attach(
@@ -236,7 +236,9 @@ def _student_outputs(
     (last,) = sorted(Path(settings.run).glob("checkpoints/step-*"))[-1:]
     adapter.load_state_dict(read_tensors(last / "adapter.safetensors"))
     with adapter.student_mode(1.0, train=False):
-        return _outputs(pipeline, findings, settings)
+        outputs = _outputs(pipeline, findings, settings)
+    adapter.detach()
+    return outputs
 
 
 def refusal(entry: Entry, folder: Path) -> tuple[str, str]:
