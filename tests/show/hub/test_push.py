@@ -12,7 +12,13 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pages import begun, write
 
 from guidefold.cli import main as cli
-from guidefold.ground.errors import FailedError, GuidefoldError, InputError, RunError
+from guidefold.ground.errors import (
+    CorruptFileError,
+    FailedError,
+    GuidefoldError,
+    InputError,
+    RunError,
+)
 from guidefold.run.config import load_settings
 from guidefold.run.files import finished_folder, write_json, write_text
 from guidefold.run.folder import RunFolder
@@ -120,6 +126,22 @@ def test_a_folder_is_packed_where_it_is_missing_or_outdated(
     write(run / "results.json", {})
     push(settings, NAME, lambda _: False)
     assert packs == ["mit", "openrail", None]
+
+
+@pytest.mark.parametrize("damage", ["altered", "lost", "elsewhere"])
+def test_a_packed_file_that_is_not_as_written_is_not_uploaded(
+    run: Path, api: MagicMock, damage: str
+) -> None:
+    settings, file = load_settings(run), run / "hub" / "kohya" / "run.safetensors"
+    push(settings, NAME, lambda _: False)
+    file.unlink()
+    if damage == "altered":
+        file.write_text("tensorz")
+    elif damage == "elsewhere":
+        file.symlink_to(run / "config.toml")
+    with pytest.raises(CorruptFileError, match=r"run\.safetensors: "):
+        push(settings, NAME, lambda _: True)
+    assert untouched(api)
 
 
 def test_a_repository_of_guidefold_s_is_brought_up_to_date(run: Path, api: MagicMock) -> None:
