@@ -15,7 +15,8 @@ SLOW = """
     test_live test_dial_pictures test_picture_cache test_compare test_page test_dry_run
     test_guidance test_probe_checks test_checkpoints test_memory test_text_stage
     test_portable test_already_distilled test_denoiser_stage test_components test_optimizer
-    test_corruption test_trackers test_batches test_launch
+    test_corruption test_trackers test_batches test_launch test_quiet test_prediction_check
+    test_weight_files test_single_file
 """.split()  # noqa: SIM905 - read as a line
 
 SLOW_FOLDERS = ("zoo", "browser")
