@@ -73,7 +73,9 @@ def test_a_finished_run_writes_the_same_adapter(run: Path) -> None:
     assert found.keys() == told.keys()
     assert all(torch.equal(found[key], told[key]) for key in told)
     about = [json.loads((f / "guidefold.json").read_text()) for f in (folder, MADE / "adapter")]
-    assert about[0]["findings"].pop("zero_terminal_snr") is True  # which no file then told
+    findings = about[0]["findings"]  # the first version knew neither of these
+    assert findings.pop("zero_terminal_snr") is True
+    assert 0 < findings["targets"].pop("portable") < findings["targets"]["all"]
     assert close(*about)
     assert [key for key in about[0] if key in about[1]] == list(about[1])
 
