@@ -49,6 +49,7 @@ from guidefold.run import (
     load_settings,
     locked,
     rooted,
+    undone_if_refused,
     write_text,
 )
 
@@ -203,7 +204,8 @@ def open_session(
     if not main:
         yield _open(run, settings, prompts, held_out, place, needs_all)
         return
-    with locked(run.path, reading=not keep_settings and run.config.exists()) as writable:
+    reading = not keep_settings and run.config.exists()
+    with locked(run.path, reading=reading) as writable, undone_if_refused(run):
         if run.config.exists():
             check_same(load_settings(run.config), settings, run.path)
         session = _open(run, settings, prompts, held_out, place, needs_all, write=writable)

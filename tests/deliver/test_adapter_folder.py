@@ -22,6 +22,7 @@ from guidefold.ground.errors import (
     RunError,
     VerifyError,
 )
+from guidefold.lora.dial import Dial
 from guidefold.lora.loaded import DIFFUSERS_FILE, PEFT_FILE, adapter_off, unload_adapter
 from guidefold.record.trajectory_files import read_round, state_refs
 from guidefold.run.files import check_folder, read_json
@@ -96,7 +97,8 @@ def test_an_adapter_is_safetensors_and_json_under_a_manifest(trained: Settings) 
     assert about["guidance_range"] == [3.0, 6.0]
     assert about["rank"] == 2
     assert about["step"] == 2
-    assert about["usage_hint"].startswith("guidance_scale=1; strength 1 = guidance 5")
+    meant = Dial.from_json(about).stands_for
+    assert about["usage_hint"].startswith(f"guidance_scale=1; strength 1 = {meant}")
 
 
 def test_the_tensors_are_the_checkpoint_s_bit_for_bit(trained: Settings) -> None:

@@ -37,6 +37,7 @@ from guidefold.judge.features import VisionModel, frechet_distance
 from guidefold.judge.residual import _errors
 from guidefold.judge.trained_weights import Lora
 from guidefold.listen.listener import Step
+from guidefold.lora.dial import STRENGTHS
 from guidefold.pipeline.prompts import load_prompts, split_prompts
 from guidefold.run.files import append_line, read_json, read_lines
 from guidefold.run.folder import RunFolder
@@ -253,7 +254,9 @@ def test_the_index_pairs_every_strength_with_the_guidance_it_stands_for(measured
     index = json.loads((folder / "index.json").read_text())
     of = {line["file"]: line["of"] for line in read_lines(folder / "pictures.jsonl")}
     found = [(step["strength"], step["guidance"]) for step in index["dial"]]
-    assert found == [(0, 1), (0.25, 2), (0.5, 3), (0.75, 4), (1, 5), (1.25, 6)]
+    dial = read_dial(Path(measured[0].run) / "adapter")
+    assert found[0] == (0, 1)
+    assert found == [(s, round(dial.measured_guidance(s), 2)) for s in STRENGTHS]
     for step in index["dial"]:
         assert [of[file]["strength"] for file in step["student"]] == [step["strength"]] * 2
         assert [of[file]["guidance"] for file in step["teacher"]] == [step["guidance"]] * 2

@@ -108,16 +108,28 @@ def measured(*marks: tuple[float, float]) -> Dial:
     ("dial", "words"),
     [
         (measured(), "guidance 7.5"),
-        (measured((2, 0.2), (7, 0.95), (8, 1.1)), "guidance 7.5"),
-        (measured((2, 0.2), (3.8, 1.0), (4.5, 1.4)), "guidance 7.5 as trained, 3.8 as measured"),
-        (measured((2, 0.2), (12.2, 0.98)), "guidance 7.5 as trained, over 12.2 as measured"),
-        (measured((20, 1.0)), "guidance 7.5 as trained, 20 as measured"),
+        (measured((2, 0.2), (7.5, 1.0), (8, 1.1)), "guidance 7.5"),
+        (
+            measured((2, 0.2), (7, 0.95), (8, 1.1)),
+            "guidance 7.33 as measured, 7.5 as trained",
+        ),
+        (measured((2, 0.2), (3.8, 1.0), (4.5, 1.4)), "guidance 3.8 as measured, 7.5 as trained"),
+        (measured((2, 0.2), (12.2, 0.98)), "guidance over 12.2 as measured, 7.5 as trained"),
+        (measured((20, 1.0)), "guidance 20 as measured, 7.5 as trained"),
     ],
 )
-def test_strength_1_is_what_was_trained_unless_it_measures_as_another_scale(
+def test_strength_1_is_what_was_measured_with_what_was_trained_beside_it(
     dial: Dial, words: str
 ) -> None:
     assert dial.stands_for == words
+    if words.endswith("as trained") and "over" not in words:
+        assert words.startswith(f"guidance {dial.measured_guidance(1.0):.3g} as measured")
+
+
+def test_a_higher_strength_never_stands_for_a_lower_scale() -> None:
+    for dial in (measured(), measured((2, 0.2), (12.2, 0.98)), measured((2, 0.5), (3, 1.2))):
+        scales = [dial.measured_guidance(k / 20) for k in range(40)]
+        assert scales == sorted(scales)
 
 
 # As it is written, baked, and asked for

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from guidefold.ground.errors import RunError
+from guidefold.run import folder
 from guidefold.run.folder import RunFolder, locked, require_run
 
 
@@ -81,14 +82,39 @@ class TestLock:
         with pytest.raises(ZeroDivisionError), locked(tmp_path / "new"):
             (tmp_path / "new" / "file").touch()
             raise ZeroDivisionError
-        assert names(tmp_path / "new") == [".lock", "file"]
+        assert names(tmp_path / "new") == ["file"]
+
+    def test_leaves_no_file_behind_whether_the_work_ends_or_fails(self, tmp_path: Path) -> None:
+        with locked(tmp_path):
+            assert names(tmp_path) == [".lock"]
+        assert names(tmp_path) == []
+        with pytest.raises(ZeroDivisionError), locked(tmp_path):
+            raise ZeroDivisionError
+        assert names(tmp_path) == []
+
+    def test_is_taken_anew_where_the_holder_removed_the_file_since_it_was_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lock, opened = folder.lock_descriptor, []
+
+        def late(descriptor: int, **options: bool) -> bool:
+            if not opened:
+                (tmp_path / ".lock").unlink()
+            opened.append(descriptor)
+            return bool(lock(descriptor, **options))
+
+        monkeypatch.setattr(folder, "lock_descriptor", late)
+        with locked(tmp_path):
+            assert names(tmp_path) == [".lock"]
+            with pytest.raises(RunError, match="in use"), locked(tmp_path):
+                pass
+        assert len(opened) == 3
 
     def test_is_left_out_where_nobody_can_write_and_this_work_only_reads(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with locked(tmp_path, reading=True) as writable:
             assert writable
-        (tmp_path / ".lock").unlink()
         monkeypatch.setattr(os, "access", lambda *_: False)  # a test may run as root
         with locked(tmp_path, reading=True) as writable:
             assert not writable

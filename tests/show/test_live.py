@@ -1,5 +1,7 @@
 """Pictures on request: the ones that ``sample`` makes, one wish at a time, ended when asked."""
 
+import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from guidefold import api
+from guidefold.deliver.metadata import read_dial
 from guidefold.draw.pictures import Drawn
-from guidefold.ground.errors import InputError, RunError
-from guidefold.lora.dial import Compared
+from guidefold.ground.errors import InputError, PromptError, RunError
+from guidefold.lora.dial import SHOWN_DIGITS, Compared
 from guidefold.run.config import dump_toml
 from guidefold.run.settings import KINDS, Settings
 from guidefold.show.live import (
@@ -41,8 +44,10 @@ def trained(settings_for: Any, tmp_path_factory: pytest.TempPathFactory) -> Sett
 def sampled(trained: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What ``sample`` writes; teacher and unguided without an adapter anywhere near them."""
     out = tmp_path_factory.mktemp("sampled")
-    at_three = trained.evaluate.model_copy(update={"guidance": 3.0})  # of 1 to 5, strength 0.5
-    settings = trained.model_copy(update={"evaluate": at_three})
+    dial = read_dial(Path(trained.run) / "adapter")
+    scale = round(dial.measured_guidance(COMPARISON.strength), SHOWN_DIGITS)
+    served = trained.evaluate.model_copy(update={"guidance": scale})
+    settings = trained.model_copy(update={"evaluate": served})
     prompts, seeds = [COMPARISON.prompt], [COMPARISON.seed]
     _, teacher, unguided = sample(settings, prompts, out, kinds=KINDS[:2], seeds=seeds)
     alone = {"seeds": seeds, "strength": COMPARISON.strength}
@@ -67,6 +72,10 @@ def files_of(live: LivePictures, comparison: Comparison) -> dict[str, bytes | No
     return {kind: live.picture(about["id"]) for kind, about in pictures.items()}
 
 
+def facts_of(data: bytes | None) -> Any:
+    return json.loads(Image.open(io.BytesIO(data or b"")).text["guidefold"])  # type: ignore[attr-defined]
+
+
 # Pictures
 
 
@@ -74,7 +83,10 @@ def test_each_picture_is_the_one_that_sample_writes_bit_for_bit(
     live: LivePictures, sampled: dict[str, bytes]
 ) -> None:
     """The teacher's too: with the adapter loaded but off, as if there were none."""
-    assert files_of(live, COMPARISON) == sampled
+    drawn = files_of(live, COMPARISON)
+    for kind in KINDS:
+        assert facts_of(drawn[kind]) == facts_of(sampled[kind])
+    assert drawn == sampled
     assert len(set(sampled.values())) == 3
 
 
@@ -86,7 +98,7 @@ def test_passes_and_seconds_are_those_of_each_picture(live: LivePictures) -> Non
     assert all(about["seconds"] > 0 for about in pictures.values())
     assert {kind: about["guidance"] for kind, about in pictures.items()} == {
         "student": 1.0,
-        "teacher": 3.0,
+        "teacher": live.guidance_at(COMPARISON.strength),
         "unguided": 1.0,
     }
 
@@ -104,6 +116,11 @@ def test_a_picture_does_not_depend_on_what_was_drawn_before(live: LivePictures) 
 def test_whatever_is_written_is_a_prompt_and_nothing_else(live: LivePictures, prompt: str) -> None:
     drawn = files_of(live, Comparison(prompt=prompt, seed=LARGEST_SEED, strength=1))
     assert len(drawn) == 3
+
+
+def test_what_no_tokenizer_takes_is_refused_before_it_is_drawn(live: LivePictures) -> None:
+    with pytest.raises(PromptError, match="holds a NUL character"):
+        live.begin(Comparison(prompt="a\x00b", seed=0, strength=1))
 
 
 # The dial

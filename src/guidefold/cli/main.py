@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,19 +16,22 @@ from guidefold import __version__
 from guidefold.cli.bench import bench, plan, reproduce
 from guidefold.cli.compare import compare
 from guidefold.cli.export import convert, export, verify
-from guidefold.cli.options import Overrides, Run, settings_of_run
+from guidefold.cli.options import Overrides, Run, Seeds, read_settings, settings_of_run
 from guidefold.cli.outcome import distill_and_export, show_results
 from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
-from guidefold.ground import GuidefoldError, InputError, Stopped, console
-from guidefold.run import (
-    KINDS,
-    RunFolder,
-    check_source,
-    find_config,
-    load_settings,
-    presets,
+from guidefold.cli.shortage import describe_shortage
+from guidefold.ground import (
+    ConfigError,
+    GuidefoldError,
+    InputError,
+    Stopped,
+    console,
+    out_of_memory,
+    read_text,
+    shown,
 )
+from guidefold.run import KINDS, RunFolder, check_source, find_config, presets
 
 app = typer.Typer(
     name="guidefold",
@@ -63,17 +67,19 @@ def main() -> None:
         if ended.code == 128 + signal.SIGINT:
             errors.print("Stopped. What was saved stands; the same command goes on from there.")
         raise
-    except OSError as error:
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        _fail(
-            f"out of memory: {str(error).splitlines()[0]}\nTry pipeline.dtype=bf16, "
-            "distill.gradient_checkpointing=true, a smaller distill.batch_size, a larger "
-            "distill.accumulation, or distill.preview_prompts=0.",
-            1,
-        )
+    except Exception as error:
+        _explain(error)
+        raise
+
+
+def _explain(error: Exception) -> None:
+    """End with a sentence where memory ran out, or a file cannot be had."""
+    if out_of_memory(error):
+        _fail(describe_shortage(error), 1)
+    if isinstance(error, OSError):
+        too_long = error.errno == errno.ENAMETOOLONG  # a path on the command line
+        place = shown(error.filename) if error.filename else "input/output"
+        _fail(f"{place}: {error.strerror or error}", 2 if too_long else 1)
 
 
 @app.callback(invoke_without_command=True)
@@ -94,7 +100,7 @@ def demo(overrides: Overrides = None) -> None:
     from guidefold import api
     from guidefold.demo import judge_of
 
-    settings = load_settings("demo", overrides)
+    settings = read_settings("demo", overrides)
     with api.open_run(settings) as run:
         distill_and_export(run)
         results = run.evaluate(judge_of(settings.pipeline.source)) if run.main else None
@@ -111,7 +117,7 @@ def config(
     preset: Annotated[str, typer.Argument(help="Name of a preset.", autocompletion=presets)],
 ) -> None:
     """Print a commented preset, to save and to change."""
-    typer.echo(find_config(preset).read_text(encoding="utf-8"), nl=False)
+    typer.echo(read_text(find_config(preset), ConfigError), nl=False)
 
 
 @app.command()
@@ -124,7 +130,7 @@ def record(
 ) -> None:
     """Record the teacher's trajectories; continues where it stopped."""
     number, count = _shard(shard)
-    settings = load_settings(config, overrides)
+    settings = read_settings(config, overrides)
     check_source(settings.pipeline.source)
     from guidefold import api
 
@@ -158,7 +164,7 @@ def distill(config: Config, overrides: Overrides = None) -> None:
 
     guidefold distill sd15 pipeline.source=FOLDER run=runs/mine
     """
-    settings = load_settings(config, overrides)
+    settings = read_settings(config, overrides)
     check_source(settings.pipeline.source)
     from guidefold import api
 
@@ -186,9 +192,7 @@ def sample(
             autocompletion=lambda: list(KINDS),
         ),
     ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option("--seed", "-s", min=0, help="Seed; repeatable. Default: 0.")
-    ] = None,
+    seed: Seeds = None,
     strength: Annotated[
         float | None,
         typer.Option(help="Adapter strength. Default: 1, or the strength measured for --guidance."),

@@ -2,27 +2,47 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from guidefold.ground import InputError, console
+from guidefold.ground import LARGEST_SEED, InputError, console
 from guidefold.run import Settings, load_settings
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as section.key=value.", show_default=False)
 ]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", "-s", min=0, max=LARGEST_SEED, help="Seed; repeatable. Default: 0."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+_in_use: ContextVar[Settings | None] = ContextVar("settings", default=None)
+
+
+def read_settings(source: str | Path, overrides: list[str] | None = None) -> Settings:
+    """The settings of a command, which :func:`settings_in_use` gives again when it has failed."""
+    settings = load_settings(source, overrides)
+    _in_use.set(settings)
+    return settings
+
+
+def settings_in_use() -> Settings | None:
+    """The settings that the command has read; None where it reads none."""
+    return _in_use.get()
 
 
 def settings_of_run(run: Path, overrides: list[str] | None = None) -> Settings:
     """Read the settings of a run folder; a preset's name is refused."""
-    refused = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
-    if refused or not run.exists():  # a command that was refused leaves its lock behind
+    empty = run.is_dir() and {path.name for path in run.iterdir()} <= {".lock"}
+    if empty or not run.exists():
         raise InputError(f"{run}: no such run", "Begin one with 'guidefold distill'.")
-    return load_settings(run, overrides)
+    return read_settings(run, overrides)
 
 
 @contextmanager

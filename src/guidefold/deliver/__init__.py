@@ -9,9 +9,10 @@ from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver, deliver_kinds, export, write_adapter
 from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
 from guidefold.deliver.lora_file import FILES, write_lora
-from guidefold.deliver.metadata import describe_adapter, read_adapter, read_dial
+from guidefold.deliver.metadata import describe_adapter, measured_dial, read_adapter, read_dial
 from guidefold.deliver.student_pipeline import (
     StockStudent,
+    check_adapter,
     find_adapter,
     open_adapter,
     open_student,
@@ -25,6 +26,7 @@ __all__ = [
     "Reading",
     "StockStudent",
     "Verdict",
+    "check_adapter",
     "client_facts",
     "convert",
     "deliver",
@@ -33,6 +35,7 @@ __all__ = [
     "export",
     "find_adapter",
     "layer_names",
+    "measured_dial",
     "open_adapter",
     "open_student",
     "read_adapter",

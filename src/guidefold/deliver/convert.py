@@ -13,7 +13,7 @@ from guidefold.deliver.verify import Verdict, examine, safetensors_of
 from guidefold.ground import InputError, VerifyError
 from guidefold.lora import PEFT_FILE, layers_of
 from guidefold.pipeline import open_pipeline, prediction_type
-from guidefold.run import LoraFormat, ensure_folder
+from guidefold.run import LoraFormat, check_place
 
 
 def convert(source: Path, kind: LoraFormat, pipeline: str, out: Path) -> Verdict:
@@ -50,7 +50,7 @@ def convert(source: Path, kind: LoraFormat, pipeline: str, out: Path) -> Verdict
         "description": f"Converted from {source.name}.",
     }
     new = not path.parent.exists()
-    ensure_folder(path.parent)
+    check_place(path.parent)
     write_lora(path, kind, plain, base.names, own, description)
     verdict = examine(read_lora(path, kind), base)
     if verdict.problems:

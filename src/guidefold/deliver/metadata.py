@@ -39,6 +39,11 @@ def read_dial(folder: Path) -> Dial:
     return Dial.from_json(read_json(path, AGAIN)) if path.exists() else UNKNOWN_DIAL
 
 
+def measured_dial(session: Session) -> Dial:
+    """The dial of a session's run, with the marks of its written adapter."""
+    return replace(session.dial, marks=read_dial(session.run.adapter).marks)
+
+
 def describe_adapter(
     session: Session, step: int, marks: Sequence[Mark], strength: float = 1.0
 ) -> dict[str, Any]:

@@ -188,18 +188,23 @@ def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
     """The given folder, or by default that of the run's own adapter.
 
     Raises:
-        RunError: The run has no adapter yet.
+        RunError: The run has no adapter yet, or the folder holds none of Guidefold's.
+        CorruptFileError: A file of the adapter is missing or altered.
     """
     if folder is None:
         folder = run.adapter
         restore_folder(folder)
         if not folder.exists():
             raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
+    read_adapter(folder)
     return folder
 
 
-def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
-    """Load a written adapter into a session's stock pipeline, after checking that it fits.
+def check_adapter(session: Session, folder: Path | None = None) -> Path:
+    """Check that a written adapter fits a session's pipeline and settings, without loading it.
+
+    Returns:
+        Its folder.
 
     Raises:
         RunError: There is no adapter yet.
@@ -216,4 +221,10 @@ def open_adapter(session: Session, strength: float, folder: Path | None = None) 
             f"{g_ref:g} in the settings",
             "Use the run's own settings.",
         )
+    return folder
+
+
+def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
+    """Load a written adapter into a session's stock pipeline, after :func:`check_adapter`."""
+    folder, findings = check_adapter(session, folder), session.findings
     load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, strength)

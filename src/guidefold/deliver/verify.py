@@ -25,7 +25,7 @@ from guidefold.deliver.tensor_checks import (
     wrong_widths,
 )
 from guidefold.deliver.trained import Trained, read_trained
-from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError
+from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError, out_of_memory
 from guidefold.listen import call_recorded, predictions, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
 from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
@@ -216,6 +216,8 @@ def _loaded(file: LoraFile, base: Base, loader: str) -> Iterator[nn.Module]:
             else:
                 load_part(base.pipeline, base.denoisers, base.name, loader, file.path)
         except REFUSALS as error:
+            if out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise VerifyError(f"{loader} does not take the file: {reason}") from error
         yield loaded

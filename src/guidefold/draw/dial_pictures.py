@@ -8,7 +8,7 @@ from typing import Literal
 from guidefold.draw.draw import picture_requests
 from guidefold.draw.picture_cache import EvaluationPictures
 from guidefold.ground import Task
-from guidefold.lora import STRENGTHS, set_strength
+from guidefold.lora import SHOWN_DIGITS, STRENGTHS, Dial, set_strength
 from guidefold.pipeline import Prompt
 
 
@@ -17,6 +17,7 @@ def draw_dial(
     kind: Literal["teacher", "student"],
     prompts: Sequence[Prompt],
     progress: Task,
+    dial: Dial | None = None,
 ) -> list[list[str]]:
     """Draw the student at each strength, or the teacher at the guidance scale of each strength.
 
@@ -26,6 +27,7 @@ def draw_dial(
             left at the session's strength.
         prompts: One per row.
         progress: Advances with every denoising step.
+        dial: The measured dial; None takes the one that was trained to.
 
     Returns:
         For each strength, the names of the picture files; empty without prompts.
@@ -33,6 +35,7 @@ def draw_dial(
     if not prompts:
         return []
     session, files = pictures.session, []
+    dial = dial or session.dial
     for strength in STRENGTHS:
         if kind == "student":
             set_strength(session.denoiser, strength)
@@ -40,7 +43,7 @@ def draw_dial(
         elif strength == 0:
             requests = picture_requests(session, "unguided", prompts)
         else:
-            scale = session.dial.nominal_guidance(strength)
+            scale = round(dial.measured_guidance(strength), SHOWN_DIGITS)
             requests = picture_requests(session, kind, prompts, guidance=scale)
         files.append(pictures.draw(requests, progress).files)
     if kind == "student":

@@ -6,6 +6,7 @@ away. All wings stand on it; it uses none of them.
 """
 
 from guidefold.ground.errors import (
+    CallError,
     CaptureError,
     ConfigError,
     CorruptFileError,
@@ -52,9 +53,11 @@ from guidefold.ground.randomness import (
     permutation,
     unit,
 )
+from guidefold.ground.shortage import asked_for, named, out_of_memory, running
 
 __all__ = [
     "LARGEST_SEED",
+    "CallError",
     "CaptureError",
     "ConfigError",
     "CorruptFileError",
@@ -72,6 +75,7 @@ __all__ = [
     "Task",
     "UnfoldableError",
     "VerifyError",
+    "asked_for",
     "check_regular",
     "check_seeds",
     "console",
@@ -80,6 +84,8 @@ __all__ = [
     "generator",
     "in_all",
     "is_there",
+    "named",
+    "out_of_memory",
     "parse_json",
     "parse_toml",
     "permutation",
@@ -88,6 +94,7 @@ __all__ = [
     "quiet_loading",
     "read_json",
     "read_text",
+    "running",
     "shown",
     "stop_on_signals",
     "task",

@@ -3,6 +3,7 @@
     GuidefoldError
     ├── InputError            what the user gave cannot be used (exit code 2)
     │   ├── ConfigError       a setting is missing, unknown or out of range
+    │   │   └── CallError     a pipeline refuses the call that settings and rows make
     │   ├── PromptError       a prompt file cannot be read
     │   ├── PipelineError     a pipeline cannot be opened, or not safely
     │   ├── UnfoldableError   a pipeline opens, but its guidance cannot be folded
@@ -47,6 +48,10 @@ class InputError(GuidefoldError):
 
 class ConfigError(InputError):
     """A setting is missing, unknown or out of range."""
+
+
+class CallError(ConfigError):
+    """A pipeline refuses the call that settings and rows make."""
 
 
 class PromptError(InputError):

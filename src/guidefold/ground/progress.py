@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from guidefold.ground.shortage import named
+
 Item = TypeVar("Item")
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to redraw
@@ -149,7 +151,8 @@ def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
         done: How much was done before.
     """
     if not console.is_terminal:
-        yield Task(title, total, done, None)
+        with named(title):
+            yield Task(title, total, done, None)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -160,7 +163,10 @@ def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
+    with (
+        Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar,
+        named(title),
+    ):
         yield Task(title, total, done, bar)
 
 

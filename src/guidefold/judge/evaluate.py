@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from guidefold.deliver import read_adapter, read_dial
+from guidefold.deliver import check_adapter, find_adapter, measured_dial, read_adapter, read_dial
 from guidefold.draw import (
     Drawn,
     EvaluationPictures,
@@ -29,7 +29,7 @@ from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
 from guidefold.judge.features import Features, VisionModel, compare
 from guidefold.judge.residual import RUNS_PER_PROMPT, measure_residual_guidance
 from guidefold.judge.trained_weights import Lora, StudentWeights
-from guidefold.lora import STRENGTHS
+from guidefold.lora import SHOWN_DIGITS, STRENGTHS
 from guidefold.pipeline import Prompt
 from guidefold.run import (
     KINDS,
@@ -100,7 +100,7 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
         InputError: The adapter's dial does not reach ``evaluate.guidance``.
         Stopped: On Ctrl-C; finished pictures are kept.
     """
-    require_run(settings.run)
+    find_adapter(require_run(settings.run))
     with open_session(settings) as session:
         return evaluate_adapter(session, judge).to_json()
 
@@ -113,6 +113,7 @@ def evaluate_adapter(session: Session, judge: Judge | None = None) -> Results:
         judge: As in :func:`evaluate`.
     """
     session.require()
+    check_adapter(session)  # before anything is drawn
     session.settings = _at_measured_strength(session.settings)
     session.pristine = False  # fusing adds the adapter's update to the weights for good
     return evaluate_weights(session, judge, Lora())
@@ -186,7 +187,9 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
         # The student comes last: once its weights are loaded, the teacher's pictures cannot be had.
         for kind in ("teacher", "unguided"):
             drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
-        dial["teacher"] = draw_dial(pictures, "teacher", dial_prompts, progress)
+        dial["teacher"] = draw_dial(
+            pictures, "teacher", dial_prompts, progress, measured_dial(session)
+        )
         weights.load(session, session.compared.strength)
         drawn["student"] = pictures.draw(picture_requests(session, "student", prompts), progress)
         dial["student"] = draw_dial(pictures, "student", dial_prompts, progress)
@@ -278,9 +281,13 @@ def _index(session: Session, measured: Measured) -> PictureIndex:
         for k, prompt in enumerate(measured.prompts)
     ]
     teacher, student = measured.dial["teacher"], measured.dial["student"]
+    scales = measured_dial(session)
     steps = [
         StrengthPictures(
-            strength=s, guidance=session.dial.nominal_guidance(s), teacher=t, student=own
+            strength=s,
+            guidance=round(scales.measured_guidance(s), SHOWN_DIGITS),
+            teacher=t,
+            student=own,
         )
         for s, t, own in zip(STRENGTHS, teacher, student, strict=False)
     ]

@@ -14,19 +14,10 @@ from guidefold.ground import ConfigError, PromptError, UnfoldableError
 from guidefold.listen.capture import GUIDER, guiders
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import stop_guiding
+from guidefold.listen.refusal import RESERVED, arguments_taken
 from guidefold.pipeline import Media, Prompt, open_media
 from guidefold.run import PipelineSettings
 
-# Call arguments that Guidefold sets itself.
-RESERVED = {
-    "prompt",
-    "generator",
-    "num_inference_steps",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "output_type",
-    "return_dict",
-}
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 # The negative prompt where the user has none: without one, true CFG stays off.
 BLANK = " "
@@ -190,12 +181,6 @@ def steps_taken(pipeline: DiffusionPipeline, inputs: Mapping[str, Any], count: i
         while int(count * strength) < 1:
             count += 1
     return count
-
-
-def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """A sentence with the names of the call's arguments that users can set."""
-    names = (name for name in parameters if name not in {"self", "kwargs", *RESERVED})
-    return f"It takes: {', '.join(names)}."
 
 
 def _suggestion(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:

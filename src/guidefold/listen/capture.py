@@ -28,6 +28,7 @@ from guidefold.ground import (
 from guidefold.listen.listener import Listener, Step
 from guidefold.listen.output_map import fit_rows
 from guidefold.listen.parts import unpack
+from guidefold.listen.refusal import explained_call
 
 GUIDER = "guider"
 """Some pipelines have a component that guides; a run's argument ``guider.NAME`` sets its NAME."""
@@ -130,6 +131,8 @@ def run(
 
     Raises:
         UnfoldableError: The call takes no generator, so that no run can be repeated.
+        CallError: The pipeline refuses the arguments, or fails with them.
+        PipelineError: It needs a library that is not installed.
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     if "generator" not in parameters:
@@ -139,7 +142,11 @@ def run(
     optional = {"output_type": output_type} if "output_type" in parameters else {}
     call = {name: value for name, value in inputs.items() if "." not in name}
     guider_settings = {n: v for n, v in inputs.items() if "." in n}
-    with _guiders_set(pipeline, guider_settings), _torch_seeded(seeds):
+    with (
+        _guiders_set(pipeline, guider_settings),
+        _torch_seeded(seeds),
+        explained_call(pipeline, call),
+    ):
         return pipeline(
             **call, generator=generators[0] if len(generators) == 1 else generators, **optional
         )

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import UnfoldableError, compat
+from guidefold.ground import CallError, UnfoldableError, compat, out_of_memory
 from guidefold.listen.capture import GUIDER, drive, follow, passes_of
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import fit_rows
@@ -197,9 +197,11 @@ def _drive_or_none(
     """A run; None if the pipeline refuses these arguments."""
     try:
         return drive(pipeline, inputs, [seed], listened)
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, TypeError, AttributeError, RuntimeError):
+    except CallError:
+        return None
+    except (AttributeError, RuntimeError) as error:  # with no argument of the user's to blame
+        if out_of_memory(error):
+            raise
         return None
 
 

@@ -6,22 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.ground import (
-    ConfigError,
+    CallError,
     GuidefoldError,
     PipelineError,
     UnfoldableError,
     compat,
     console,
+    out_of_memory,
 )
 from guidefold.listen.arguments import Layout, Tree, find_layout
 from guidefold.listen.call import (
     COUNTS,
-    arguments_taken,
     call_inputs,
     guidance_argument,
     parameters_of,
@@ -49,6 +48,7 @@ from guidefold.listen.probe_checks import (
     check_prompts_differ,
     check_tokenizers,
 )
+from guidefold.listen.refusal import raised_by_guidefold
 from guidefold.lora import candidates, count_targets, watched
 from guidefold.pipeline import (
     Prompt,
@@ -89,7 +89,7 @@ def probe(
     Raises:
         UnfoldableError: There is no guidance to fold, or no known way; the error says which.
         PipelineError: A tokenizer has lost its vocabulary.
-        ConfigError: The pipeline refuses the call.
+        CallError: The pipeline refuses the call.
     """
     if getattr(pipeline, "scheduler", None) is None:
         raise UnfoldableError(
@@ -243,28 +243,19 @@ def lora_loader(pipeline: DiffusionPipeline, names: Sequence[str]) -> str:
 def first_run(
     pipeline: DiffusionPipeline, inputs: Mapping[str, Any], listened: Mapping[str, nn.Module]
 ) -> list[Step]:
-    """The first run of the pipeline: its errors are about the user's arguments.
+    """The first run of the pipeline: it may fail in any way, also without the user's arguments.
 
     Raises:
         PipelineError: It needs a library that is not here, or fails in its own code.
-        ConfigError: It refuses its arguments.
+        CallError: It refuses its arguments, or fails with them.
     """
     try:
         return drive(pipeline, inputs, [SEED], listened)
-    except NameError as error:  # a library that diffusers imports only if it is installed
-        raise PipelineError(
-            f"{type(pipeline).__name__} needs a library that is not here: {error}",
-            "Install it: pip install the library of that name, such as ftfy or beautifulsoup4.",
-        ) from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(
-            f"{type(pipeline).__name__} refuses the call: {error}",
-            "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl "
-            f"file, see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}",
-        ) from error
-    except (GuidefoldError, torch.OutOfMemoryError):
+    except GuidefoldError:
         raise
-    except Exception as error:  # code of the pipeline's own, which may fail in any way
+    except Exception as error:  # code of the pipeline's own
+        if out_of_memory(error) or raised_by_guidefold(error):
+            raise
         reason = str(error).strip().splitlines() or [""]
         raise PipelineError(
             f"{type(pipeline).__name__} fails in its own call: {type(error).__name__}: {reason[0]}",
@@ -312,5 +303,9 @@ def _layout_or_none(one: Tree, two: Callable[[], Tree]) -> Layout:
     """
     try:
         return find_layout(one, two())
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, UnfoldableError):
+    except (CallError, UnfoldableError):
+        return None
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         return None

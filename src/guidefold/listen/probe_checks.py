@@ -10,7 +10,13 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from guidefold.ground import CaptureError, PipelineError, UnfoldableError
+from guidefold.ground import (
+    CallError,
+    CaptureError,
+    PipelineError,
+    UnfoldableError,
+    out_of_memory,
+)
 from guidefold.listen.arguments import Tree, trees_close
 from guidefold.listen.capture import drive, follow
 from guidefold.listen.dry_run import DryRun
@@ -118,7 +124,9 @@ def check_guidance_ends(
     try:
         ended = drive(pipeline, selective, [SEED], listened)
         unguided = follow(pipeline, plain, [SEED], listened, ended)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (CallError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         fails = str(error).splitlines()[0]
     else:
         last, truth = ended[-1], unguided[-1].model_output

@@ -6,7 +6,15 @@ peft.
 """
 
 from guidefold.lora.adapter import Adapter, attach
-from guidefold.lora.dial import STRENGTH_MARGIN, STRENGTHS, UNKNOWN_DIAL, Compared, Dial, Mark
+from guidefold.lora.dial import (
+    SHOWN_DIGITS,
+    STRENGTH_MARGIN,
+    STRENGTHS,
+    UNKNOWN_DIAL,
+    Compared,
+    Dial,
+    Mark,
+)
 from guidefold.lora.frozen_weights import BITS, shrink_weights
 from guidefold.lora.loaded import (
     DIFFUSERS_FILE,
@@ -37,6 +45,7 @@ __all__ = [
     "NAME",
     "PEFT_CONFIG",
     "PEFT_FILE",
+    "SHOWN_DIGITS",
     "STRENGTHS",
     "STRENGTH_MARGIN",
     "UNKNOWN_DIAL",

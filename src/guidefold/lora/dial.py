@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from guidefold.ground import InputError, evenly_chosen
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # of the pictures that show a dial
+SHOWN_DIGITS = 2  # after the point, of guidance scales on pages
 STRENGTH_MARGIN = 1.25  # usable strengths reach this factor past the highest trained one
 DIAL_TOLERANCE = 0.2  # difference of measured and nominal dial, as a share of the span
 
@@ -144,9 +145,16 @@ class Dial:
         return found
 
     def measured_guidance(self, strength: float) -> float:
-        """The guidance scale that a strength is measured as; the nominal one outside the marks."""
+        """The guidance scale that a strength stands for: as measured, where the marks reach.
+
+        Beyond them it is the nominal scale, but no less than the last mark's: a higher strength
+        never stands for a lower scale. Pages, cards and pictures all show this one.
+        """
         found = _between([(s, g) for g, s in self._points()], strength)
-        return self.nominal_guidance(strength) if found is None else found
+        if found is not None:
+            return found
+        last = self.marks[-1].guidance if self.marks and strength > 0 else -math.inf
+        return max(self.nominal_guidance(strength), last)
 
     @property
     def measured_otherwise(self) -> float | None:
@@ -163,13 +171,15 @@ class Dial:
 
     @property
     def stands_for(self) -> str:
-        """The guidance scale of strength 1 in words; nominal and measured if the two differ."""
-        measured = self.measured_otherwise
-        if measured is None:
+        """The guidance scale of strength 1 in words: as measured, and as trained if other."""
+        if not self.marks:
             return f"guidance {self.g_ref:g}"
-        last = self.marks[-1].guidance
-        text = f"over {last:.3g}" if math.isinf(measured) else f"{measured:.3g}"
-        return f"guidance {self.g_ref:g} as trained, {text} as measured"
+        last = self.marks[-1]
+        text = f"{self.measured_guidance(1.0):.3g}" if last.strength >= 1 else ""
+        if text == f"{self.g_ref:.3g}":
+            return f"guidance {self.g_ref:g}"
+        text = text or f"over {last.guidance:.3g}"
+        return f"guidance {text} as measured, {self.g_ref:g} as trained"
 
     def table(self, most: int) -> list[dict[str, str]]:
         """The dial as rows of formatted numbers: its marks, else the nominal dial.

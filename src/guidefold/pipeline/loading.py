@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
-from guidefold.ground import PipelineError, compat, quiet_loading
+from guidefold.ground import PipelineError, compat, named, out_of_memory, quiet_loading
 
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' warning about weights that are in no file: it fills them with random values.
@@ -46,11 +46,13 @@ def load_pipeline(
         PipelineError: The pipeline cannot be loaded, or some of its weights are missing.
     """
     try:
-        with _captured_warnings() as warnings, quiet_loading():
+        with named(f"Opening {source}"), _captured_warnings() as warnings, quiet_loading():
             pipeline: DiffusionPipeline = loader(
                 source, dtype=dtype, use_safetensors=True, **options
             )
     except loading_errors() as error:
+        if out_of_memory(error):
+            raise
         raise PipelineError(f"{source}: diffusers cannot open it: {error}", REMEDY) from error
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and (missing := _without_weights(module)):

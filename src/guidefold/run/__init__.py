@@ -31,7 +31,15 @@ from guidefold.run.files import (
     write_record,
     write_text,
 )
-from guidefold.run.folder import LINES, METADATA, RunFolder, ensure_folder, locked, require_run
+from guidefold.run.folder import (
+    LINES,
+    METADATA,
+    RunFolder,
+    check_place,
+    ensure_folder,
+    locked,
+    require_run,
+)
 from guidefold.run.lines import (
     Log,
     LogLine,
@@ -99,6 +107,7 @@ from guidefold.run.tensors import (
     read_tensors,
     write_tensors,
 )
+from guidefold.run.undo import undone_if_refused
 
 __all__ = [
     "AGAIN",
@@ -147,6 +156,7 @@ __all__ = [
     "changed_settings",
     "check_file",
     "check_folder",
+    "check_place",
     "check_same",
     "check_source",
     "count_lines",
@@ -182,6 +192,7 @@ __all__ = [
     "restore_folder",
     "rooted",
     "sha256",
+    "undone_if_refused",
     "within",
     "without_paths",
     "write_bytes",

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from filelock import lock_descriptor
 
-from guidefold.ground import RunError
+from guidefold.ground import RunError, is_there
 from guidefold.run.files import explained, restore_folder
 from guidefold.run.paths import refuse_link
 
@@ -153,22 +153,43 @@ def locked(run: Path, *, reading: bool = False) -> Iterator[bool]:
     if reading and not os.access(run, os.W_OK):
         yield False
         return
-    new = not run.exists()
+    new = [place for place in (run, *run.parents) if not is_there(place)]
     ensure_folder(run)
     held = _hold(run)
     try:
-        with held:
-            yield True
+        yield True
     except BaseException:
-        if new and [path.name for path in run.iterdir()] == [".lock"]:
-            with suppress(OSError):  # another process may have come in between
-                (run / ".lock").unlink()  # only now: Windows removes no open file
-                run.rmdir()
+        _let_go(run, held)
+        for place in new:
+            with suppress(OSError):  # it is not empty, or another process has come in between
+                place.rmdir()
         raise
+    _let_go(run, held)
+
+
+def _let_go(run: Path, held: TextIO) -> None:
+    """Remove the lock file and unlock it; Windows removes no open file, so there it stays."""
+    if os.name != "nt":
+        with suppress(OSError):
+            (run / ".lock").unlink()
+    held.close()
 
 
 def _hold(run: Path) -> TextIO:
-    """Lock a folder and write this process's id into the lock file; closing the file unlocks."""
+    """Lock a folder; closing the file unlocks it."""
+    while True:
+        file = _lock(run)
+        try:
+            named = (run / ".lock").stat()
+        except FileNotFoundError:
+            named = None
+        if named is not None and os.path.samestat(named, os.fstat(file.fileno())):
+            return file
+        file.close()  # its holder has removed it since it was opened here: it locks nothing
+
+
+def _lock(run: Path) -> TextIO:
+    """Lock the lock file and write this process's id into it."""
     with explained(run / ".lock"), ExitStack() as opened:
         file = opened.enter_context((run / ".lock").open("a+", encoding="utf-8"))
         if not lock_descriptor(file.fileno(), blocking=False):
@@ -182,6 +203,21 @@ def _hold(run: Path) -> TextIO:
         file.flush()
         opened.pop_all()
         return file
+
+
+def check_place(folder: Path) -> None:
+    """Check that a folder can be written to, or be made, without making it.
+
+    Raises:
+        RunError: It can be neither.
+    """
+    whole = folder.absolute()
+    near = next(place for place in (whole, *whole.parents) if is_there(place))
+    if not near.is_dir():
+        raise RunError(f"{folder}: cannot be made ({near} is a file)", "Choose another folder.")
+    if not os.access(near, os.W_OK):
+        what = "written to" if near == whole else "made (Permission denied)"
+        raise RunError(f"{folder}: cannot be {what}", "Choose another folder.")
 
 
 def ensure_folder(folder: Path) -> None:

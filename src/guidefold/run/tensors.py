@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guidefold.ground import CorruptFileError, NonFiniteError, check_regular, parse_json
+from guidefold.ground import (
+    CorruptFileError,
+    NonFiniteError,
+    check_regular,
+    out_of_memory,
+    parse_json,
+)
 from guidefold.run.files import finished_file, sha256
 
 if TYPE_CHECKING:
@@ -120,4 +126,6 @@ def mapped(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise CorruptFileError(f"{path}: not a whole safetensors file ({error})") from error

@@ -11,16 +11,16 @@ import secrets
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from guidefold.deliver import open_adapter, read_dial
+from guidefold.deliver import find_adapter, measured_dial, open_adapter
 from guidefold.draw import Drawn, Picture, PictureCache, PictureRequest, png
 from guidefold.ground import GuidefoldError, InputError
-from guidefold.lora import STRENGTHS, adapter_off, set_strength
+from guidefold.lora import SHOWN_DIGITS, STRENGTHS, adapter_off, set_strength
 from guidefold.pipeline import Prompt, load_prompts
 from guidefold.run import Kind, Settings, require_run
 from guidefold.session import Session, open_session
@@ -125,7 +125,7 @@ class LivePictures(PictureCache[Finished]):
         self.interrupted = False
         self._waiting: SimpleQueue[Drawing | None] = SimpleQueue()
         self._drawing: Drawing | None = None
-        self._measured = replace(session.dial, marks=read_dial(session.run.adapter).marks)
+        self._measured = measured_dial(session)
 
     def key(self, request: PictureRequest) -> PictureRequest:
         """The request itself: pipeline and settings do not change while the page is open."""
@@ -167,7 +167,7 @@ class LivePictures(PictureCache[Finished]):
         guidance off.
         """
         off = self.session.findings.off
-        scale = round(self._measured.measured_guidance(strength), 2)
+        scale = round(self._measured.measured_guidance(strength), SHOWN_DIGITS)
         return scale if scale > max(self._measured.origin, off) else off
 
     def begin(self, comparison: Comparison) -> str | None:
@@ -298,7 +298,7 @@ def open_live(settings: Settings) -> Iterator[LivePictures]:
         InputError: No run, no adapter, or a pipeline that needs more than a prompt or makes no
             pictures.
     """
-    require_run(settings.run)
+    find_adapter(require_run(settings.run))
     _check_prompts(settings)
     with open_session(settings) as session:
         open_adapter(session, session.compared.strength)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guidefold.deliver import find_adapter, open_adapter, read_dial
+from guidefold.deliver import check_adapter, find_adapter, open_adapter, read_dial
 from guidefold.draw import (
     Drawn,
     PictureRequest,
@@ -22,9 +22,9 @@ from guidefold.draw import (
     picture_requests,
     png,
 )
-from guidefold.ground import InputError, console, task
+from guidefold.ground import InputError, check_seeds, console, task
 from guidefold.pipeline import Prompt
-from guidefold.run import KINDS, Kind, Settings, ensure_folder, require_run, write_bytes
+from guidefold.run import KINDS, Kind, Settings, check_place, require_run, write_bytes
 from guidefold.session import open_session
 
 LONGEST_NAME = 40  # characters of the prompt in a file's name
@@ -80,17 +80,16 @@ def sample(
         MismatchError: The adapter belongs to another base.
     """
     rows = _checked(prompts, strength)
+    check_seeds(seeds)
     run = require_run(settings.run)
-    ensure_folder(out)
-    if guidance is not None and strength is None and "student" in kinds:
-        dial = read_dial(find_adapter(run, adapter))
-        strength = dial.measured_strength(guidance)
-        console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
+    check_place(out)
     if "student" in kinds and any("negative_prompt" in row.values for row in rows):
         console.print(
             "Beware: the student makes one pass and ignores a row's negative_prompt; what it obeys "
             "is folded in training (pipeline.negative_prompt)."
         )
+    if "student" in kinds:
+        strength = _strength(find_adapter(run, adapter), strength, guidance)
     pairs = list({(row.key, seed): (row, seed) for row in rows for seed in seeds}.values())
     columns = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
     files = [path for column in columns for path in _write(out, column, settings)]
@@ -101,6 +100,14 @@ def sample(
     facts = {"pictures": [request.facts for column in columns for request in column.requests]}
     write_bytes(sheet, png(grid(pictures, headings, captions), facts))
     return [sheet, *files]
+
+
+def _strength(adapter: Path, strength: float | None, guidance: float | None) -> float | None:
+    """The student's strength: as given, or as the measured dial has it for a guidance scale."""
+    if strength is None and guidance is not None:
+        strength = read_dial(adapter).measured_strength(guidance)
+        console.print(f"Guidance {guidance:g} is strength {strength:.3g}, as measured.")
+    return strength
 
 
 def _checked(prompts: Sequence[str | Prompt], strength: float | None) -> list[Prompt]:
@@ -125,6 +132,8 @@ def _draw_kinds(
     columns: dict[Kind, Column] = {}
     with open_session(settings) as session:
         _check_scale(guidance, session.findings.off)
+        if "student" in kinds:
+            check_adapter(session, adapter)  # before anything is drawn
         total = len(kinds) * len(pairs) * settings.evaluate.steps
         with task("Drawing, denoising steps", total) as progress:
             for kind in sorted(kinds, key=KINDS.index):  # student last: it loads the adapter
@@ -134,7 +143,10 @@ def _draw_kinds(
                         console.print(warning, markup=False)
                     open_adapter(session, strength, adapter)
                 scale = guidance if kind == "teacher" else None
-                requests = picture_requests(session, kind, rows, seeds, guidance=scale)
+                own = strength if kind == "student" else None
+                requests = picture_requests(
+                    session, kind, rows, seeds, guidance=scale, strength=own
+                )
                 drawn = draw(session, requests, progress.advance)
                 columns[kind] = Column(requests, drawn)
     return [columns[kind] for kind in kinds]

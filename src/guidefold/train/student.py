@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidefold.ground import RunError, UnfoldableError, compat
+from guidefold.ground import RunError, UnfoldableError, compat, out_of_memory
 from guidefold.listen import Findings, call_recorded, output_tensor
 from guidefold.lora import BITS, Adapter, Dial, attach, shrink_weights
 from guidefold.pipeline import COMPONENT
@@ -201,6 +201,8 @@ class Student:
         try:
             after = self._unguided()
         except (AttributeError, TypeError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
             raise UnfoldableError(
                 f"distill.frozen_weights: {name} cannot be called in '{storage}' ({reason})", remedy

@@ -20,7 +20,7 @@ from torch import nn
 
 from guidefold.bench.memory.memory_watch import MemoryWatch
 from guidefold.bench.memory.synthetic_inputs import materialise
-from guidefold.ground import PipelineError, UnfoldableError, compat
+from guidefold.ground import CallError, PipelineError, UnfoldableError, compat
 from guidefold.listen import (
     OFF_VALUES,
     PROMPT,
@@ -138,13 +138,14 @@ def first_call(pipeline: DiffusionPipeline, settings: PipelineSettings, batch: i
 
     try:
         return call(batch)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (CallError, ValueError, RuntimeError, TypeError) as error:
         if batch == 1:
-            raise unplannable(type(pipeline).__name__, error) from error
+            reason = error.message if isinstance(error, CallError) else error
+            raise unplannable(type(pipeline).__name__, reason) from error
         return call(1)
 
 
-def unplannable(name: str, error: Exception) -> UnfoldableError:
+def unplannable(name: str, error: object) -> UnfoldableError:
     """The error for a pipeline whose code depends on values, which fake tensors do not have."""
     return UnfoldableError(
         f"{name}: its training step cannot be estimated without weights: {error}",

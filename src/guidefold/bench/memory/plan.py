@@ -173,11 +173,11 @@ def _verdict(plan: Plan, settings: Settings) -> str:
     memory = f"{plan.available_bytes / GIB:.2f} GiB ({plan.device})"
     if plan.fits:
         return f"Fits into {memory}, workspaces and context not counted: leave a tenth to spare."
-    return f"Does not fit into {memory}. Try {', '.join(_remedies(plan, settings))}."
+    return f"Does not fit into {memory}. Try {', '.join(cheaper(settings))}."
 
 
-def _remedies(plan: Plan, settings: Settings) -> list[str]:
-    """Settings that would save memory and are not set yet, the most helpful first."""
+def cheaper(settings: Settings) -> list[str]:
+    """Settings that would save memory in training and are not set yet, the most helpful first."""
     distill = settings.distill
     can_quantise = "student" not in settings.record.rounds
     applicable = {

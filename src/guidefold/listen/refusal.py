@@ -1,0 +1,117 @@
+"""A pipeline that refuses its call, or fails in it: its own words in one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import dropwhile
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from guidefold.ground import CallError, GuidefoldError, PipelineError, out_of_memory
+
+# Call arguments that Guidefold sets itself.
+RESERVED = {
+    "prompt",
+    "generator",
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+}
+SET_BY_SETTINGS = {"negative_prompt", "guidance_scale", "true_cfg_scale"}
+REFUSALS = (ValueError, TypeError, OverflowError, NotImplementedError)
+"""What pipelines raise on purpose; any other error is a fault of theirs, or of the arguments."""
+SHOWN = 200  # characters of a pipeline's words
+LIBRARIES = ("diffusers", "transformers")
+
+
+@contextmanager
+def explained_call(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a pipeline raises within its call into a sentence about that call.
+
+    Faults of Guidefold's own code, which listens within the call, stay as they are; so does a
+    shortage of memory, and an error that no argument of the user's can have caused.
+
+    Args:
+        pipeline: The pipeline.
+        arguments: Its call's arguments.
+
+    Raises:
+        CallError: The pipeline refuses the arguments, or fails with them.
+        PipelineError: It needs a library that is not installed.
+    """
+    try:
+        yield
+    except (GuidefoldError, OSError):
+        raise
+    except Exception as error:
+        if out_of_memory(error) or raised_by_guidefold(error):
+            raise
+        name, given = type(pipeline).__name__, _given(arguments)
+        words = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+        if isinstance(error, NameError | ImportError) and not isinstance(error, UnboundLocalError):
+            raise PipelineError(
+                f"{name} needs a library that is not here: {words}",
+                "Install it: pip install the library of that name, such as ftfy or beautifulsoup4.",
+            ) from error
+        with_these = f" (pipeline.call and rows: {given})" if given else ""
+        if isinstance(error, REFUSALS):
+            raise CallError(
+                f"{name} refuses the call{with_these}: {words}", _remedy(pipeline)
+            ) from (error)
+        if not given:
+            raise
+        raise CallError(
+            f"{name} fails in its call{with_these}: {type(error).__name__}: {words}",
+            "Change these arguments, or leave them out one by one. " + _remedy(pipeline),
+        ) from error
+
+
+def _remedy(pipeline: DiffusionPipeline) -> str:
+    names = inspect.signature(type(pipeline).__call__).parameters
+    return (
+        "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl "
+        f"file, see docs/inputs.md). {arguments_taken(names)}"
+    )
+
+
+def arguments_taken(parameters: Mapping[str, Any]) -> str:
+    """A sentence with the names of the call's arguments that users can set."""
+    names = (name for name in parameters if name not in {"self", "kwargs", *RESERVED})
+    return f"It takes: {', '.join(names)}."
+
+
+def _given(arguments: Mapping[str, Any]) -> str:
+    """The user's own arguments of a call, in words."""
+    own = {
+        name: value
+        for name, value in arguments.items()
+        if name not in RESERVED | SET_BY_SETTINGS and not name.startswith("callback")
+    }
+    return ", ".join(f"{name}={_shown(value)}" for name, value in own.items())
+
+
+def _shown(value: object) -> str:
+    plain = isinstance(value, bool | int | float | str)
+    return repr(value)[:40] if plain else type(value).__name__
+
+
+def raised_by_guidefold(error: BaseException) -> bool:
+    """Whether an error within a pipeline's call is of Guidefold's code, which listens there.
+
+    The innermost frame of a pipeline's library or of Guidefold decides, below the call itself.
+    """
+    frames = [_package(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    within = list(dropwhile(lambda name: name in ("guidefold", "contextlib"), frames))
+    known = [name for name in within if name in ("guidefold", *LIBRARIES)]
+    return bool(known) and known[-1] == "guidefold"
+
+
+def _package(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
