@@ -33,6 +33,7 @@ def small_values(*channels: int) -> dict[str, Any]:
                 "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 2],
                 "cross_attention_dim": cross,
                 "attention_head_dim": 8,
+                "layers_per_block": 1,
             },
         },
         "encoders": {
@@ -45,7 +46,7 @@ def small_values(*channels: int) -> dict[str, Any]:
                     "vocab_size": 1000,
                     "hidden_size": cross,
                     "intermediate_size": 2 * cross,
-                    "num_hidden_layers": 2,
+                    "num_hidden_layers": 1,
                     "num_attention_heads": 4,
                     "bos_token_id": 0,
                     "eos_token_id": 2,

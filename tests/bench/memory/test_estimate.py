@@ -4,19 +4,22 @@ from itertools import pairwise
 
 import pytest
 from bench.small import small_architecture, small_workload
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guidefold.bench.choices import select
 from guidefold.bench.memory.architectures import load_architecture
 from guidefold.bench.memory.cases import CASES, LORA, REFERENCE, ArchitectureWorkload, Case
 from guidefold.bench.memory.estimate import Peak, estimate
 from guidefold.bench.memory.measure import measure
+from guidefold.bench.memory.memory_watch import MemoryWatch
+from guidefold.bench.memory.training import Training
 from guidefold.ground.errors import ConfigError, FailedError
 
 
 @pytest.mark.parametrize("case", [REFERENCE, LORA], ids=lambda case: case.name)
 def test_a_process_that_trains_takes_what_was_estimated(case: Case) -> None:
     """A mid-sized UNet on the CPU, the system's own high-water mark."""
-    workload = ArchitectureWorkload(small_architecture(128, 256, 512), batch=4, size=256)
+    workload = ArchitectureWorkload(small_architecture(64, 128, 256), batch=4, size=256)
     assert estimate(case, workload).peak_bytes == pytest.approx(
         measure(case, workload, "cpu").peak_bytes, rel=0.05
     )
@@ -79,11 +82,31 @@ def test_parts_add_up_to_the_peak(peaks: dict[str, Peak]) -> None:
         assert sum(peak.parts.values()) == peak.peak_bytes
 
 
-def test_no_rung_of_the_ladder_takes_more_than_the_one_below() -> None:
+@pytest.fixture(scope="module")
+def small_peaks() -> dict[str, int]:
+    """Every case's peak on a small UNet."""
     workload = small_workload()
-    peaks = [estimate(case, workload).peak_bytes for case in CASES[CASES.index(LORA) :]]
+    return {case.name: estimate(case, workload).peak_bytes for case in CASES}
+
+
+def test_no_rung_of_the_ladder_takes_more_than_the_one_below(small_peaks: dict[str, int]) -> None:
+    peaks = [small_peaks[case.name] for case in CASES[CASES.index(LORA) :]]
     assert all(above <= below for below, above in pairwise(peaks))
     assert peaks[-1] < peaks[0] / 2
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.optimizer == "adamw"], ids=lambda case: case.name
+)
+def test_what_does_not_exist_takes_as_much_as_what_does(
+    small_peaks: dict[str, int], case: Case
+) -> None:
+    """The same step over real tensors: another path through the same count."""
+    training, real = Training(case, small_workload()), MemoryWatch()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), real:
+        training.start("cpu", real.mark)
+        training.run()
+    assert small_peaks[case.name] == pytest.approx(real.peak_bytes, rel=1e-3)
 
 
 def test_a_process_that_fails_is_told_with_its_last_words() -> None:

@@ -81,10 +81,17 @@ def _peak(training: Training, device: torch.device) -> Peak:
 
 
 def _warm_up(device: torch.device) -> None:
-    """Load what torch loads at the first use of a kernel: it is no part of a training step."""
-    picture = torch.rand(1, 8, 16, 16, device=device, requires_grad=True)
+    """Load what torch loads at the first use of a kernel: it is no part of a training step.
+
+    The shapes are large enough for the kernels that keep buffers: on a CPU some 10 MiB.
+    """
+    picture = torch.rand(1, 64, 32, 32, device=device, requires_grad=True)
     layers = torch.nn.Sequential(
-        torch.nn.Conv2d(8, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Flatten(2)
+        torch.nn.Conv2d(64, 64, 3, padding=1),
+        torch.nn.GroupNorm(2, 64),
+        torch.nn.SiLU(),
+        torch.nn.Flatten(2),
+        torch.nn.Linear(32 * 32, 256),
     ).to(device)
     rows = layers(picture)
     loss = torch.nn.functional.scaled_dot_product_attention(rows, rows, rows).square().mean()
