@@ -5,9 +5,9 @@ single worker at the end. A file's name without its ending stands for it, in wha
 """
 
 SLOW = """
-    test_tutorial test_estimate test_main test_plan test_families test_distill test_verify
-    test_previews test_adapter_folder test_recorder test_export test_story test_distill_lean
-    test_memory_watch test_trials test_bench_command test_pack test_capture test_selective
+    test_tutorial test_estimate test_plan test_families test_recorder test_launch test_distill
+    test_verify test_previews test_export test_distill_lean test_adapter_folder test_story test_main
+    test_trials test_bench_command test_pack test_capture test_selective
     test_judge test_resume test_evaluate test_session test_stacking test_train_teacher
     test_denoisers test_report test_adapter test_student test_sample test_student_pipeline
     test_old_runs test_probe test_bundled_teacher test_speed_command test_calibrate
@@ -15,7 +15,7 @@ SLOW = """
     test_live test_dial_pictures test_picture_cache test_compare test_page test_dry_run
     test_guidance test_probe_checks test_checkpoints test_memory test_text_stage
     test_portable test_already_distilled test_denoiser_stage test_components test_optimizer
-    test_corruption test_trackers test_batches test_launch test_quiet test_prediction_check
+    test_corruption test_trackers test_batches test_quiet test_prediction_check
     test_weight_files test_single_file
 """.split()  # noqa: SIM905 - read as a line
 
