@@ -54,7 +54,7 @@ a pipeline: what works here works because the pipeline does what the others do.
 {works} classes of {families} families work ({outside} outside the zoo), {refused} are refused,
 {fails} fail, {untried} have not been tried.
 
-| pipeline | | passes a step | guidance | output map | adapter loads with |
+| pipeline | | passes per step | guidance | output map | adapter loads with |
 |---|---|---|---|---|---|
 """
 

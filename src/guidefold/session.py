@@ -71,6 +71,7 @@ class Session:
         complete: Whether the pipeline has all of its components.
         pristine: Whether the denoiser's weights are the teacher's.
         others_on_cpu: Whether all components but the denoiser wait on the CPU.
+        draws_pictures: False once the pipeline has returned something else, such as sound.
     """
 
     run: RunFolder
@@ -83,6 +84,7 @@ class Session:
     complete: bool = True
     pristine: bool = True
     others_on_cpu: bool = False
+    draws_pictures: bool = True
 
     def require(self, *, all_components: bool = True) -> None:
         """Make the pipeline ready for a verb, whatever earlier verbs did to it.

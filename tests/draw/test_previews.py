@@ -21,6 +21,7 @@ from guidefold.draw.draw import draw, picture_requests, picture_seeds
 from guidefold.draw.previews import Previews
 from guidefold.ground.progress import task
 from guidefold.pipeline.prompts import Prompt
+from guidefold.record.rounds import record
 from guidefold.run.files import read_json, write_record
 from guidefold.run.records import PreviewIndex
 from guidefold.run.settings import KINDS, Settings
@@ -126,6 +127,29 @@ def test_the_sheet_shows_the_kinds_from_left_to_right(run: tuple[Settings, Outco
         shown = sheet[44 + size + 6 :][:size, x : x + size]
         small = pixels(folder / f"{name}.png")
         assert (shown[:: size // len(small), :: size // len(small)] == small).all()
+
+
+def test_the_teacher_is_drawn_before_anything_is_recorded(
+    run: tuple[Settings, Outcome],
+    settings_for: Make,
+    tmp_path: Path,
+    guidances: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = settings_for("sd15", tmp_path, distill=DRAWN, evaluate=ONE_CALL)
+    record(settings)
+    said = capsys.readouterr().out
+    assert said.index("Pictures of the teacher") < said.index("Recording teacher states")
+    assert str(folder_of(settings) / "teacher-0.png") in said
+    assert files(settings).keys() == {"previews.json", "teacher-0.png", "teacher-1.png"}
+    assert guidances == [5.0]
+    finish(settings)
+    assert guidances == [5.0, 1.0, 1.0, 1.0, 1.0], "nothing is drawn twice"
+    drawn = files(run[0])
+    assert files(settings).keys() == drawn.keys()
+    without = settings_for("sd15", tmp_path / "none", distill={**DRAWN, "preview_prompts": 0})
+    record(without)
+    assert not folder_of(without).exists()
 
 
 @pytest.mark.parametrize("rounds", [["teacher"], ["teacher", "student"]])
@@ -251,7 +275,7 @@ def test_a_damaged_index_counts_as_none_so_that_previews_are_drawn_again(
     try:
         index.write_text(content)
         with open_session(settings) as session:
-            assert previews._indexed(index, PreviewIndex.model_validate_json(whole)) == ([], {})
+            assert previews._matching(index, PreviewIndex.model_validate_json(whole)) is None
             assert Previews(session, None).lacks(4)
     finally:
         index.write_text(whole)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from guidefold.ground import progress
-from guidefold.ground.progress import Stop, in_all, plural, stop_on_signals, task
+from guidefold.ground.progress import Stop, planned_steps, plural, stop_on_signals, task
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -87,19 +87,19 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(
     ]
 
 
-@pytest.mark.parametrize("steps", [7, 8, 5])  # as asked, PNDM's one more, fewer
-def test_a_piece_counts_as_planned_however_often_it_steps(steps: int) -> None:
+@pytest.mark.parametrize("steps", [7, 8, 5])  # as requested, PNDM's one more, fewer
+def test_work_counts_as_planned_however_many_steps_it_takes(steps: int) -> None:
     counts: list[int] = []
-    with in_all(14, counts.append) as told:
+    with planned_steps(14, counts.append) as told:
         for _ in range(steps):
             told(2)
         assert sum(counts) == min(2 * steps, 14)
     assert sum(counts) == 14
 
 
-def test_a_piece_that_failed_is_not_made_up_for() -> None:
+def test_the_steps_of_work_that_failed_are_not_added() -> None:
     counts: list[int] = []
-    with pytest.raises(KeyboardInterrupt), in_all(14, counts.append) as told:
+    with pytest.raises(KeyboardInterrupt), planned_steps(14, counts.append) as told:
         told()
         raise KeyboardInterrupt
     assert counts == [1]

@@ -125,7 +125,7 @@ def test_what_was_found_is_said_with_what_follows_from_it(findings: Findings) ->
         "pipeline": "SomePipeline, SomeScheduler, epsilon",
         "denoiser": "unet (SomeModel), weights 0123456789abcdef",
         "guidance": "guidance_scale, off at 1",
-        "passes a step": "2 with guidance, 1 without",
+        "passes per step": "2 with guidance, 1 without",
         "dial": "strength 0 = guidance 1, exact",
         "output map": "whole",
         "batches": "yes",
@@ -146,7 +146,7 @@ def test_what_was_found_is_said_with_what_follows_from_it(findings: Findings) ->
             "dial",
             "strength 0 = guidance 1, approximate: the target is not linear in the scale",
         ),
-        ({"passes_on": 3.0}, "passes a step", "3 with guidance, 1 without"),
+        ({"passes_on": 3.0}, "passes per step", "3 with guidance, 1 without"),
         ({"mixed_lengths": False}, "batches", "in training; recorded one prompt at a time"),
         ({"layout": None}, "batches", "no: recorded and trained one prompt at a time"),
         (

@@ -123,7 +123,7 @@ def examine(pipeline: DiffusionPipeline, argument: str = SCALE, **inputs: Any) -
     on = {**inputs, **scale_arguments(argument, 5.0, off)}
     plain = {**inputs, **scale_arguments(argument, off, off), **also}
     driven = drive(pipeline, on, [0], listened)
-    origin, linear = find_origin(pipeline, on, plain, argument, off, driven, listened, 0)
+    origin, linear, _ = find_origin(pipeline, on, plain, argument, off, driven, listened, 0)
     return Found(off, also, origin, linear, {step.rows for step in steps})
 
 

@@ -1,5 +1,6 @@
 """The probe: how a pipeline guides, and whether that can be folded."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from diffusers import DDIMScheduler, LTXLatentUpsamplePipeline
 from toys import Plain
 from zoo import UNFOLDABLE, WARNINGS, WIDE, ZOO
 from zoo.media import write_inputs
+from zoo.wan_family import ENTRIES as WAN
 
-from guidefold.ground.errors import CaptureError, ConfigError, UnfoldableError
-from guidefold.listen.findings import Findings
+from guidefold.ground.errors import CaptureError, ConfigError, PipelineError, UnfoldableError
+from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.output_map import OutputMap
 from guidefold.listen.probe import lora_loader, probe
 from guidefold.pipeline.already_distilled import signs_of_distillation
@@ -88,7 +90,7 @@ def test_what_else_adds_passes_is_found_and_switched_off_for_the_student_alone(b
 
 
 def test_passes_that_nothing_switches_off_are_refused() -> None:
-    with pytest.raises(UnfoldableError, match="still 2 passes in 2 calls a step"):
+    with pytest.raises(UnfoldableError, match="each step still makes 2 passes in 2 calls"):
         probe(Thrice(torch.nn.Linear(4, 4), DDIMScheduler()), {}, 5.0)
 
 
@@ -231,3 +233,39 @@ def test_a_start_from_a_picture_leaves_the_probe_a_step_at_its_default_strength(
         write_inputs(tmp_path / "in.jsonl", [row | dict(entry.inputs) for row in text])
     )
     assert probe(entry.build(), call, 5.0, rows=rows).passes_off == 1
+
+
+@pytest.mark.filterwarnings(*WARNINGS)
+def test_a_pipeline_whose_default_sizes_do_not_fit_is_refused_with_the_settings_to_give(
+    built: Any,
+) -> None:
+    call = {name: value for name, value in WAN["wan22"].call.items() if name == "num_frames"}
+    with pytest.raises(PipelineError, match="WanPipeline fails in its own call") as refused:
+        probe(built("wan22"), call, 5.0)
+    assert "set pipeline.call.height=NUMBER, pipeline.call.width=NUMBER" in refused.value.remedy
+
+
+@pytest.mark.filterwarnings(*WARNINGS)
+def test_a_second_scale_that_the_call_sets_makes_the_dial_approximate(built: Any) -> None:
+    """Wan 2.2: the second denoiser is then guided by it, whatever guidance_scale is."""
+    pipeline, call = built("wan22"), dict(WAN["wan22"].call)
+    negative = call.pop("negative_prompt", None)
+    plain = probe(pipeline, call, 5.0, negative)
+    assert (plain.linear, plain.fixed) == (True, ())
+    findings = probe(pipeline, {**call, "guidance_scale_2": 3.0}, 5.0, negative)
+    assert findings.fixed == ("transformer_2",)
+    assert (findings.linear, findings.origin) == (False, 1.0)
+    dial = next(line for line in describe_findings(findings) if line.startswith("dial"))
+    assert "the guidance of transformer_2 does not follow guidance_scale" in dial
+    assert Findings.from_json(json.loads(json.dumps(findings.to_json()))) == findings
+    older = {name: value for name, value in findings.to_json().items() if name != "fixed"}
+    assert Findings.from_json(older).fixed == ()
+
+
+def test_a_probe_says_at_once_what_it_does_and_counts_its_stages(
+    built: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(built("sd15"), "sd15")
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "Probing the pipeline 0/5, a few steps with guidance_scale=5"
+    assert last.startswith("Probing the pipeline 5/5, took ")

@@ -282,6 +282,17 @@ def record(folder: Path, recording: Any, **options: Any) -> int:
     return record_round(folder, "teacher", plans, recorder, **options)
 
 
+def test_the_first_batch_tells_what_the_whole_round_will_take(
+    tmp_path: Path, recording: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path, recording)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("To record")]
+    assert line.startswith("To record 6 trajectories: about ")
+    assert "on disk, peak memory so far" in line
+    record(tmp_path, recording)
+    assert "To record" not in capsys.readouterr().out
+
+
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     """Manifest lines in the order of their plans, without how long each took."""
     lines = sorted(read_lines(folder / LINES), key=lambda line: line["index"])

@@ -32,7 +32,9 @@ def test_a_student_round_after_the_teachers_weights_are_gone_is_refused_by_name(
 ) -> None:
     rounds = 'record.rounds=["teacher", "student"]'
     said = complaint(toml, rounds, f"distill.frozen_weights={storage}")
-    assert said.startswith(f"{toml}: distill.frozen_weights: '{storage}' leaves no whole teacher")
+    assert said.startswith(
+        f"{toml}: distill.frozen_weights: '{storage}' changes the teacher's weights"
+    )
     assert "record.rounds is ['teacher', 'student']" in said
     assert "set distill.frozen_weights=same" in said
     load_settings(toml, [rounds])

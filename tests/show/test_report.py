@@ -35,11 +35,12 @@ from PIL import Image, ImageColor
 from guidefold.ground.errors import CorruptFileError, RunError
 from guidefold.ground.progress import evenly_chosen
 from guidefold.run.config import dump_toml, load_settings
+from guidefold.run.costs import readable_duration
 from guidefold.run.files import append_line, read_json
 from guidefold.run.folder import RunFolder
 from guidefold.run.paths import without_paths
 from guidefold.run.settings import KINDS
-from guidefold.show.report import _duration, _smooth, gather, render, report
+from guidefold.show.report import _smooth, gather, render, report
 from guidefold.show.report_pictures import LARGEST, MANY, SHOWN_STEPS
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-0.1.0"
@@ -627,7 +628,7 @@ def test_before_measuring_residual_guidance_is_the_last_validations(tmp_path: Pa
     ],
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
-    assert _duration(seconds) == said
+    assert readable_duration(seconds) == said
 
 
 def test_of_many_previews_some_are_shown_from_the_first_to_the_last() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from guidefold.draw.pictures import Drawn, Picture
-from guidefold.ground import InputError, derive_seed, in_all
+from guidefold.ground import InputError, derive_seed, planned_steps
 from guidefold.listen import Listener, run, run_inputs
 from guidefold.pipeline import Prompt
 from guidefold.run import Kind
@@ -114,7 +114,7 @@ def draw(
         prompts = [request.prompt for request in batch]
         inputs = run_inputs(session.pipeline, findings, settings.pipeline, prompts, guidance, steps)
         with (
-            in_all(steps * len(batch), on_step) as count,
+            planned_steps(steps * len(batch), on_step) as count,
             Listener(
                 session.pipeline, session.denoisers, on_step=partial(count, len(batch))
             ) as listener,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 from guidefold.draw.draw import PictureRequest, picture_requests, picture_seeds
 from guidefold.draw.picture_cache import PictureCache
 from guidefold.draw.pictures import Drawn, Picture, grid, png, read_picture
-from guidefold.ground import CorruptFileError, InputError, Task, console
+from guidefold.ground import CorruptFileError, InputError, Task, console, task
 from guidefold.lora import Adapter
 from guidefold.run import PreviewIndex, sha256, write_bytes, write_record
 from guidefold.session import Session
+
+Result = TypeVar("Result")
 
 
 class Previews(PictureCache[Path]):
@@ -20,23 +23,25 @@ class Previews(PictureCache[Path]):
 
     The pipeline in training draws them, so they show the student on its frozen weights as stored.
     Drawing leaves pipeline, adapter and randomness unchanged. The teacher's pictures are drawn
-    once, the student's at every due step.
+    once, before anything is recorded; the student's at every due step.
 
     Args:
         session: The run's session; its first held-out prompts are drawn.
-        adapter: The adapter in training.
+        adapter: The adapter in training; None before one is attached, where the teacher alone can
+            be drawn.
 
     Attributes:
         steps: The training steps that the folder's index lists.
         digests: The SHA-256 of each picture, by its name.
     """
 
-    def __init__(self, session: Session, adapter: Adapter) -> None:
+    def __init__(self, session: Session, adapter: Adapter | None) -> None:
         super().__init__(session)
         self.adapter = adapter
         self.folder, self.index = session.run.previews, session.run.preview_index
         settings = session.settings
-        self.prompts = session.held_out[: settings.distill.preview_prompts]
+        count = settings.distill.preview_prompts if session.draws_pictures else 0
+        self.prompts = session.held_out[:count]
         self.empty_index = PreviewIndex(
             prompts=[prompt.key for prompt in self.prompts],
             seeds=picture_seeds(settings.seed, len(self.prompts)),
@@ -44,10 +49,12 @@ class Previews(PictureCache[Path]):
             denoising_steps=settings.evaluate.steps,
             steps=[],
         )
-        self.steps, self.digests = _indexed(self.index, self.empty_index)
-        if self.steps:
+        stored = _matching(self.index, self.empty_index)
+        self.steps = stored.steps if stored else []
+        self.digests = dict(stored.sha256) if stored else {}
+        if stored:
             files = [self.key(request) for column in self._teacher_requests() for request in column]
-            self.kept = dict(zip(files, files, strict=True))
+            self.kept = {path: path for path in files if self._is_intact(path)}
 
     def key(self, request: PictureRequest) -> Path:
         """The picture's file; the folder's index holds what all pictures depend on."""
@@ -63,6 +70,10 @@ class Previews(PictureCache[Path]):
         write_bytes(path, data)
         self.digests[path.name] = sha256(path)
 
+    def _write_index(self) -> None:
+        drawn = {"steps": self.steps, "sha256": dict(sorted(self.digests.items()))}
+        write_record(self.index, {**self.empty_index.to_json(), **drawn})
+
     def _is_intact(self, path: Path) -> bool:
         return path.exists() and self.digests.get(path.name, "") in ("", sha256(path))
 
@@ -74,6 +85,8 @@ class Previews(PictureCache[Path]):
 
     def adapter_at(self, strength: float | None) -> AbstractContextManager[None]:
         """Switch the adapter in training on for the student, and off for the teacher."""
+        if self.adapter is None:
+            return nullcontext()
         if strength is None:
             return self.adapter.teacher_mode()
         return self.adapter.student_mode(strength, train=False)
@@ -120,9 +133,25 @@ class Previews(PictureCache[Path]):
         write_bytes(self.folder / f"step-{step:06d}.png", png(sheet, facts))
         # Later steps are of a training that went back to an older checkpoint: they come again.
         self.steps = [*(s for s in self.steps if s < step), step]
-        drawn = {"steps": self.steps, "sha256": dict(sorted(self.digests.items()))}
-        write_record(self.index, {**self.empty_index.to_json(), **drawn})
+        self._write_index()
         return sheet
+
+    def draw_first(self) -> None:
+        """Draw the guided teacher before anything is recorded, and print where the pictures are.
+
+        A wrong base, precision or call is seen in them at once.
+        """
+        guided, _ = self._teacher_requests()
+        if not self.missing(guided):
+            return
+        total = len(guided) * self.session.settings.evaluate.steps
+        with task("Drawing the teacher, denoising steps", total) as progress:
+            drawn = self._attempt(lambda: self.fetch(guided, progress.advance))
+        if drawn is None:
+            return
+        self._write_index()
+        files = " ".join(str(path) for path in drawn)
+        console.print(f"Pictures of the teacher, to look at first: {files}", markup=False)
 
     def draw_teacher(self, progress: Task) -> None:
         """Draw the teacher's pictures ahead, while its weights are still in full precision.
@@ -139,14 +168,22 @@ class Previews(PictureCache[Path]):
             step: The student's training step; None leaves the student out.
             progress: Advances with every denoising step.
         """
+
+        def draw_all() -> list[list[Picture]]:
+            files = [self.fetch(c, progress.advance) for c in self._teacher_requests()]
+            columns = [[read_picture(path) for path in column] for column in files]
+            return columns if step is None else [*columns, self._draw_student(step, progress)]
+
+        return self._attempt(draw_all)
+
+    def _attempt(self, draw: Callable[[], Result]) -> Result | None:
+        """Draw; None, with one message for the whole run, where the pipeline draws no pictures."""
         try:
             with self.session.all_on_device():
-                files = [self.fetch(c, progress.advance) for c in self._teacher_requests()]
-                columns = [[read_picture(path) for path in column] for column in files]
-                return columns if step is None else [*columns, self._draw_student(step, progress)]
+                return draw()
         except (InputError, ValueError) as error:  # diffusers: ValueError, unknown output type
             console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
-            self.prompts = []
+            self.prompts, self.session.draws_pictures = [], False
             return None
 
     def _draw_student(self, step: int, progress: Task) -> list[Picture]:
@@ -163,17 +200,17 @@ class Previews(PictureCache[Path]):
         return [teacher, picture_requests(self.session, "unguided", self.prompts)]
 
 
-def _indexed(index: Path, expected: PreviewIndex) -> tuple[list[int], dict[str, str]]:
-    """The training steps that an index lists, and its pictures' digests.
+def _matching(index: Path, expected: PreviewIndex) -> PreviewIndex | None:
+    """The content of an index.
 
-    Empty where the index is damaged, or belongs to other prompts, seeds, guidance or strength:
+    None where it is missing or damaged, or belongs to other prompts, seeds, guidance or strength:
     then all pictures are drawn again.
     """
     try:
         stored = PreviewIndex.read(index)
     except CorruptFileError:
-        return [], {}
+        return None
     drawn = {"steps": expected.steps, "sha256": expected.sha256}
     if stored is None or stored.model_copy(update=drawn) != expected:
-        return [], {}
-    return stored.steps, stored.sha256
+        return None
+    return stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -29,7 +30,7 @@ SPEED_SECONDS = 300.0  # long enough for what happens now and then to count in t
 
 
 class Stop:
-    """Whether somebody asked to stop, and with which signal."""
+    """Whether a signal to stop has arrived, and which one."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -42,7 +43,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """Work ended early, on request, with everything saved.
 
     Args:
-        signal_number: The signal that asked.
+        signal_number: The signal that stopped it.
         message: What was saved, and how to go on.
     """
 
@@ -79,7 +80,7 @@ class Task:
     def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
         self._title, self._total, self._done, self._bar = title, total, done, bar
         self._start, self._first = time.monotonic(), done
-        self._last = self._start
+        self._last, self._noted = self._start, False
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -91,6 +92,13 @@ class Task:
             self._last = time.monotonic()
             console.print(self._line(note))
 
+    def note(self, text: str) -> None:
+        """Show the work that begins now; without a terminal, the first at once."""
+        if self._bar is None and not self._noted:
+            self._last = -math.inf
+        self._noted = True
+        self.advance(0, text)
+
     def aside(self, title: str, total: int) -> Task:
         """Work between two counts: shown as a note beside this task, and not counted."""
         return _Aside(self, title, total)
@@ -98,9 +106,9 @@ class Task:
     def _line(self, note: str) -> str:
         elapsed = time.monotonic() - self._start
         rate = (self._done - self._first) / elapsed if elapsed else 0.0
-        left = (self._total - self._done) / rate if rate else 0.0
-        ending = f"took {_clock(elapsed)}" if self._done >= self._total else f"{_clock(left)} left"
-        return f"{self._title} {self._done}/{self._total}, {ending}{', ' if note else ''}{note}"
+        left = f"{_clock((self._total - self._done) / rate)} left" if rate else ""
+        ending = f"took {_clock(elapsed)}" if self._done >= self._total else left
+        return ", ".join(filter(None, [f"{self._title} {self._done}/{self._total}", ending, note]))
 
 
 class _Aside(Task):
@@ -116,29 +124,29 @@ class _Aside(Task):
 
 
 @contextmanager
-def in_all(total: int, advance: Callable[[int], None]) -> Iterator[Callable[..., None]]:
-    """Count a piece of work as planned, however often it is told of.
+def planned_steps(total: int, advance: Callable[[int], None]) -> Iterator[Callable[..., None]]:
+    """Count a piece of work as so many steps, however many it really takes.
 
-    Some solvers step more often than they are asked to (PNDM: once), some pipelines less.
+    Some solvers take more steps than were requested (PNDM: one), some pipelines fewer.
 
     Args:
-        total: What the piece counts for; its end makes up for what is missing.
-        advance: Told of it.
+        total: The planned steps. Further steps are not counted; missing ones are added at the end.
+        advance: Called with every number of counted steps.
 
     Yields:
-        What to tell of each step: a count, 1 by default.
+        A function to call at each step, with a number of steps; 1 by default.
     """
-    told = 0
+    counted = 0
 
-    def tell(count: int = 1) -> None:
-        nonlocal told
-        more = min(count, total - told)
+    def count(steps: int = 1) -> None:
+        nonlocal counted
+        more = min(steps, total - counted)
         if more > 0:
-            told += more
+            counted += more
             advance(more)
 
-    yield tell
-    tell(total)
+    yield count
+    count(total)
 
 
 @contextmanager
@@ -170,9 +178,15 @@ def task(title: str, total: int, done: int = 0) -> Iterator[Task]:
         yield Task(title, total, done, bar)
 
 
-def plural(count: int, noun: str) -> str:
-    """A count with its noun: ``'1 prompt'``, ``'2 prompts'``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: float, noun: str, several: str | None = None) -> str:
+    """A count with its noun: ``'1 prompt'``, ``'2 prompts'``.
+
+    Args:
+        count: The count.
+        noun: The noun in the singular.
+        several: Its plural; None appends an s.
+    """
+    return f"{count:.15g} {noun if count == 1 else several or f'{noun}s'}"
 
 
 def evenly_chosen(items: Sequence[Item], most: int) -> list[Item]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from guidefold.ground import Task, in_all
+from guidefold.ground import Task, planned_steps
 from guidefold.judge.trained_weights import StudentWeights
 from guidefold.listen import Step, drive, fit_rows, follow, run_inputs
 from guidefold.pipeline import Prompt
@@ -61,7 +61,7 @@ def _trajectory_errors(
     def visit(inputs: dict[str, Any], states: Sequence[Step] | None = None) -> list[Step]:
         """Run the pipeline along given states; None lets it choose its own."""
         call = pipeline, inputs, [seed], session.denoisers
-        with in_all(steps, progress.advance) as on_step:
+        with planned_steps(steps, progress.advance) as on_step:
             if states is None:
                 return drive(*call, on_step=on_step)
             return follow(*call, states, on_step=on_step)

@@ -62,6 +62,7 @@ class Findings:
         left_out: The number of linear layers and convolutions that it cannot adapt.
         zero_terminal_snr: Whether the noise schedule ends in noise alone; None in files of versions
             that did not record it.
+        fixed: The denoisers whose guidance does not follow the guidance argument.
     """
 
     pipeline: str
@@ -84,6 +85,7 @@ class Findings:
     targets: dict[str, int]
     left_out: int
     zero_terminal_snr: bool | None = None
+    fixed: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> str:
@@ -100,6 +102,16 @@ class Findings:
             )
         return self.denoisers[0]
 
+    @property
+    def fixed_scale(self) -> str:
+        """Which denoisers' guidance does not follow the dial, in words; empty where all do."""
+        if not self.fixed:
+            return ""
+        return (
+            f"the guidance of {' and '.join(self.fixed)} does not follow {self.guidance_argument}, "
+            "since another argument of the call sets it"
+        )
+
     def scale_arguments(self, guidance: float) -> dict[str, Any]:
         """Call arguments that set a guidance scale; for ``off``, all that the student needs."""
         also = self.also_off if guidance == self.off else {}
@@ -109,6 +121,8 @@ class Findings:
         """As JSON."""
         values = {**asdict(self), "denoisers": list(self.denoisers)}
         values["output_map"] = self.output_map.to_json()
+        fixed = values.pop("fixed")  # written only where there are any, for older readers
+        values |= {"fixed": list(fixed)} if fixed else {}
         return {FILE_KEYS.get(name, name): value for name, value in values.items()}
 
     @staticmethod
@@ -122,6 +136,7 @@ class Findings:
             parts = {
                 "output_map": OutputMap.from_json(values["output_map"]),
                 "denoisers": tuple(values["denoisers"]),
+                "fixed": tuple(values.get("fixed", ())),
             }
             names = {key: name for name, key in FILE_KEYS.items()}
             return Findings(**{names.get(n, n): v for n, v in values.items()} | parts)
@@ -150,6 +165,8 @@ def describe_findings(findings: Findings) -> list[str]:
     """Findings for people: one line per fact, and the share of passes that folding saves."""
     also = "".join(f", {name}={value:g}" for name, value in findings.also_off.items())
     exact = "exact" if findings.linear else "approximate: the target is not linear in the scale"
+    if findings.fixed:
+        exact = f"approximate: {findings.fixed_scale}"
     layers = ", ".join(f"{preset} {count}" for preset, count in findings.targets.items())
     out = f"; {findings.left_out} others cannot be wrapped" if findings.left_out else ""
     batches = "yes" if findings.mixed_lengths else "in training; recorded one prompt at a time"
@@ -160,7 +177,7 @@ def describe_findings(findings: Findings) -> list[str]:
         "denoiser": f"{' and '.join(findings.denoisers)} ({findings.denoiser_class}), "
         f"weights {findings.fingerprint}",
         "guidance": f"{findings.guidance_argument}, off at {findings.off:g}{also}",
-        "passes a step": f"{findings.passes_on:g} with guidance, {findings.passes_off:g} without",
+        "passes per step": f"{findings.passes_on:g} with guidance, {findings.passes_off:g} without",
         "dial": f"strength 0 = guidance {findings.origin:g}, {exact}",
         "output map": str(findings.output_map),
         "batches": batches,

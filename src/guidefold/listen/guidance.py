@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -115,6 +115,50 @@ def _switch_together(
     return also, steps
 
 
+class Scaling(NamedTuple):
+    """How a pipeline's guidance follows its scale.
+
+    Attributes:
+        origin: The scale at which guidance is zero.
+        linear: Whether guidance is linear in the scale, at every denoiser.
+        fixed: The denoisers whose guidance does not follow the scale.
+    """
+
+    origin: float
+    linear: bool
+    fixed: tuple[str, ...] = ()
+
+
+class Change(NamedTuple):
+    """What guidance changes at a step, at the full scale and at the half.
+
+    Attributes:
+        denoiser: The denoiser that was called.
+        whole: The change at the full scale.
+        half: The change halfway to ``off``.
+    """
+
+    denoiser: str
+    whole: torch.Tensor
+    half: torch.Tensor
+
+    @property
+    def size(self) -> float:
+        """The squared length of the change."""
+        return float(self.whole.square().sum())
+
+    @property
+    def ratio(self) -> float:
+        """The half's part along the whole, in lengths of the whole."""
+        return float((self.half * self.whole).sum()) / self.size
+
+    @property
+    def bent(self) -> float:
+        """The share of the half's squared length that is not parallel to the whole."""
+        off_line = float((self.half - self.ratio * self.whole).square().sum())
+        return off_line / max(float(self.half.square().sum()), 1e-12)
+
+
 def find_origin(
     pipeline: DiffusionPipeline,
     on: Mapping[str, Any],
@@ -124,7 +168,7 @@ def find_origin(
     driven: Sequence[Step],
     listened: Mapping[str, nn.Module],
     seed: int,
-) -> tuple[float, bool]:
+) -> Scaling:
     """Find the scale at which guidance is zero, and whether guidance is linear in the scale.
 
     Let ``d(g) = target(g) - unguided`` at the states of a guided run, at the step where it is
@@ -135,7 +179,8 @@ def find_origin(
         origin = (h - ratio g) / (1 - ratio)
 
     The part of ``d(h)`` that is not parallel to ``d(g)`` shows guidance that is not linear
-    (rescaled or normalised guidance).
+    (rescaled or normalised guidance). A denoiser with ``d(h) = d(g)`` is guided by another scale,
+    which the call sets (``guidance_scale_2``).
 
     Args:
         pipeline: The pipeline.
@@ -148,7 +193,7 @@ def find_origin(
         seed: The seed of the guided run.
 
     Returns:
-        ``(origin, linear)``; the origin is ``off`` if guidance is not linear.
+        The scaling; its origin is ``off`` if guidance is not linear.
 
     Raises:
         UnfoldableError: Guidance changes nothing.
@@ -157,22 +202,34 @@ def find_origin(
     h = off + (g - off) / 2
     half = follow(pipeline, {**on, **scale_arguments(argument, h, off)}, [seed], listened, driven)
     plain = follow(pipeline, unguided, [seed], listened, driven)
-    changes = [
-        (_change(at_g, without), _change(at_h, without))
-        for at_g, at_h, without in zip(driven, half, plain, strict=True)
-    ]
-    d_g, d_h = max(changes, key=lambda pair: float(pair[0].square().sum()))
-    size = float(d_g.square().sum())
-    if not size:
+    largest = _largest_changes(driven, half, plain)
+    if not largest:
         raise UnfoldableError(
             f"{type(pipeline).__name__}: guidance changes nothing: the model output is the same at "
             f"{argument}={g:g} and in one pass",
             "Its prompt and its negative prompt may say the same.",
         )
-    ratio = float((d_h * d_g).sum()) / size
-    bent = float((d_h - ratio * d_g).square().sum()) / max(float(d_h.square().sum()), 1e-12)
-    origin = (h - ratio * g) / (1 - ratio) if ratio != 1 else float("inf")
-    return _known_origin(origin, g, off) if bent <= STRAIGHT else (off, False)
+    same = [name for name, change in largest.items() if abs(1 - change.ratio) < NEAR]
+    fixed = tuple(same) if len(same) < len(largest) else ()  # normalised guidance changes as little
+    following = [change for name, change in largest.items() if name not in fixed]
+    change = max(following, key=lambda change: change.size)
+    if change.bent > STRAIGHT or change.ratio == 1:
+        return Scaling(off, False, fixed)
+    origin, linear = _known_origin((h - change.ratio * g) / (1 - change.ratio), g, off)
+    return Scaling(origin, linear and not fixed, fixed)
+
+
+def _largest_changes(
+    driven: Sequence[Step], half: Sequence[Step], plain: Sequence[Step]
+) -> dict[str, Change]:
+    """The largest change of each denoiser; none of one whose output guidance does not change."""
+    largest: dict[str, Change] = {}
+    for at_g, at_h, without in zip(driven, half, plain, strict=True):
+        name = at_g.calls[-1].denoiser if at_g.calls else ""
+        change = Change(name, _change(at_g, without), _change(at_h, without))
+        if change.size > (largest[name].size if name in largest else 0.0):
+            largest[name] = change
+    return largest
 
 
 def _known_origin(origin: float, g: float, off: float) -> tuple[float, bool]:

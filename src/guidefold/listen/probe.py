@@ -13,10 +13,13 @@ from guidefold.ground import (
     CallError,
     GuidefoldError,
     PipelineError,
+    Task,
     UnfoldableError,
     compat,
     console,
     out_of_memory,
+    plural,
+    task,
 )
 from guidefold.listen.arguments import Layout, Tree, find_layout
 from guidefold.listen.call import (
@@ -60,8 +63,10 @@ from guidefold.pipeline import (
     unwrap,
     zero_terminal_snr,
 )
+from guidefold.run import SIZES
 
 LONGER = "an old black and white photograph of a cat that sleeps on a chair beside the window"
+STAGES = 5  # of a probe, each one or more runs of the pipeline
 MORE_STEPS = 10  # for a second denoiser, which may take over only later
 
 
@@ -98,7 +103,10 @@ def probe(
             "Fold the pipeline that makes the latents it works on.",
         )
     check_tokenizers(pipeline)
-    return _Probe(pipeline, call, guidance, negative_prompt, rows).find(guided_share)
+    with task("Probing the pipeline", STAGES) as progress:
+        found = _Probe(pipeline, call, guidance, negative_prompt, rows, progress).find(guided_share)
+        progress.advance()
+        return found
 
 
 @dataclass
@@ -110,6 +118,7 @@ class _Probe:
     guidance: float
     negative_prompt: str | None
     rows: Sequence[Prompt]
+    progress: Task
 
     def find(self, guided_share: float) -> Findings:
         pipeline = self.pipeline
@@ -121,6 +130,7 @@ class _Probe:
         if not names:
             raise UnfoldableError(f"{type(pipeline).__name__}: no denoiser is called at its steps")
         self.listened = denoisers(pipeline, names)
+        self._next("guidance off")
         off, also_off, unguided = find_off(pipeline, inputs, argument, self.listened, SEED)
         on = {**inputs, **scale_arguments(argument, self.guidance, off)}
         student = {**inputs, **scale_arguments(argument, off, off), **also_off}
@@ -132,14 +142,17 @@ class _Probe:
         if guided_share < 1:
             ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
             check_guidance_ends(pipeline, on | ending, argument, off, self.listened)
-        origin, linear = find_origin(
+        self._next("another guidance scale")
+        origin, linear, fixed = find_origin(
             pipeline, on, student, argument, off, guided, self.listened, SEED
         )
+        self._next("the denoiser's arguments and output")
         self.stub = RandomStub(SEED)
         dry = follow_stubbed(pipeline, student, [SEED], self.listened, unguided, self.stub)
         denoiser = as_one_module(self.listened)
         with watched(candidates(denoiser, "all")) as reasons:
             check_output(denoiser, dry, unguided)
+        self._next("several prompts in one call")
         first = fullest(dry.arguments)
         if other is not None:
             check_prompts_differ(pipeline, names[0], first, self._arguments(student, [other]))
@@ -164,7 +177,13 @@ class _Probe:
             loader=lora_loader(pipeline, names),
             targets=count_targets(denoiser, reasons),
             left_out=sum(map(bool, reasons.values())),
+            fixed=fixed,
         )
+
+    def _next(self, work: str) -> None:
+        """Count a stage as done, and name the next one."""
+        self.progress.advance()
+        self.progress.note(work)
 
     def _prompts(self) -> tuple[Prompt, Prompt | None, Prompt | None]:
         """A prompt, another and a longer one; if the user gave rows, the first two of these."""
@@ -179,6 +198,7 @@ class _Probe:
 
         If a component of the denoiser's class was not called, the run is repeated with more steps.
         """
+        self.progress.note(f"a few steps with {argument}={self.guidance:g}")
         given = call_inputs(self.pipeline, [prompt], self.call, self.negative_prompt)
         every = modules(self.pipeline)
         steps: list[Step] = []
@@ -259,9 +279,18 @@ def first_run(
         reason = str(error).strip().splitlines() or [""]
         raise PipelineError(
             f"{type(pipeline).__name__} fails in its own call: {type(error).__name__}: {reason[0]}",
-            "It was called as users call it, up to its last latents. Its code may be older than "
-            "the installed libraries, or an input may have another form than it expects.",
+            f"{_size_hint(pipeline, inputs)}Otherwise its code may be older than the installed "
+            "libraries, or an input may have another form than it expects.",
         ) from error
+
+
+def _size_hint(pipeline: DiffusionPipeline, inputs: Mapping[str, Any]) -> str:
+    """A remedy where the call leaves sizes at the pipeline's defaults; empty where it does not."""
+    missing = [name for name in SIZES if name in parameters_of(pipeline) and name not in inputs]
+    if not missing:
+        return ""
+    names = ", ".join(f"pipeline.call.{name}=NUMBER" for name in missing)
+    return f"Its default sizes may not fit its components: set {names}. "
 
 
 def _passes(steps: Sequence[Step], names: Sequence[str]) -> float:
@@ -282,16 +311,16 @@ def _check_fewer(
     passes_off, name = passes_of(unguided), type(pipeline).__name__
     if passes_on <= passes_off:
         raise UnfoldableError(
-            f"{name}: {passes_on:g} passes a step with {argument}={guidance:g}, "
+            f"{name}: {plural(passes_on, 'pass', 'passes')} per step with {argument}={guidance:g}, "
             f"{passes_off:g} with {argument}={off:g}: there is no second pass to fold away",
-            "Its guidance is already distilled, or is switched by another argument; true CFG needs "
+            "Its guidance is already distilled, or another argument switches it on; true CFG needs "
             "pipeline.negative_prompt.",
         )
     if passes_off > 1:
         raise UnfoldableError(
-            f"{name}: still {passes_off:g} passes in {calls} calls a step with guidance off "
-            f"({argument}={off:g})",
-            "Switch off what else adds passes under [pipeline.call].",
+            f"{name}: with guidance off ({argument}={off:g}) each step still makes {passes_off:g} "
+            f"passes in {plural(calls, 'call')}",
+            "Under [pipeline.call], switch off the other arguments that add passes.",
         )
 
 

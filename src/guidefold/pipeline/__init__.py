@@ -10,6 +10,7 @@ from guidefold.pipeline.device import offload, resolve_device
 from guidefold.pipeline.index import check_folder
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.media import Media, open_media
+from guidefold.pipeline.memory import peak_memory
 from guidefold.pipeline.noise_schedule import (
     open_scheduler,
     prediction_type,
@@ -53,6 +54,7 @@ __all__ = [
     "open_media",
     "open_pipeline",
     "open_scheduler",
+    "peak_memory",
     "pipeline_class",
     "pipeline_identity",
     "prediction_type",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,8 +18,10 @@ from guidefold.ground import (
     Stop,
     Stopped,
     UnfoldableError,
+    console,
     derive_seed,
     generator,
+    plural,
     task,
 )
 from guidefold.listen import (
@@ -35,10 +38,17 @@ from guidefold.listen import (
     unpack,
 )
 from guidefold.lora import Adapter, Dial
-from guidefold.pipeline import Prompt, denoisers
+from guidefold.pipeline import Prompt, denoisers, peak_memory
 from guidefold.record.plans import Plan, kept_indices
 from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
-from guidefold.run import LINES, StateSource, TrajectoryLine, append_line, readable_size
+from guidefold.run import (
+    LINES,
+    StateSource,
+    TrajectoryLine,
+    append_line,
+    describe_costs,
+    readable_size,
+)
 
 Inputs = Callable[[Sequence[Prompt], float, int], dict[str, Any]]
 
@@ -85,7 +95,8 @@ def record_round(
                 )
             before, start = len(done), time.perf_counter()
             recorded = recorder.record(source, batch)
-            seconds = round((time.perf_counter() - start) / len(batch), 4)
+            took = time.perf_counter() - start
+            seconds = round(took / len(batch), 4)
             for plan, states in recorded:
                 if plan.index in done:
                     continue
@@ -97,6 +108,9 @@ def record_round(
                 done.add(plan.index)
             note = readable_size(sum(line.size for line in lines))
             progress.advance(len(done) - before, note)
+            if batch is missing[0] and len(missing) > 1:
+                size = sum(line.size for line in lines[-len(batch) :]) / len(batch)
+                _print_costs(folder, recorder.pipeline.device, missing, took, size)
     return sum(line.size for line in lines)
 
 
@@ -295,6 +309,26 @@ def _line(
         **entry,
         seconds=seconds,
     )
+
+
+def _print_costs(
+    folder: Path, device: Any, missing: Sequence[Sequence[Plan]], seconds: float, size: float
+) -> None:
+    """Print what recording will take, by its first batch.
+
+    Args:
+        folder: The round's folder.
+        device: The pipeline's.
+        missing: All batches, the recorded one first.
+        seconds: Time of the first batch.
+        size: Bytes of one of its trajectories.
+    """
+    first, *_ = steps = [sum(plan.steps for plan in batch) for batch in missing]
+    count, peak = sum(map(len, missing)), peak_memory(torch.device(device))
+    costs = describe_costs(seconds * sum(steps) / first, size * count, peak)
+    console.print(f"To record {plural(count, 'trajectory', 'trajectories')}: {costs}.")
+    if (free := shutil.disk_usage(folder).free) < size * count:
+        console.print(f"Beware: {readable_size(free)} are free in {folder}.", markup=False)
 
 
 def _check_line(

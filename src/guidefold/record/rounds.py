@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from guidefold.draw import Previews
 from guidefold.ground import Stop, console, plural, stop_on_signals
 from guidefold.listen import Findings, run_inputs
 from guidefold.lora import Adapter, Dial
@@ -88,6 +89,8 @@ def fill_round(
     folder = session.run.round(number)
     if number == 0 and not (folder / LINES).exists():
         _announce(session)
+        if shard[0] == 1:
+            Previews(session, None).draw_first()
     record_round(folder, source, batches, recorder, stop, shard)
 
 
@@ -140,6 +143,12 @@ def _announce(session: Session) -> None:
         console.print(
             "Beware: rows bring a negative_prompt of their own. The teacher obeys it, the student "
             "never sees it and learns an average; pipeline.negative_prompt folds one for all."
+        )
+    if fixed := session.findings.fixed_scale:
+        console.print(
+            f"Beware: the dial is approximate: {fixed}. Leave that argument out of pipeline.call "
+            "to fold every denoiser's guidance at one scale.",
+            markup=False,
         )
     for sign in signs_of_distillation(session.pipeline):
         console.print(f"Beware: the base may be distilled already. {sign}.", markup=False)

@@ -13,6 +13,7 @@ from guidefold.run.config import (
     make_settings,
     presets,
 )
+from guidefold.run.costs import MEMORY, describe_costs, readable_duration
 from guidefold.run.files import (
     LINE_REMEDY,
     MANIFEST,
@@ -83,6 +84,7 @@ from guidefold.run.records import (
 )
 from guidefold.run.settings import (
     KINDS,
+    SIZES,
     DistillSettings,
     Format,
     Kind,
@@ -115,9 +117,11 @@ __all__ = [
     "LINES",
     "LINE_REMEDY",
     "MANIFEST",
+    "MEMORY",
     "METADATA",
     "METADATA_KEY",
     "PATHS",
+    "SIZES",
     "CheckpointState",
     "DistillSettings",
     "Format",
@@ -160,6 +164,7 @@ __all__ = [
     "check_same",
     "check_source",
     "count_lines",
+    "describe_costs",
     "dump_toml",
     "ensure_folder",
     "find_config",
@@ -187,6 +192,7 @@ __all__ = [
     "read_safetensors",
     "read_tensors",
     "read_trajectories",
+    "readable_duration",
     "readable_size",
     "require_run",
     "restore_folder",

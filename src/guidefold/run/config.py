@@ -102,7 +102,7 @@ def make_settings(
     """
     origins = {_apply(values, override): _named(override) for override in overrides}
     if too_deep(values):  # by dots in the name of an override
-        raise ConfigError(f"{where}: settings within each other beyond all measure", HINT)
+        raise ConfigError(f"{where}: settings are nested too deeply", HINT)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -81,19 +81,19 @@ class Section(BaseModel):
 
 
 class PipelineSettings(Section):
-    """Which pipeline, and how it is called.
+    """The pipeline, and the arguments of its call.
 
     Attributes:
-        source: A folder, a hub id, a single checkpoint file, or ``"bundled"``.
+        source: The pipeline: a folder, a hub id, a single checkpoint file, or ``"bundled"``.
         config: A diffusers folder that describes a single checkpoint file.
         dtype: Precision of the weights while the teacher is recorded, and of the frozen weights
             while the student is trained, unless ``distill.frozen_weights`` stores them smaller.
-        device: ``"auto"`` takes the first accelerator, else the CPU.
-        offload: Let each component wait on the CPU until it is called, for a pipeline that does not
-            fit on the accelerator as a whole. Training holds the denoiser alone there anyway.
-        negative_prompt: Folded into the adapter: the teacher runs with it.
-        guided_share: Of the teacher's steps, from the first, that are guided; below 1 is Selective
-            Guidance.
+        device: The device of the pipeline; ``"auto"`` takes the first accelerator, else the CPU.
+        offload: Whether each component stays on the CPU until it is called, for a pipeline that is
+            too large for the accelerator. Training holds only the denoiser there in any case.
+        negative_prompt: Negative prompt of the teacher, which is folded into the adapter.
+        guided_share: Share of the teacher's steps that are guided, counted from the first step;
+            below 1 is Selective Guidance.
         call: Further arguments of the pipeline's call, such as ``height`` and ``width``.
         prediction_type: What the denoiser predicts: ``epsilon``, ``v_prediction`` or ``sample``;
             None takes the scheduler's configuration. A single checkpoint file that states something
@@ -140,11 +140,12 @@ class PipelineSettings(Section):
 
 
 class PromptSettings(Section):
-    """Which prompts.
+    """The prompts.
 
     Attributes:
-        path: A file, a folder of captioned pictures, or a bundled list (``general``, ``world``).
-        held_out_share: Kept for measuring.
+        path: The prompts: a file, a folder of captioned pictures, or a bundled list (``general``,
+            ``world``).
+        held_out_share: Share of the prompts that is not trained on, but measured with.
     """
 
     path: Place = "general"
@@ -152,13 +153,13 @@ class PromptSettings(Section):
 
 
 class RecordSettings(Section):
-    """What is recorded of the teacher.
+    """Recording the teacher.
 
     Attributes:
         rounds: The state source of each round; ``student`` rounds are recorded while training.
         trajectories: Trajectories per round.
-        validation_trajectories: Trajectories on held-out prompts, recorded once.
-        states_per_trajectory: How many states of each trajectory are kept.
+        validation_trajectories: Trajectories on held-out prompts, recorded in the first round.
+        states_per_trajectory: Number of states that are kept of each trajectory.
         guidance: The range (low, high) that guidance scales are drawn from.
         steps: The range (low, high) that step counts are drawn from.
         batch_size: Prompts per pipeline call.
@@ -191,11 +192,12 @@ class AdapterSettings(Section):
     """The LoRA.
 
     Attributes:
-        targets: Which layers: ``attention``, ``linear``, ``all`` (convolutions and the outer
-            layers too) or ``portable`` (all but those that some LoRA readers do not take).
+        targets: Layers with an adapter: ``attention``, ``linear``, ``all`` (convolutions and the
+            outer layers too) or ``portable`` (all but those that some LoRA readers do not take).
         rank: Rank of every layer's update; alpha equals it.
         g_ref: The guidance scale that strength 1 stands for.
-        dial: Train strength in proportion to guidance; off, strength is 1 at every guidance scale.
+        dial: Whether strength is trained in proportion to guidance; otherwise strength is 1 at
+            every guidance scale.
     """
 
     targets: Preset = "all"
@@ -208,32 +210,33 @@ class DistillSettings(Section):
     """Training.
 
     Attributes:
-        steps: Optimizer steps in all.
+        steps: Total number of optimizer steps.
         batch_size: States per optimizer step and process.
         accumulation: Pieces that a batch is cut into, to save memory.
-        learning_rate: Peak of the schedule.
+        learning_rate: Highest learning rate of the schedule.
         warmup: Steps of linear warm-up.
-        schedule: What follows the warm-up.
-        weight_decay: AdamW's.
-        max_grad_norm: Gradients are clipped to this norm.
-        loss: ``normalised`` (the loss is residual guidance) or ``plain`` squared error.
-        strength_floor: Lowest strength that the normalisation divides by.
-        normaliser_states: States that measure the size of the guidance before training.
-        frozen_weights: How the frozen weights of linear layers and convolutions are stored while
-            the student trains: ``same`` as recorded, ``bf16``, ``int8``, or ``int4`` (linear layers
-            in 4 bits, convolutions in 8). Each is whole again, in the pipeline's precision, only
-            while its layer computes. The teacher is recorded before, and the adapter measured
-            after, on the weights of ``pipeline.dtype``.
-        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (the extra
+        schedule: Course of the learning rate after the warm-up.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Norm to which gradients are clipped.
+        loss: Loss of a sample: ``normalised`` (it is residual guidance) or ``plain`` squared error.
+        strength_floor: Lowest strength that the normalised loss divides by.
+        normaliser_states: Number of states at which the size of the guidance is measured before
+            training.
+        frozen_weights: Storage of the frozen weights of linear layers and convolutions during
+            training: ``same`` as recorded, ``bf16``, ``int8``, or ``int4`` (linear layers in 4
+            bits, convolutions in 8). A layer restores its weights to the pipeline's precision while
+            it computes. Recording before training and measuring after it use the weights in
+            ``pipeline.dtype``.
+        optimizer: Optimizer: ``adamw``, or ``adamw8bit`` with moments of one byte (the extra
             ``guidefold[lean]``).
-        mixed_precision: Autocast of the student's passes.
-        gradient_checkpointing: Trade time for memory.
+        mixed_precision: Autocast precision of the student's passes.
+        gradient_checkpointing: Whether activations are computed twice to save memory.
         log_every: Steps between log lines.
         validate_every: Steps between validations on held-out prompts.
         checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: How many checkpoints stay on the disk.
-        preview_prompts: Held-out prompts that are drawn while training, as ``evaluate`` says; 0
-            draws none.
+        keep_checkpoints: Number of checkpoints that stay on the disk.
+        preview_prompts: Number of held-out prompts that are drawn: by the teacher before recording,
+            by the student during training, with the settings of ``evaluate``. 0 draws none.
         preview_every: Steps between previews; the first and the last step are always drawn.
         trackers: Experiment trackers that accelerate knows, such as ``tensorboard`` or ``wandb``.
     """
@@ -274,15 +277,15 @@ class EvaluateSettings(Section):
     """Measuring.
 
     Attributes:
-        prompts: Held-out prompts that pictures are made for.
+        prompts: Number of held-out prompts that pictures are drawn for.
         steps: Denoising steps per picture.
         guidance: The teacher's guidance scale; None takes ``adapter.g_ref``.
-        strength: The adapter's; None takes 1 (``adapter.g_ref``), or what was measured to serve
-            ``guidance``.
+        strength: The adapter's strength; None takes 1 (``adapter.g_ref``), or the strength that was
+            measured for ``guidance``.
         batch_size: Prompts per pipeline call.
-        state_prompts: Held-out prompts whose trajectories measure residual guidance.
-        grid_prompts: Rows of the picture grid.
-        dial_prompts: Held-out prompts that are drawn at every strength, to show the dial.
+        state_prompts: Number of held-out prompts whose trajectories measure residual guidance.
+        grid_prompts: Number of rows of the picture grid.
+        dial_prompts: Number of held-out prompts that are drawn at each strength of the dial.
         features: A vision model (folder or hub id, such as ``facebook/dinov2-small``) in whose
             features the sets of pictures are compared: Fréchet distance and recall.
         clip: A CLIP model (folder or hub id) that scores pictures against their prompts.
@@ -320,13 +323,13 @@ class Settings(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @model_validator(mode="after")
-    def _teacher_is_heard_whole(self) -> Settings:
+    def _teacher_keeps_its_weights(self) -> Settings:
         stored = self.distill.frozen_weights
         if stored != "same" and "student" in self.record.rounds:
             raise ValueError(
-                f"distill.frozen_weights: '{stored}' leaves no whole teacher to record once "
-                f"training has begun, and record.rounds is {self.record.rounds}; leave the "
-                "'student' rounds out, or set distill.frozen_weights=same"
+                f"distill.frozen_weights: '{stored}' changes the teacher's weights when training "
+                f"begins, and record.rounds is {self.record.rounds}, which records the teacher "
+                "after that; leave the 'student' rounds out, or set distill.frozen_weights=same"
             )
         return self
 

@@ -10,6 +10,7 @@ from guidefold.ground import plural
 from guidefold.lora import Dial
 from guidefold.run import (
     KINDS,
+    MEMORY,
     Log,
     ProbeRecord,
     Record,
@@ -23,6 +24,7 @@ from guidefold.run import (
     read_log,
     read_measured,
     read_trajectories,
+    readable_duration,
     readable_size,
     require_run,
     without_paths,
@@ -41,7 +43,6 @@ from guidefold.show.usage import usage
 
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
 EXPORT_AGAIN = "Write it again with 'guidefold export RUN'."
-MEMORY = {"resident": "resident, the whole process", "allocated": "allocated on the device"}
 MEASURES = {
     "alignment": "alignment",
     "clip_score": "CLIP score",
@@ -257,10 +258,10 @@ def _costs(
         costs.append(("trajectories", f"{len(recorded)} recorded, {size} on disk"))
     seconds = sum(line.seconds for line in recorded)
     if seconds:
-        costs.append(("recording", _duration(seconds)))
+        costs.append(("recording", readable_duration(seconds)))
     for line in log.validations[-1:]:
         if line.training_seconds is not None:
-            time, batch = _duration(line.training_seconds), settings.distill.batch_size
+            time, batch = readable_duration(line.training_seconds), settings.distill.batch_size
             costs.append(("training", f"{time} for {line.step} steps of {batch} states"))
     if log.peak_memory:
         size, where = readable_size(log.peak_memory.bytes), MEMORY[log.peak_memory.kind]
@@ -271,13 +272,3 @@ def _costs(
         costs.append(("adapter", f"{readable_size(adapter)}, {share}"))
         costs.append(("measured on", results.machine))
     return costs
-
-
-def _duration(seconds: float) -> str:
-    """A readable duration: ``'48 s'``, ``'9 min 5 s'``, ``'2 h 3 min'``."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guidefold.deliver import client_facts
+from guidefold.ground import CorruptFileError
 from guidefold.listen import Findings
 from guidefold.run import Settings
 from guidefold.show.hub.card_code import loading_lines, opening_lines
@@ -30,15 +31,16 @@ class Use:
 
 
 def usage(settings: Settings, metadata: Mapping[str, Any]) -> list[Use]:
-    """How each client uses a written adapter; empty where the metadata is of an older version.
+    """How each client uses a written adapter; empty where the metadata is of another version.
 
     Args:
         settings: The run's settings.
         metadata: The content of the adapter's ``guidefold.json``.
     """
-    if "fingerprint" not in metadata.get("findings", {}):
+    try:
+        findings = Findings.from_json(metadata["findings"])
+    except (KeyError, CorruptFileError):
         return []
-    findings = Findings.from_json(metadata["findings"])
     kind = "transformer" if findings.denoisers[0] == "transformer" else "kohya"
     uses = [u for u in client_facts()["use"] if kind in u["formats"] and "layers" not in u]
     return [

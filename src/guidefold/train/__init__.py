@@ -10,7 +10,6 @@ from guidefold.train.checkpoints import load_checkpoint
 from guidefold.train.distill import Training, distill, distill_launch
 from guidefold.train.launch import Launch, open_launch, open_to_train
 from guidefold.train.loss import mean_residual, residual_by_level, squared_error
-from guidefold.train.memory import peak_memory
 from guidefold.train.optimizer import LIBRARY, Updates, make_optimizer
 from guidefold.train.resume import check_settings
 from guidefold.train.student import Student, lora_student
@@ -31,7 +30,6 @@ __all__ = [
     "mean_residual",
     "open_launch",
     "open_to_train",
-    "peak_memory",
     "random_subset",
     "residual_by_level",
     "squared_error",

@@ -14,6 +14,7 @@ import torch
 from guidefold.draw import Previews
 from guidefold.ground import MismatchError, NonFiniteError, Stopped, Task, console, task
 from guidefold.lora import Adapter
+from guidefold.pipeline import peak_memory
 from guidefold.record import StateRef
 from guidefold.run import (
     DistillSettings,
@@ -27,10 +28,10 @@ from guidefold.run import (
 )
 from guidefold.train.batches import Batch, chosen_indices
 from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
+from guidefold.train.forecast import Forecast
 from guidefold.train.gradients import average_gradients
 from guidefold.train.launch import Launch, open_launch
 from guidefold.train.loss import learning_rate, mean_residual
-from guidefold.train.memory import peak_memory
 from guidefold.train.optimizer import Updates, make_optimizer
 from guidefold.train.resume import resume_log, saved_with
 from guidefold.train.student import Student, lora_student, sample_errors
@@ -195,10 +196,13 @@ class Training:
             session.keep_denoiser_only()
         refs = self.launch.states(stretch.number, "training")
         self.measures.measure_guidance(stretch.number, refs)
+        keep, optimizer = self.settings.keep_checkpoints, self.updates.optimizer
+        forecast = Forecast(self.settings.steps - self.step, self.student.adapter, optimizer, keep)
         with task("Training", self.settings.steps, self.step) as progress:
             while self.step < stretch.end:
                 self._stop_on_signal()
                 line = self.train_step(stretch.number, refs)
+                forecast.count(line.seconds or 0.0)
                 if self.previews:
                     self._write_down(line, self.previews, progress, last=self.step == stretch.end)
                 progress.advance(note="" if line.loss is None else f"loss {line.loss:.3f}")

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from torch import nn
 from zoo import WARNINGS
 
 from guidefold.bench.memory import plan as planning
-from guidefold.bench.memory.memory_watch import MemoryWatch
+from guidefold.bench.memory.memory_watch import MemoryWatch, fused_attention
 from guidefold.bench.memory.meta_pipeline import find_folder
 from guidefold.bench.memory.plan import GIB, describe, make_plan
 from guidefold.ground.errors import PipelineError, UnfoldableError
+from guidefold.pipeline.open import modules, open_pipeline
 from guidefold.run.settings import Settings
 
 distill = import_module("guidefold.train.distill")  # its door has a function of that name
@@ -91,6 +93,7 @@ def test_a_pipeline_of_any_family_is_planned_from_its_configs(
     )
     assert planned.parts["weights"] == pytest.approx(weights, rel=0.2)  # a file has names too
     assert planned.recording_bytes > planned.parts["weights"]
+    assert planned.encoding_bytes > planned.parts["weights"]
     assert planned.rows == settings.distill.batch_size // settings.distill.accumulation
     assert sum(planned.parts.values()) == planned.peak_bytes
 
@@ -131,6 +134,68 @@ def test_the_verdict_compares_with_the_memory_there(
     assert ("Does not fit" not in said) is fits
     assert ("distill.gradient_checkpointing=true" in said) is not fits
     json.dumps(planned.to_json())
+
+
+def test_a_plan_fits_only_with_a_tenth_to_spare(settings_for: Make, tmp_path: Path) -> None:
+    settings = settings_for("sd15", tmp_path)
+    needed = make_plan(settings, 10 * GIB).needed_bytes
+    for memory, words in (
+        (needed / 0.89, "Fits into"),
+        (needed / 0.91, "Just fits into"),
+        (needed * 1.001, "Just fits into"),
+        (needed * 0.999, "Does not fit into"),
+    ):
+        planned = make_plan(settings, int(memory))
+        said = describe(planned, settings)
+        assert words in said
+        assert planned.fits is (words == "Fits into")
+        assert planned.just_fits is (words == "Just fits into")
+    for phase in ("text encoding", "recording", "training step"):
+        assert f"{phase:20}" in said
+
+
+def test_recording_is_planned_as_its_calls_take_memory(settings_for: Make, tmp_path: Path) -> None:
+    """Against the real modules' calls in a guided run, watched while they compute."""
+    settings = settings_for("sd15", tmp_path, record={"batch_size": 3})
+    peaks = dict[str, int]()
+    pipeline = open_pipeline(settings.pipeline.source)
+    parts = modules(pipeline)
+    total = sum(t.nbytes for m in parts.values() for t in (*m.parameters(), *m.buffers()))
+    for name in ("text_encoder", "unet"):
+        with watched_calls(parts[name], name, peaks):
+            pipeline(
+                ["a red cat"] * 3,
+                guidance_scale=5.0,
+                num_inference_steps=1,
+                output_type="latent",
+                **settings.pipeline.call,
+            )
+    planned = make_plan(settings)
+    assert planned.recording_bytes == pytest.approx(total + peaks["unet"], rel=0.02)
+    assert planned.encoding_bytes == pytest.approx(total + peaks["text_encoder"], rel=0.02)
+    offloaded = settings.pipeline.model_copy(update={"offload": True})
+    less = make_plan(settings.model_copy(update={"pipeline": offloaded}))
+    assert less.encoding_bytes < less.recording_bytes < planned.recording_bytes
+
+
+@contextmanager
+def watched_calls(module: nn.Module, name: str, peaks: dict[str, int]) -> Iterator[None]:
+    """Watch a module's calls: the most bytes that they hold beside its weights."""
+    forward = module.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        weights = [*module.parameters(), *module.buffers()]
+        with fused_attention(), MemoryWatch() as watch:
+            watch.mark("weights", weights)
+            out = forward(*args, **kwargs)
+        peaks[name] = max(peaks.get(name, 0), watch.peak_bytes - sum(t.nbytes for t in weights))
+        return out
+
+    module.forward = watched
+    try:
+        yield
+    finally:
+        module.forward = forward
 
 
 def test_a_device_of_unknown_memory_gives_no_verdict(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from guidefold.bench.memory.cases import Case, Workload
-from guidefold.bench.memory.memory_watch import MemoryWatch
+from guidefold.bench.memory.memory_watch import MemoryWatch, fused_attention
 from guidefold.bench.memory.training import Training
 from guidefold.ground import compat
 
@@ -41,8 +39,7 @@ def estimate(case: Case, workload: Workload) -> Peak:
         workload: The denoiser to train, and its inputs.
     """
     watch, training = MemoryWatch(), Training(case, workload)
-    # Fused attention holds no score matrix on any device; the CPU's kernel represents all of them.
-    with compat.fake_tensor_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), watch:
+    with compat.fake_tensor_mode(), fused_attention(), watch:
         training.start("cpu", watch.mark)
         training.run()
         count = sum(p.numel() for p in training.trained)

@@ -17,7 +17,7 @@ from guidefold.bench.memory.cases import ArchitectureWorkload, Case
 from guidefold.bench.memory.estimate import Peak
 from guidefold.bench.memory.training import Training
 from guidefold.ground import FailedError
-from guidefold.train import peak_memory
+from guidefold.pipeline import peak_memory
 
 # glibc keeps freed blocks for itself unless they were mapped alone: then the high-water mark of the
 # process is not that of its tensors.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidefold.ground import compat
@@ -84,6 +86,12 @@ class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size, part = self._storages.pop(key)
         self.live[part] -= size
         self._total -= size
+
+
+def fused_attention() -> AbstractContextManager[None]:
+    """Within the context attention holds no score matrix, as fused kernels of any device do."""
+    # Over fake tensors the CPU's kernel represents all of them.
+    return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
 
 
 def _placeholder(tensor: torch.Tensor) -> bool | int | float:

@@ -8,7 +8,6 @@ run, whatever the family.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from guidefold.bench.memory.memory_watch import MemoryWatch
+from guidefold.bench.memory.memory_watch import MemoryWatch, fused_attention
 from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.ground import CallError, PipelineError, UnfoldableError, compat
 from guidefold.listen import (
@@ -107,74 +106,102 @@ def open_meta_pipeline(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     return pipeline
 
 
-def first_call(pipeline: DiffusionPipeline, settings: PipelineSettings, batch: int) -> Call:
-    """Record the denoiser's first call without guidance: its arguments and its output's shape.
+class FakeRuns:
+    """Runs of a pipeline whose modules compute with fake tensors.
 
     Args:
         pipeline: From :func:`open_meta_pipeline`; its modules get fake tensors.
         settings: Arguments of its call.
-        batch: Prompts in the call; 1 where the pipeline takes one at a time.
 
-    Raises:
-        UnfoldableError: It has no single denoiser, or cannot run without real weights.
+    Attributes:
+        peaks: The most bytes at once in a call of each component, its weights included.
     """
-    mode, components = compat.fake_tensor_mode(), modules(pipeline)
-    with mode:
-        materialise(components.values(), "cpu")
-    noise = RandomStub(SEED)
 
-    def random_output(name: str, forward: Any, args: Any, kwargs: Any) -> Any:
+    def __init__(self, pipeline: DiffusionPipeline, settings: PipelineSettings) -> None:
+        self.pipeline, self.settings = pipeline, settings
+        self.mode, self.components = compat.fake_tensor_mode(), modules(pipeline)
+        with self.mode:
+            materialise(self.components.values(), "cpu")
+        self.noise, self.peaks = RandomStub(SEED), dict[str, int]()
+
+    def unguided_call(self, count: int) -> Call:
+        """The denoiser's call with guidance off: of all values that may mean off, the fewest rows.
+
+        Args:
+            count: Prompts in the call; 1 where the pipeline takes one at a time.
+
+        Raises:
+            UnfoldableError: It has no single denoiser, or cannot run without real weights.
+        """
+        try:
+            calls = [self._call(count, off) for off in OFF_VALUES]
+        except (CallError, ValueError, RuntimeError, TypeError) as error:
+            if count == 1:
+                raise unplannable(type(self.pipeline).__name__, error) from error
+            return self.unguided_call(1)
+        return min(calls, key=lambda call: call.rows)
+
+    def guided_call(self, count: int, guidance: float) -> Call:
+        """The denoiser's call with guidance on; :attr:`peaks` are then those of recording.
+
+        Args:
+            count: Prompts in the call; 1 where the pipeline takes one at a time.
+            guidance: A guidance scale.
+
+        Raises:
+            UnfoldableError: It has no single denoiser, or cannot run without real weights.
+        """
+        self.noise = RandomStub(SEED)  # a new one: the other's calls of equal shapes are not run
+        self.peaks.clear()
+        try:
+            return self._call(count, guidance)
+        except (CallError, ValueError, RuntimeError, TypeError) as error:
+            if count == 1:
+                raise unplannable(type(self.pipeline).__name__, error) from error
+            return self.guided_call(1, guidance)
+
+    def _call(self, count: int, guidance: float) -> Call:
+        """The denoiser's last call in a run of a few steps."""
+        pipeline, settings = self.pipeline, self.settings
+        negative = settings.negative_prompt is not None or "negative_prompt" in settings.call
+        argument = guidance_argument(pipeline, negative=negative)
+        inputs = call_inputs(pipeline, [PROMPT] * count, settings.call, settings.negative_prompt)
+        # For a guider, the off value is the scale itself or a smaller one.
+        off = min(guidance, OFF_VALUES[0])
+        count_steps = steps_taken(pipeline, inputs, STEPS)
+        inputs |= {**scale_arguments(argument, guidance, off), "num_inference_steps": count_steps}
+        seeds = range(SEED, SEED + count)
+        steps = drive(
+            pipeline, inputs, seeds, self.components, stub=self._random_output, keep_arguments=True
+        )
+        denoisers = denoisers_of(steps)
+        if len(denoisers) != 1:
+            raise UnfoldableError(f"{type(pipeline).__name__}: {len(denoisers)} denoisers")
+        return steps[-1].calls[-1]
+
+    def _random_output(self, name: str, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Random values of the shapes that a component returns; its memory is counted."""
+        module = self.components[name]
+
         def fake_forward(*args: Any, **kwargs: Any) -> Any:
             # MemoryWatch also answers code that reads a number off a fake tensor.
-            with torch.no_grad(), mode, MemoryWatch():
-                fake = tree_map(mode.from_tensor, (args, kwargs))
+            with torch.no_grad(), self.mode, fused_attention(), MemoryWatch() as watch:
+                watch.mark("weights", [*module.parameters(), *module.buffers()])
+                fake = tree_map(self.mode.from_tensor, (args, kwargs))
                 out = forward(*fake[0], **fake[1])
+            self.peaks[name] = max(self.peaks.get(name, 0), watch.peak_bytes)
             return tree_map(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
 
-        return noise(name, fake_forward, args, kwargs)
-
-    def call(count: int) -> Call:
-        return _unguided_call(pipeline, settings, count, components, random_output)
-
-    try:
-        return call(batch)
-    except (CallError, ValueError, RuntimeError, TypeError) as error:
-        if batch == 1:
-            reason = error.message if isinstance(error, CallError) else error
-            raise unplannable(type(pipeline).__name__, reason) from error
-        return call(1)
+        return self.noise(name, fake_forward, args, kwargs)
 
 
 def unplannable(name: str, error: object) -> UnfoldableError:
     """The error for a pipeline whose code depends on values, which fake tensors do not have."""
+    error = error.message if isinstance(error, CallError) else error
     return UnfoldableError(
         f"{name}: its training step cannot be estimated without weights: {error}",
         "Nothing is wrong with it: 'guidefold distill' shows what it takes in its log.",
     )
-
-
-def _unguided_call(
-    pipeline: DiffusionPipeline,
-    settings: PipelineSettings,
-    count: int,
-    components: Mapping[str, nn.Module],
-    stub: Any,
-) -> Call:
-    """The denoiser's call with guidance off: of all values that may mean off, the fewest rows."""
-    negative = settings.negative_prompt is not None or "negative_prompt" in settings.call
-    argument = guidance_argument(pipeline, negative=negative)
-    inputs = call_inputs(pipeline, [PROMPT] * count, settings.call, settings.negative_prompt)
-    calls = []
-    for off in OFF_VALUES:
-        steps = steps_taken(pipeline, inputs, STEPS)
-        unguided = {**inputs, **scale_arguments(argument, off, off), "num_inference_steps": steps}
-        seeds = range(SEED, SEED + count)
-        made = drive(pipeline, unguided, seeds, components, stub=stub, keep_arguments=True)
-        denoisers = denoisers_of(made)
-        if len(denoisers) != 1:
-            raise UnfoldableError(f"{type(pipeline).__name__}: {len(denoisers)} denoisers")
-        calls.append(made[-1].calls[-1])
-    return min(calls, key=lambda call: call.rows)
 
 
 def _component(folder: Path, value: Any, dtype: torch.dtype) -> Any:

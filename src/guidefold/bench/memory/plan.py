@@ -1,7 +1,8 @@
-"""Estimate whether a run's training step fits, before a weight is downloaded or read."""
+"""Estimate whether a run fits into memory, before a weight is downloaded or read."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import nn
 from guidefold.bench.memory.cases import Case, Workload
 from guidefold.bench.memory.estimate import estimate
 from guidefold.bench.memory.meta_pipeline import (
+    FakeRuns,
     find_folder,
-    first_call,
     open_meta_pipeline,
     unplannable,
 )
@@ -23,6 +24,7 @@ from guidefold.pipeline import DTYPES, modules, resolve_device
 from guidefold.run import Settings
 
 GIB = 2**30
+SPARE = 0.1  # share of the memory that a plan leaves free
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Plan:
         trained_parameters: Parameters of the adapter.
         peak_bytes: Most bytes of tensors at once in a training step.
         parts: Those bytes by part.
-        recording_bytes: Weights of the whole pipeline, which recording holds.
+        encoding_bytes: Most bytes of tensors at once while prompts are encoded.
+        recording_bytes: Most bytes of tensors at once in the teacher's call of its denoiser.
         rows: Samples in a call.
         device: The device that it is compared with.
         available_bytes: Memory of the device; None where it is not known.
@@ -46,21 +49,36 @@ class Plan:
     trained_parameters: int
     peak_bytes: int
     parts: dict[str, int]
+    encoding_bytes: int
     recording_bytes: int
     rows: int
     device: str
     available_bytes: int | None
 
     @property
+    def needed_bytes(self) -> int:
+        """The highest of all peaks."""
+        return max(self.encoding_bytes, self.recording_bytes, self.peak_bytes)
+
+    @property
     def fits(self) -> bool | None:
-        """Whether training step and recording fit; None where the device's memory is not known."""
+        """Whether all peaks leave a tenth of the memory; None where the memory is not known.
+
+        Kernels' workspaces and the device's context, which are not counted, take from that tenth.
+        """
         if self.available_bytes is None:
             return None
-        return max(self.peak_bytes, self.recording_bytes) <= self.available_bytes
+        return self.needed_bytes <= (1 - SPARE) * self.available_bytes
+
+    @property
+    def just_fits(self) -> bool:
+        """Whether all peaks are within the memory, but leave less than a tenth of it."""
+        known = self.available_bytes is not None and not self.fits
+        return known and self.needed_bytes <= (self.available_bytes or 0)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
-        return {**asdict(self), "fits": self.fits}
+        return {**asdict(self), "fits": self.fits, "just_fits": self.just_fits}
 
 
 class PipelineWorkload(Workload):
@@ -108,8 +126,10 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
     folder = find_folder(settings.pipeline.source, settings.pipeline.config)
     rows = settings.distill.batch_size // settings.distill.accumulation
     pipeline = open_meta_pipeline(folder, dtype)
-    recording = sum(_bytes(module) for module in modules(pipeline).values())
-    call = first_call(pipeline, settings.pipeline, rows)
+    sizes = {name: _bytes(module) for name, module in modules(pipeline).items()}
+    runs = FakeRuns(pipeline, settings.pipeline)
+    call = runs.unguided_call(rows)
+    runs.guided_call(settings.record.batch_size, settings.record.guidance[1])
     # The call filled the pipeline's modules with fake tensors: the estimate needs a fresh one.
     denoiser = modules(open_meta_pipeline(folder, dtype))[call.denoiser]
     workload = PipelineWorkload(denoiser, call, settings)
@@ -118,6 +138,7 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
         peak = estimate(_case(settings), workload)
     except (RuntimeError, ValueError, TypeError) as error:  # code that depends on values
         raise unplannable(type(denoiser).__name__, error) from error
+    encoding, recording = _recording_peaks(call.denoiser, runs.peaks, sizes, settings)
     device = "given" if available_bytes is not None else resolve_device(settings.pipeline.device)
     return Plan(
         denoiser=type(denoiser).__name__,
@@ -125,11 +146,29 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
         trained_parameters=peak.trained_parameters,
         peak_bytes=peak.peak_bytes,
         parts=peak.parts,
+        encoding_bytes=encoding,
         recording_bytes=recording,
         rows=workload.batch,
         device=device,
         available_bytes=_memory_of(device) if available_bytes is None else available_bytes,
     )
+
+
+def _recording_peaks(
+    denoiser: str, peaks: Mapping[str, int], sizes: Mapping[str, int], settings: Settings
+) -> tuple[int, int]:
+    """Peaks while prompts are encoded and while the teacher's denoiser runs.
+
+    Args:
+        denoiser: The denoiser's name.
+        peaks: Peak bytes of each component's call, its weights included.
+        sizes: Bytes of each component's weights.
+        settings: The run's; an offloaded pipeline holds only the component that computes.
+    """
+    whole = {name: peak + sum(sizes.values()) - sizes[name] for name, peak in peaks.items()}
+    counted = dict(peaks) if settings.pipeline.offload else whole
+    recording = counted.pop(denoiser)
+    return max(counted.values(), default=0), recording
 
 
 def _case(settings: Settings) -> Case:
@@ -159,8 +198,15 @@ def describe(plan: Plan, settings: Settings) -> str:
             f"{name:20}{size / GIB:8.2f} GiB"
             for name, size in sorted(plan.parts.items(), key=lambda item: -item[1])
         ),
-        f"{'training step':20}{plan.peak_bytes / GIB:8.2f} GiB at its peak",
-        f"{'recording':20}{plan.recording_bytes / GIB:8.2f} GiB of weights, and what a call takes",
+        "",
+        *(
+            f"{name:20}{size / GIB:8.2f} GiB at its peak"
+            for name, size in (
+                ("text encoding", plan.encoding_bytes),
+                ("recording", plan.recording_bytes),
+                ("training step", plan.peak_bytes),
+            )
+        ),
         "",
         _verdict(plan, settings),
     ]
@@ -172,8 +218,29 @@ def _verdict(plan: Plan, settings: Settings) -> str:
         return f"{plan.device}: its memory is not known here; compare with --memory GIB."
     memory = f"{plan.available_bytes / GIB:.2f} GiB ({plan.device})"
     if plan.fits:
-        return f"Fits into {memory}, workspaces and context not counted: leave a tenth to spare."
-    return f"Does not fit into {memory}. Try {', '.join(cheaper(settings))}."
+        return f"Fits into {memory}, with a tenth or more to spare."
+    remedies = f"Try {', '.join(_remedies(plan, settings))}."
+    if plan.just_fits:
+        spare = 1 - plan.needed_bytes / plan.available_bytes
+        return (
+            f"Just fits into {memory}: {spare:.1%} to spare. Workspaces and context, which are not "
+            f"counted, may need a tenth. {remedies}"
+        )
+    return f"Does not fit into {memory}. {remedies}"
+
+
+def _remedies(plan: Plan, settings: Settings) -> list[str]:
+    """Settings that would save memory in the phases that take too much."""
+    limit = (1 - SPARE) * (plan.available_bytes or 0)
+    recording = {
+        "pipeline.dtype=bf16": settings.pipeline.dtype == "fp32",
+        "pipeline.offload=true": not settings.pipeline.offload and plan.device != "cpu",
+        "record.batch_size=1": settings.record.batch_size > 1,
+    }
+    needs_recording = max(plan.encoding_bytes, plan.recording_bytes) > limit
+    first = [name for name, applies in recording.items() if applies and needs_recording]
+    training = cheaper(settings) if plan.peak_bytes > limit else []
+    return list(dict.fromkeys([*first, *training])) or ["a larger device"]
 
 
 def cheaper(settings: Settings) -> list[str]:

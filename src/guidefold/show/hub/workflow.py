@@ -167,7 +167,7 @@ def note(workflow: Workflow) -> str:
     sampler, grid, sure = solver(workflow.scheduler, workflow.grid)
     where = "models/checkpoints" if workflow.names.original else "models/diffusion_models"
     lines = [
-        f"Above: the teacher at CFG {workflow.cfg:g}, two passes a step. Below: the student at "
+        f"Above: the teacher at CFG {workflow.cfg:g}, two passes per step. Below: the student at "
         "CFG 1, where ComfyUI leaves the second pass out.",
         f"Choose in the loaders: {workflow.base} ({where}, and what belongs to it). "
         f"Put {workflow.lora} into models/loras.",

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from guidefold.train import memory
-from guidefold.train.memory import peak_memory
+from guidefold.pipeline import memory
+from guidefold.pipeline.memory import peak_memory
 
 LARGE = 2**28
 PROBE = f"""
 import json, torch
-from guidefold.train.memory import peak_memory
+from guidefold.pipeline.memory import peak_memory
 found = [peak_memory(torch.device("cpu"))]
 large = torch.ones({LARGE} // 4)
 found.append(peak_memory(torch.device("cpu")))
