@@ -2,6 +2,7 @@
 of times.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from guidefold.listen.capture import drive, follow
 from guidefold.listen.dry_run import RandomStub, follow_stubbed
 from guidefold.listen.listener import Step
 from guidefold.listen.memory import EARLIER, call_recorded
+from guidefold.listen.probe_checks import check_output
 from guidefold.listen.stored import stored
+from guidefold.record.trajectory_files import KeptState, write_trajectory
 
 STEPS = 3
 
@@ -52,12 +55,33 @@ class Cached(Plain):
     @torch.no_grad()
     def __call__(self, prompt, num_inference_steps=STEPS, generator=None, output_type="pil"):
         state = torch.randn((1, 4), generator=generator)
-        cache = QwenImage21KVLayerCache()
+        cache = self.new_cache()
         self.scheduler.set_timesteps(num_inference_steps)
         for timestep in self.scheduler.timesteps:
             output = self.unet(state, torch.ones(1, 4), cache=cache)[0]
             state = self.scheduler.step(output, timestep, state).prev_sample
         return state
+
+    def new_cache(self):
+        return QwenImage21KVLayerCache()
+
+
+class Mine:
+    """A cache of no library."""
+
+    def __init__(self) -> None:
+        self.k = self.v = None
+
+    def store(self, k, v):
+        self.k, self.v = k, v
+
+    def get(self):
+        return self.k, self.v
+
+
+class Own(Cached):
+    def new_cache(self):
+        return Mine()
 
 
 def recorded(net: nn.Module) -> tuple[Cached, list[Any], list[Step]]:
@@ -111,6 +135,20 @@ def test_gradients_reach_the_weights_through_what_was_written(case: Any) -> None
     output = call_recorded(pipeline.unet, arguments[2])[0]
     (gradient,) = torch.autograd.grad(output.sum(), [pipeline.unet.reader.weight])
     assert gradient.abs().min() > 0
+
+
+def test_what_record_would_refuse_the_probe_refuses_in_the_same_words(tmp_path: Path) -> None:
+    pipeline = Own(Remembering(), DDIMScheduler())
+    inputs: dict[str, Any] = {"prompt": "a cat"}
+    listened = {"unet": pipeline.unet}
+    driven = drive(pipeline, inputs, [0], listened)
+    dry = follow_stubbed(pipeline, inputs, [0], listened, driven, RandomStub(0))
+    with pytest.raises(UnfoldableError, match=r"arguments\.1\.cache: .* a Mine") as probed:
+        check_output(pipeline.unet, dry, driven)
+    state = KeptState(dry.arguments[0], driven[0].model_output, 1.0, 0)
+    with pytest.raises(UnfoldableError) as refused:
+        write_trajectory(tmp_path / "0.safetensors", [state], None)
+    assert str(refused.value) == str(probed.value)
 
 
 def test_a_denoiser_that_writes_at_every_call_is_refused() -> None:

@@ -101,7 +101,7 @@ def find_class(name: str) -> type:
         kind: Any = import_module(module)
         for part in path.split("."):
             kind = getattr(kind, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: lazy imports
         raise LibraryError(
             f"arguments: the installed {library} has no class {name}",
             f"Install the version of {library} that the run was recorded with.",
