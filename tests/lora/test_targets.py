@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from toys import LEFT_OUT, TAKEN, Scaled, Toy, left_out
 
@@ -80,3 +81,25 @@ def test_presets_contain_each_other_and_all_reaches_the_outer_layers(
     assert all(isinstance(modules[name], nn.Linear) for name in found["linear"])
     assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= found["all"]
     assert {"conv_in", "conv_out"} & found["linear"] == set()
+
+
+class Reading(nn.Module):
+    """Reads the size of one of its convolutions, which the wrapper does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, state):
+        return self.called(self.read(state)) * self.read.out_channels
+
+
+def test_a_layer_whose_size_the_denoiser_reads_is_left_out() -> None:
+    net = Reading()
+    net.called.forward = net.called.forward  # type: ignore[method-assign] # as offloading does
+    names, left = find_targets(net, "all", lambda: net(torch.ones(1, 2, 4, 4)))
+    assert names == ["called"]
+    assert left == {"read": "its out_channels is read by the denoiser"}
+    assert type(net.read) is nn.Conv2d
+    wrapped = get_peft_model(net, LoraConfig(target_modules=names, r=1))
+    assert wrapped(torch.ones(1, 2, 4, 4)).shape == (1, 2, 4, 4)

@@ -16,6 +16,8 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 LINEAR = (nn.Linear,)
 LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 UNSUPPORTED_CLAYER_TYPES = "called with more than one plain argument"
+# What plain layers have and peft's wrappers of them have not.
+UNWRAPPED = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
 
 
 def find_targets(
@@ -40,6 +42,9 @@ def find_targets(
 def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
     """Watch how layers are called: peft's wrappers take one plain tensor and nothing else.
 
+    They have not all attributes of a layer either: one that the denoiser reads from outside the
+    layer's own forward cannot be wrapped.
+
     Yields:
         The reason why each layer cannot be wrapped; after the context, empty if it can.
     """
@@ -56,6 +61,7 @@ def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
     hooks = [watch(name, layer) for name, layer in layers.items()]
+    read = {name: _note_reads(layer) for name, layer in layers.items()}
     try:
         # Compiled code skips hooks.
         with torch.compiler.set_stance("force_eager"):
@@ -64,8 +70,40 @@ def watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
         for hook in hooks:
             hook.remove()
         for name, layer in layers.items():
+            attributes = read[name]()
+            if attributes:
+                reasons[name] = f"its {', '.join(sorted(attributes))} is read by the denoiser"
             if getattr(layer, "groups", 1) > 1:
                 reasons[name] = "grouped convolution"
+
+
+def _note_reads(layer: nn.Module) -> Callable[[], set[str]]:
+    """Note which of :data:`UNWRAPPED` are read from outside a layer's own forward.
+
+    Returns:
+        Ends it, and gives the names.
+    """
+    kind, names, inside = type(layer), set[str](), list[bool]()
+    # Hooks, not a forward of the class: offloading puts one on the instance.
+    hooks = (
+        layer.register_forward_pre_hook(lambda *_: inside.append(True)),
+        layer.register_forward_hook(lambda *_: inside.clear(), always_call=True),
+    )
+
+    class Noting(kind):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, name: str) -> Any:
+            if name in UNWRAPPED and not inside:
+                names.add(name)
+            return super().__getattribute__(name)
+
+    def end() -> set[str]:
+        layer.__class__ = kind
+        for hook in hooks:
+            hook.remove()
+        return names
+
+    layer.__class__ = Noting
+    return end
 
 
 def candidates(denoiser: nn.Module, preset: str) -> dict[str, nn.Module]:
