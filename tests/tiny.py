@@ -69,7 +69,7 @@ def make_settings(
         "evaluate": {"prompts": 2, "steps": 2, "state_prompts": 1, "grid_prompts": 1},
     }
     for key, value in (overrides or {}).items():
-        values[key] = values[key] | value if isinstance(value, dict) else value
+        values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
     return Settings.model_validate(values)
 
 

@@ -13,13 +13,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import ConfigError, PipelineError
+from guidefold.ground import ConfigError, PipelineError, console
 from guidefold.listen import (
     Findings,
     check_rows,
     check_tokenizers,
     probe,
     read_findings,
+    space_trailing,
     still_valid,
     write_findings,
 )
@@ -40,7 +41,6 @@ from guidefold.pipeline import (
 )
 from guidefold.run import (
     Kind,
-    PipelineSettings,
     RunFolder,
     Settings,
     check_same,
@@ -228,7 +228,7 @@ def _open(
 ) -> Session:
     stored, arguments = read_findings(run), _probe_arguments(settings, prompts)
     if stored is not None and needs_all is not None and not needs_all(settings, prompts, held_out):
-        denoiser = _open_denoiser(settings.pipeline, stored, device)
+        denoiser = _open_denoiser(settings, stored, device)
         # Findings that no longer hold need a new probe, and a probe needs the whole pipeline.
         if denoiser is not None and still_valid(run, stored, denoiser, arguments):
             _check_guidance(settings, stored)
@@ -257,11 +257,18 @@ def _open_pipeline(settings: Settings, device: str) -> DiffusionPipeline:
     )
     if wanted.offload:
         offload(pipeline, device)
+    if settings.student.steps is not None and space_trailing(pipeline):
+        console.print(
+            "Timesteps: 'trailing' spacing, for teacher and student. The pipeline's own are "
+            "'leading', and few of them begin at less noise than many."
+        )
     return pipeline
 
 
 def _probe_arguments(settings: Settings, prompts: list[Prompt]) -> dict[str, Any]:
     """All arguments of :func:`~guidefold.listen.probe.probe` but the pipeline."""
+    few = settings.student.steps
+    steps = {} if few is None else {"student_steps": few, "least_steps": settings.record.steps[0]}
     return {
         "call": settings.pipeline.call,
         # The largest scale: if the run has one at which guidance is on, it is this one.
@@ -269,29 +276,31 @@ def _probe_arguments(settings: Settings, prompts: list[Prompt]) -> dict[str, Any
         "negative_prompt": settings.pipeline.negative_prompt,
         "guided_share": settings.pipeline.guided_share,
         "rows": [prompt for prompt in prompts[:2] if prompt.columns],
+        **steps,
     }
 
 
-def _open_denoiser(
-    settings: PipelineSettings, stored: Findings, device: str
-) -> DiffusionPipeline | None:
+def _open_denoiser(settings: Settings, stored: Findings, device: str) -> DiffusionPipeline | None:
     """Open a pipeline without loading its encoders and autoencoder.
 
     Returns:
         The pipeline; None if it cannot be opened without them.
     """
-    if Path(settings.source).is_file():
+    wanted = settings.pipeline
+    if Path(wanted.source).is_file():
         return None
     try:
         pipeline = open_pipeline(
-            settings.source,
-            dtype=DTYPES[settings.dtype],
+            wanted.source,
+            dtype=DTYPES[wanted.dtype],
             device=device,
             only=stored.denoisers,
-            **settings.described(),
+            **wanted.described(),
         )
     except PipelineError:
         return None
+    if settings.student.steps is not None:
+        space_trailing(pipeline)
     return pipeline if modules(pipeline).keys() >= set(stored.denoisers) else None
 
 

@@ -142,7 +142,7 @@ def test_errors_are_mean_squares_of_each_step() -> None:
     def step(*values: float) -> Step:
         return Step(500.0, torch.zeros(1), torch.tensor([values]), torch.zeros(1), ())
 
-    (row,) = _errors([step(1, 1)], [step(0, 2)], [step(1, 3)])
+    (row,) = _errors([step(1, 1)], [step(0, 2)], [torch.tensor([[1.0, 3.0]])])
     assert row == (500.0, 2.0, 1.0)  # (0 + 4) / 2 and (1 + 1) / 2
 
 

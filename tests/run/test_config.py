@@ -275,7 +275,7 @@ def test_a_file_without_a_pipeline_is_answered_in_our_words_after_its_misspelt_n
         ("distill.step=5", "distill.steps"),
         ("distil.steps=5", "distill"),
         ("adapter.gref=5", "adapter.g_ref"),
-        ("steps=5", "record.steps or distill.steps or evaluate.steps"),
+        ("steps=5", "record.steps or student.steps or distill.steps or evaluate.steps"),
         ("rank=5", "adapter.rank"),
     ],
 )

@@ -9,12 +9,20 @@ from guidefold.lora.dial import Dial
 from guidefold.train.loss import (
     GuidanceSize,
     Level,
+    StepSize,
     learning_rate,
     loss_scale,
     mean_residual,
     residual_by_level,
     squared_error,
 )
+
+
+def test_the_size_of_few_steps_is_the_mean_of_each_timestep() -> None:
+    size = StepSize.measure([999.0, 499.0, 999.0], [4.0, 0.5, 2.0])
+    assert dict(size.sizes) == {999.0: 3.0, 499.0: 0.5}
+    assert (size.at(999.0), size.at(500.0)) == (3.0, 0.5)
+    assert StepSize.measure([1.0], [0.0]).at(1.0) > 0  # divides
 
 
 def test_squared_error_is_a_mean_per_sample_in_float32() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from guidefold.ground import console, plural
-from guidefold.run import KINDS, METADATA, Results, RunFolder, read_json, read_log
+from guidefold.run import METADATA, Results, RunFolder, read_json, read_log
 
 if TYPE_CHECKING:
     from guidefold import api
@@ -30,7 +30,7 @@ def distill_and_export(run: api.Run) -> None:
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
     console.print(f"  {metadata['usage_hint']}", markup=False)
     dial = Dial.from_json(metadata)
-    for line in _dial_lines(dial):
+    for line in _dial_lines(dial) if run.session.findings.steps is None else []:
         console.print(f"  {line}", markup=False)
     settings, log = run.session.settings, read_log(run.session.run.log)
     _print_warning(folded_share(None, log), settings)
@@ -75,11 +75,10 @@ def _print_results(results: Results, run: RunFolder, page: Path) -> None:
     headings = ("", "alignment", "passes / picture", "denoiser s / picture", "LoRA not fused")
     for heading in headings:
         table.add_column(heading, justify="left" if not heading else "right")
-    for kind in KINDS:
-        row = results.of(kind)
+    for kind, steps, row in results.rows():
         alignment = "-" if row.alignment is None else f"{row.alignment:.3f}"
         seconds = ["" if value is None else f"{value:.3f}" for value in seconds_of(row)]
-        table.add_row(kind, alignment, f"{row.passes_per_image:g}", *seconds)
+        table.add_row(kind + steps, alignment, f"{row.passes_per_image:g}", *seconds)
     console.print()
     console.print(table)
     if (faster := speed_up(results)) is not None:
@@ -88,10 +87,11 @@ def _print_results(results: Results, run: RunFolder, page: Path) -> None:
             f"({faster[1]:.2g} times with the LoRA loaded and not fused)."
         )
     residual = results.residual_guidance
+    name = "residual guidance" if results.few_steps is None else "step residual"
     console.print(
         f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "
         f"against strength {results.strength:g}, {results.steps} steps\n"
-        f"residual guidance: {residual.teacher_states.mean:.3f} at the teacher's states, "
+        f"{name}: {residual.teacher_states.mean:.3f} at the teacher's states, "
         f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
         f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"
         f"\nThe page: {page}\n{run.grid}  {run.results}",

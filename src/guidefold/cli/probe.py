@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guidefold.cli.options import AsJson, Overrides, progress_on_stderr
 from guidefold.ground import UnfoldableError, console
 from guidefold.run import Settings, check_source, make_settings
+
+if TYPE_CHECKING:
+    from guidefold.pipeline import Prompt
 
 
 def probe(
@@ -24,43 +28,37 @@ def probe(
         str | None,
         typer.Option(help="Prompt file, or a .jsonl file whose fields are call arguments."),
     ] = None,
+    student_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of a student that takes fewer than the teacher."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find out whether a pipeline's guidance can be folded.
 
     Prints the findings and what they imply; for a pipeline that cannot be folded, the reason and
-    the remedy. A pipeline that needs more than a prompt gets the first rows of --inputs.
+    the remedy. A pipeline that needs more than a prompt gets the first rows of --inputs. With
+    --student-steps, also whether the pipeline's solver serves that few steps, and how many the
+    teacher then takes.
     """
     settings = _settings(pipeline, overrides, config, inputs)
     check_source(settings.pipeline.source)
     from guidefold import api
-    from guidefold.listen import check_rows, describe_findings
-    from guidefold.pipeline import (
-        DTYPES,
-        pipeline_class,
-        refuse_folded,
-        resolve_device,
-        signs_of_distillation,
-    )
+    from guidefold.listen import describe_findings, space_trailing
+    from guidefold.pipeline import DTYPES, refuse_folded, resolve_device, signs_of_distillation
 
-    wanted, rows = settings.pipeline, []
-    if inputs is not None:
-        rows = [row for row in api.load_prompts(inputs) if row.columns]
-        kind = pipeline_class(wanted.source)
-        if kind is not None:
-            check_rows(kind, rows)
-    guidance = settings.adapter.g_ref
+    wanted, rows = settings.pipeline, [] if inputs is None else _rows(settings, inputs)
     try:
         with progress_on_stderr(as_json):
             device = resolve_device(wanted.device)
             opened = api.open_pipeline(
                 wanted.source, dtype=DTYPES[wanted.dtype], device=device, **wanted.described()
             )
+            if student_steps is not None:
+                space_trailing(opened)
             signs = signs_of_distillation(opened)
             refuse_folded(opened, wanted.source)
-            findings = api.probe(
-                opened, wanted.call, guidance, wanted.negative_prompt, wanted.guided_share, rows
-            )
+            findings = api.probe(opened, **_arguments(settings, rows, student_steps))
     except UnfoldableError as error:
         if as_json:
             refusal = {"foldable": False, "why": error.message, "remedy": error.remedy}
@@ -72,6 +70,33 @@ def probe(
     else:
         warnings = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
         console.print("\n".join([*describe_findings(findings), *warnings]), markup=False)
+
+
+def _rows(settings: Settings, inputs: str) -> list[Prompt]:
+    """The rows of an inputs file that have further fields, checked."""
+    from guidefold.listen import check_rows
+    from guidefold.pipeline import load_prompts, pipeline_class
+
+    rows = [row for row in load_prompts(inputs) if row.columns]
+    kind = pipeline_class(settings.pipeline.source)
+    if kind is not None:
+        check_rows(kind, rows)
+    return rows
+
+
+def _arguments(
+    settings: Settings, rows: Sequence[Prompt], student_steps: int | None
+) -> dict[str, Any]:
+    """All arguments of the probe but the pipeline."""
+    return {
+        "call": settings.pipeline.call,
+        "guidance": settings.adapter.g_ref,
+        "negative_prompt": settings.pipeline.negative_prompt,
+        "guided_share": settings.pipeline.guided_share,
+        "rows": rows,
+        "student_steps": student_steps,
+        "least_steps": settings.record.steps[0],
+    }
 
 
 def _settings(

@@ -251,11 +251,13 @@ def _description(session: Session, metadata: Mapping[str, Any], title: str) -> d
     sized, meant = {"width", "height"} <= call.keys(), Dial.from_json(metadata).stands_for
     part = ", ".join(metadata["read_in_part_by"])
     also = "".join(f", {name} {value:g}" for name, value in findings.also_off.items())
+    grid = findings.steps
+    steps, folded = ("", "Guidance") if grid is None else (f"{grid.usage}, ", "Guidance and steps")
     return {
         "title": title,
         "prediction_type": findings.prediction_type,
-        "usage_hint": f"CFG {findings.off:g}{also}, strength 1 = {meant}",
-        "description": "Guidance folded into a LoRA: one pass a step. "
+        "usage_hint": f"{steps}CFG {findings.off:g}{also}, strength 1 = {meant}",
+        "description": f"{folded} folded into a LoRA: one pass a step. "
         + metadata["usage_hint"]
         + (f". Read in part alone by: {part}" if part else ""),
         "resolution": f"{call['width']}x{call['height']}" if sized else "",

@@ -59,6 +59,8 @@ def describe_adapter(
     dial = replace(session.dial, marks=tuple(marks)).baked_at(strength)
     off = {findings.guidance_argument: findings.off, **findings.also_off}
     call = ", ".join(f"{name}={value:g}" for name, value in off.items())
+    if findings.steps is not None:
+        call = f"{findings.steps.usage}, {call}"
     hint = f"{call}; strength 1 = {dial.stands_for}"
     # A file with another strength baked in has no such formula: its dial is the measured table.
     if dial.proportional and strength == 1 and dial.measured_otherwise is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from guidefold.deliver.metadata import read_adapter
 from guidefold.ground import InputError, MismatchError, RunError
-from guidefold.listen import GUIDER, Findings, guiders
+from guidefold.listen import GUIDER, Findings, StepGrid, guiders
 from guidefold.lora import Dial, adapted_layers, check_turned_on, load_adapter, set_strength
 from guidefold.pipeline import (
     as_one_module,
@@ -23,6 +24,8 @@ from guidefold.pipeline import (
 )
 from guidefold.run import RunFolder, restore_folder
 from guidefold.session import Session
+
+STEPS_ARGUMENT = "num_inference_steps"
 
 
 class IgnoredNegativePromptWarning(UserWarning):
@@ -91,6 +94,7 @@ class StockStudent:
                 )
             if name not in given:
                 kwargs[name] = value
+        self._check_steps(given, kwargs, force=force)
         negative = given.get("negative_prompt")
         if negative and negative != self.negative_prompt and not force:
             folded = f"'{self.negative_prompt}'" if self.negative_prompt else "none"
@@ -101,6 +105,22 @@ class StockStudent:
                 stacklevel=2,
             )
         return self.pipeline(*args, **kwargs)
+
+    def _check_steps(
+        self, given: Mapping[str, Any], kwargs: dict[str, Any], *, force: bool
+    ) -> None:
+        """Give a call the adapter's number of steps, and refuse another one."""
+        grid = self.findings.steps
+        if grid is None:
+            return
+        wanted = given.get(STEPS_ARGUMENT, grid.student)
+        if wanted != grid.student and not force:
+            raise InputError(
+                f"{STEPS_ARGUMENT}={wanted!r}: this adapter is trained for {grid.student} steps",
+                f"Leave {STEPS_ARGUMENT} out; or pass force=True.",
+            )
+        if STEPS_ARGUMENT not in given:
+            kwargs[STEPS_ARGUMENT] = grid.student
 
 
 def open_student(
@@ -138,6 +158,8 @@ def open_student(
     )
     if guidance is not None:
         student.dial.measured_strength(guidance)  # raises before anything is loaded
+    if findings.steps is not None:
+        _set_timesteps(pipeline, findings.steps)
     load_adapter(pipeline, findings.denoisers, findings.loader, folder, 1.0)
     if findings.guidance_argument.startswith(f"{GUIDER}."):
         for name, guider in guiders(pipeline).items():
@@ -169,6 +191,13 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
             f"{findings.zero_terminal_snr}; this pipeline's scheduler has {zero}",
             "Make its scheduler from the config of the one that the run was recorded with.",
         )
+    if findings.steps is not None and type(pipeline.scheduler).__name__ != findings.steps.solver:
+        solver = findings.steps.solver
+        raise MismatchError(
+            f"{folder}: trained for steps of {solver}; this pipeline's solver is "
+            f"{type(pipeline.scheduler).__name__}",
+            f"pipeline.scheduler = diffusers.{solver}.from_config(pipeline.scheduler.config)",
+        )
     denoiser = as_one_module(denoisers(pipeline, names))
     if adapted_layers(denoiser):
         raise InputError(
@@ -182,6 +211,13 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
             OtherBaseWarning,
             stacklevel=3,
         )
+
+
+def _set_timesteps(pipeline: DiffusionPipeline, grid: StepGrid) -> None:
+    """Give the pipeline's scheduler the timesteps that the adapter was trained at."""
+    config, wanted = pipeline.scheduler.config, grid.scheduler_settings
+    if any(config.get(name) != value for name, value in wanted.items()):
+        pipeline.scheduler = type(pipeline.scheduler).from_config(config, **wanted)
 
 
 def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
@@ -215,6 +251,13 @@ def check_adapter(session: Session, folder: Path | None = None) -> Path:
     metadata, findings = read_adapter(folder), session.findings
     g_ref = session.settings.adapter.g_ref
     Findings.from_json(metadata["findings"]).check_same_base(findings)
+    theirs = Findings.from_json(metadata["findings"]).steps
+    if theirs != findings.steps:
+        raise MismatchError(
+            f"{folder}: trained for {theirs.usage if theirs else 'as many steps as the teacher'}; "
+            f"this run is for {findings.steps.usage if findings.steps else 'as many'}",
+            "Use the run's own settings (student.steps, record.steps).",
+        )
     if metadata["g_ref"] != g_ref:
         raise MismatchError(
             f"{folder}: strength 1 stands for guidance {metadata['g_ref']:g} in the adapter and "

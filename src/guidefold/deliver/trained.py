@@ -94,7 +94,8 @@ def read_trained(
             strength,
             compared,
             [_predict(student, ref, strength) for ref in compared],
-            _calibrate(session, student) if measure else (),
+            # Without a dial there is one strength; steps are not in proportion to it.
+            _calibrate(session, student) if measure and session.findings.steps is None else (),
             left_out,
         )
     finally:

@@ -62,6 +62,7 @@ def picture_requests(
     *,
     guidance: float | None = None,
     strength: float | None = None,
+    steps: int | None = None,
 ) -> list[PictureRequest]:
     """Requests for pictures of one kind.
 
@@ -72,6 +73,7 @@ def picture_requests(
         seeds: One per picture.
         guidance: The guidance scale.
         strength: The student's strength.
+        steps: Denoising steps.
     """
     if seeds is None:
         seeds = picture_seeds(session.settings.seed, len(prompts))
@@ -79,7 +81,8 @@ def picture_requests(
         guidance = session.guidance_of(kind)
     if strength is None and kind == "student":
         strength = session.compared.strength
-    steps = session.settings.evaluate.steps
+    if steps is None:
+        steps = session.settings.steps_of(kind)
     return [
         PictureRequest(kind, prompt, seed, guidance, steps, strength)
         for prompt, seed in zip(prompts, seeds, strict=True)

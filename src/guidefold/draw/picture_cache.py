@@ -148,7 +148,9 @@ class EvaluationPictures(PictureCache[PictureLine]):
         self, request: PictureRequest, index: int, picture: Picture, batch: Drawn
     ) -> PictureLine:
         """Write the picture file, then its line."""
-        path = self.folder / f"{request.name}-{index:04d}.png"
+        usual = self.session.settings.steps_of(request.kind)
+        steps = "" if request.steps == usual else f"-{request.steps}-steps"
+        path = self.folder / f"{request.name}{steps}-{index:04d}.png"
         write_bytes(path, png(picture, request.facts))
         line = PictureLine(
             file=path.name,

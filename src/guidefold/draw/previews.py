@@ -106,8 +106,9 @@ class Previews(PictureCache[Path]):
 
     def work(self) -> int:
         """Denoising steps of the next drawing, summed over its pictures."""
-        missing = sum(len(self.missing(column)) for column in self._teacher_requests())
-        return (missing + len(self.prompts)) * self.session.settings.evaluate.steps
+        missing = [r for column in self._teacher_requests() for r in self.missing(column)]
+        student = len(self.prompts) * self.session.settings.steps_of("student")
+        return sum(request.steps for request in missing) + student
 
     def draw(self, step: int, progress: Task) -> Picture | None:
         """Draw and write the missing pictures, and add the step to the index.

@@ -27,7 +27,7 @@ from guidefold.draw import (
 from guidefold.ground import Stopped, plural, task
 from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
 from guidefold.judge.features import Features, VisionModel, compare
-from guidefold.judge.residual import RUNS_PER_PROMPT, measure_residual_guidance
+from guidefold.judge.residual import measure_residual_guidance, steps_per_prompt
 from guidefold.judge.trained_weights import Lora, StudentWeights
 from guidefold.lora import SHOWN_DIGITS, STRENGTHS
 from guidefold.pipeline import Prompt
@@ -68,6 +68,8 @@ class Measured:
         distribution: Fréchet distance and recall of the unguided teacher's and the student's
             pictures against the teacher's; empty without a feature extractor.
         clip_scores: The CLIP score of each kind's pictures; empty without a CLIP model.
+        rival: The guided teacher at the steps of a student that takes fewer; None for any other.
+        rival_verdicts: Whether its pictures show their prompts; empty without a judge.
     """
 
     prompts: list[Prompt]
@@ -80,6 +82,8 @@ class Measured:
     categories: list[str | None]
     distribution: dict[Kind, dict[str, float | None]]
     clip_scores: dict[Kind, float]
+    rival: Drawn | None = None
+    rival_verdicts: Sequence[bool] = ()
 
 
 def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
@@ -177,16 +181,23 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     prompts = session.held_out[: options.prompts]
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
-    dial_prompts, state_prompts = prompts[: options.dial_prompts], prompts[: options.state_prompts]
+    # Few steps at one guidance scale have no dial to be shown.
+    dial_prompts = prompts[: options.dial_prompts] if session.findings.steps is None else []
+    state_prompts = prompts[: options.state_prompts]
     timed_prompts = prompts[: max(options.batch_size, options.state_prompts)]
-    dial, drawn = dict[Kind, list[list[str]]](), dict[Kind, Drawn]()
-    count = len(KINDS) * len(prompts) + 2 * len(dial_prompts) * len(STRENGTHS) + len(timed_prompts)
-    runs = RUNS_PER_PROMPT * len(state_prompts)
-    with task("Measuring, denoising steps", (count + runs) * options.steps) as progress:
+    dial, drawn, rival = dict[Kind, list[list[str]]](), dict[Kind, Drawn](), None
+    steps, few = session.settings.steps_of, session.settings.student.steps
+    count = sum(map(steps, KINDS)) * len(prompts) + steps("student") * len(timed_prompts)
+    count += len(dial_prompts) * len(STRENGTHS) * (steps("teacher") + steps("student"))
+    count += steps_per_prompt(session) * len(state_prompts) + (few or 0) * len(prompts)
+    with task("Measuring, denoising steps", count) as progress:
         pictures = EvaluationPictures(session)
         # The student comes last: once its weights are loaded, the teacher's pictures cannot be had.
         for kind in ("teacher", "unguided"):
             drawn[kind] = pictures.draw(picture_requests(session, kind, prompts), progress)
+        if few is not None:
+            requests = picture_requests(session, "teacher", prompts, steps=few)
+            rival = pictures.draw(requests, progress)
         dial["teacher"] = draw_dial(
             pictures, "teacher", dial_prompts, progress, measured_dial(session)
         )
@@ -207,6 +218,8 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
         categories=[judge.category(text) if judge else None for text in texts],
         distribution=_compare_sets(drawn, features) if features else {},
         clip_scores={k: clip.score(drawn[k].pictures, texts) for k in KINDS} if clip else {},
+        rival=rival,
+        rival_verdicts=judge.aligned(rival.pictures, texts) if judge and rival else (),
     )
 
 
@@ -231,13 +244,7 @@ def _compare_sets(
 def _results(session: Session, measured: Measured) -> Results:
     drawn, verdicts = measured.drawn, measured.verdicts
     kinds: dict[Kind, dict[str, Any]] = {
-        kind: {
-            "alignment": share(verdicts[kind]) if verdicts else None,
-            "saturation": saturation(drawn[kind].pictures),
-            "passes_per_image": drawn[kind].passes_per_image,
-            "denoiser_seconds_per_image": drawn[kind].denoiser_seconds_per_image,
-            **measured.distribution.get(kind, {}),
-        }
+        kind: _measures(drawn[kind], verdicts.get(kind, ())) | measured.distribution.get(kind, {})
         for kind in KINDS
     }
     kinds["student"]["denoiser_seconds_per_image_fused"] = measured.fused_seconds
@@ -246,6 +253,9 @@ def _results(session: Session, measured: Measured) -> Results:
         bounds = ratio_interval(verdicts["student"], verdicts["teacher"])
         kinds["student"]["alignment_over_teacher_95"] = bounds
         judged["categories"] = by_category(verdicts, [str(name) for name in measured.categories])
+    if measured.rival is not None:
+        rival = _measures(measured.rival, measured.rival_verdicts)
+        judged["few_steps"] = {"steps": session.settings.student.steps, "teacher": rival}
     for kind, score in measured.clip_scores.items():
         kinds[kind]["clip_score"] = score
     weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
@@ -266,6 +276,16 @@ def _results(session: Session, measured: Measured) -> Results:
             "machine": f"{platform.machine()}, device {session.pipeline.device}",
         }
     )
+
+
+def _measures(drawn: Drawn, verdicts: Sequence[bool]) -> dict[str, Any]:
+    """What is measured of any pictures."""
+    return {
+        "alignment": share(verdicts) if verdicts else None,
+        "saturation": saturation(drawn.pictures),
+        "passes_per_image": drawn.passes_per_image,
+        "denoiser_seconds_per_image": drawn.denoiser_seconds_per_image,
+    }
 
 
 def _index(session: Session, measured: Measured) -> PictureIndex:

@@ -22,6 +22,7 @@ from guidefold.listen.call import (
 )
 from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
 from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed
+from guidefold.listen.few_steps import coarse_steps, restart, space_trailing
 from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
 from guidefold.listen.listener import Call, Listener, Step
@@ -31,6 +32,8 @@ from guidefold.listen.parts import Shapes, unpack
 from guidefold.listen.probe import lora_loader, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
 from guidefold.listen.probe_record import read_findings, still_valid, write_findings
+from guidefold.listen.solver_step import SINGLE_STEP, SolverProbe
+from guidefold.listen.step_grid import StepGrid
 from guidefold.listen.stored import flatten, unflatten
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "OFF_VALUES",
     "PROMPT",
     "SEED",
+    "SINGLE_STEP",
     "STEPS",
     "Call",
     "DryRun",
@@ -47,12 +51,15 @@ __all__ = [
     "NotBatchableError",
     "RandomStub",
     "Shapes",
+    "SolverProbe",
     "Step",
+    "StepGrid",
     "Tree",
     "call_inputs",
     "call_recorded",
     "check_rows",
     "check_tokenizers",
+    "coarse_steps",
     "denoisers_of",
     "describe_findings",
     "drive",
@@ -68,10 +75,12 @@ __all__ = [
     "predictions",
     "probe",
     "read_findings",
+    "restart",
     "rows_of",
     "run",
     "run_inputs",
     "scale_arguments",
+    "space_trailing",
     "split",
     "steps_taken",
     "still_valid",

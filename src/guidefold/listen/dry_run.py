@@ -63,6 +63,7 @@ def follow_stubbed(
     listened: Mapping[str, nn.Module],
     driven: Sequence[Step],
     stub: RandomStub,
+    **listening: Any,
 ) -> DryRun:
     """Follow a driven run with the denoiser stubbed.
 
@@ -73,6 +74,7 @@ def follow_stubbed(
         listened: The denoisers.
         driven: The states to visit.
         stub: The stub that replaces the denoisers.
+        **listening: Further arguments of :class:`~guidefold.listen.listener.Listener`.
 
     Returns:
         Arguments and output map.
@@ -84,7 +86,8 @@ def follow_stubbed(
 
     def follow_with(draw: int) -> tuple[list[Step], list[Any]]:
         stub.clear(draw)
-        steps = follow(pipeline, inputs, seeds, listened, driven, stub=stub, keep_arguments=True)
+        listening.update(stub=stub, keep_arguments=True)
+        steps = follow(pipeline, inputs, seeds, listened, driven, **listening)
         check_pairs(pipeline, steps)
         return steps, list(stub.outputs)
 

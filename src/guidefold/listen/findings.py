@@ -10,6 +10,7 @@ from guidefold.ground import CorruptFileError, MismatchError, UnfoldableError
 from guidefold.listen.arguments import Layout
 from guidefold.listen.guidance import scale_arguments
 from guidefold.listen.output_map import OutputMap
+from guidefold.listen.step_grid import StepGrid
 
 BASE = (
     "pipeline",
@@ -63,6 +64,7 @@ class Findings:
         zero_terminal_snr: Whether the noise schedule ends in noise alone; None in files of versions
             that did not record it.
         fixed: The denoisers whose guidance does not follow the guidance argument.
+        steps: The steps of a student that takes fewer than the teacher; None if it takes as many.
     """
 
     pipeline: str
@@ -86,6 +88,7 @@ class Findings:
     left_out: int
     zero_terminal_snr: bool | None = None
     fixed: tuple[str, ...] = ()
+    steps: StepGrid | None = None
 
     @property
     def denoiser(self) -> str:
@@ -123,6 +126,9 @@ class Findings:
         values["output_map"] = self.output_map.to_json()
         fixed = values.pop("fixed")  # written only where there are any, for older readers
         values |= {"fixed": list(fixed)} if fixed else {}
+        values.pop("steps")
+        if self.steps is not None:
+            values["steps"] = self.steps.to_json()
         return {FILE_KEYS.get(name, name): value for name, value in values.items()}
 
     @staticmethod
@@ -137,6 +143,7 @@ class Findings:
                 "output_map": OutputMap.from_json(values["output_map"]),
                 "denoisers": tuple(values["denoisers"]),
                 "fixed": tuple(values.get("fixed", ())),
+                "steps": StepGrid.from_json(values["steps"]) if "steps" in values else None,
             }
             names = {key: name for name, key in FILE_KEYS.items()}
             return Findings(**{names.get(n, n): v for n, v in values.items()} | parts)
@@ -161,6 +168,10 @@ class Findings:
                 )
 
 
+def _steps(grid: StepGrid) -> str:
+    return f"{grid.usage}; the teacher takes {grid.teacher}, which pass through them"
+
+
 def describe_findings(findings: Findings) -> list[str]:
     """Findings for people: one line per fact, and the share of passes that folding saves."""
     also = "".join(f", {name}={value:g}" for name, value in findings.also_off.items())
@@ -182,6 +193,7 @@ def describe_findings(findings: Findings) -> list[str]:
         "output map": str(findings.output_map),
         "batches": batches,
         "LoRA layers": f"{layers}{out}",
+        **({"steps": _steps(findings.steps)} if findings.steps else {}),
         "adapter loads with": LOADERS[findings.loader],
     }
     saved = 1 - findings.passes_off / findings.passes_on

@@ -88,6 +88,9 @@ class Redirect(Protocol):
         ...
 
 
+BeforeStep = Callable[[int, Any, inspect.BoundArguments], None]
+
+
 @dataclass
 class Listener:
     """Intercepts ``scheduler.step`` and the denoisers while a pipeline runs.
@@ -98,6 +101,8 @@ class Listener:
         keep_arguments: Whether to keep each call's arguments and output.
         stub: Called in the denoisers' place.
         redirect: Maps states to the next states that the pipeline gets.
+        before_step: Called before every step with its index, the scheduler and the arguments of its
+            ``step``, none of which it may change.
         on_step: Called at the end of every step.
     """
 
@@ -106,6 +111,7 @@ class Listener:
     keep_arguments: bool = False
     stub: Stub | None = None
     redirect: Redirect | None = None
+    before_step: BeforeStep | None = None
     on_step: Callable[[], None] | None = None
     steps: list[Step] = field(default_factory=list)
     _parts: list[Step] = field(default_factory=list)
@@ -148,9 +154,12 @@ class Listener:
                         f"{type(self.pipeline).__name__}: steps a copy of its scheduler",
                         "It swaps its scheduler's state for that of a copy at its steps.",
                     )
-            given = signature.bind(*args, **kwargs).arguments
+            call = signature.bind(*args, **kwargs)
+            given = call.arguments
             # Cloned before the call: some solvers write into the tensors that they are given.
             received = {n: clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
+            if self.before_step is not None:
+                self.before_step(len(self.steps), this, call)
             return self._record_step(this, received, own_step(this)(*args, **kwargs))
 
         def own_step(this: Any) -> Any:
@@ -171,7 +180,7 @@ class Listener:
         return types.MethodType(step, scheduler)
 
     def _record_step(self, scheduler: Any, received: dict[str, Any], result: Any) -> Any:
-        state, next_state = received["sample"], _next_state(result)
+        state, next_state = received["sample"], next_state_of(result)
         before = self._stepped if not self._calls else []
         part = 0 if any(scheduler is other for other in before) else len(before)
         if self.redirect is not None:
@@ -246,7 +255,8 @@ def _packed(parts: list[Step]) -> Step:
     )
 
 
-def _next_state(result: Any) -> torch.Tensor:
+def next_state_of(result: Any) -> torch.Tensor:
+    """The next state within what ``scheduler.step`` returns."""
     state: torch.Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
     return state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -37,6 +37,7 @@ from guidefold.listen.dry_run import (
     follow_stubbed,
     fullest,
 )
+from guidefold.listen.few_steps import find_step_grid
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import find_off, find_origin, scale_arguments, stop_guiding
 from guidefold.listen.listener import Step
@@ -77,6 +78,8 @@ def probe(
     negative_prompt: str | None = None,
     guided_share: float = 1.0,
     rows: Sequence[Prompt] = (),
+    student_steps: int | None = None,
+    least_steps: int = 1,
 ) -> Findings:
     """Run a pipeline for a few steps, with guidance on and off, and find how it guides.
 
@@ -87,12 +90,15 @@ def probe(
         negative_prompt: The negative prompt of all pictures, if any.
         guided_share: The share of the teacher's steps that are guided, from the first on.
         rows: Rows of the user's inputs, whose further fields the pipeline is called with.
+        student_steps: The number of steps of a student that takes fewer than the teacher.
+        least_steps: The least number of the teacher's steps for such a student.
 
     Returns:
         The findings.
 
     Raises:
-        UnfoldableError: There is no guidance to fold, or no known way; the error says which.
+        UnfoldableError: There is no guidance to fold, or no known way, or the student's steps
+            cannot be folded; the error says which.
         PipelineError: A tokenizer has lost its vocabulary.
         CallError: The pipeline refuses the call.
     """
@@ -104,9 +110,15 @@ def probe(
         )
     check_tokenizers(pipeline)
     with task("Probing the pipeline", STAGES) as progress:
-        found = _Probe(pipeline, call, guidance, negative_prompt, rows, progress).find(guided_share)
+        probing = _Probe(pipeline, call, guidance, negative_prompt, rows, progress)
+        found = probing.find(guided_share)
         progress.advance()
+    if student_steps is None:
         return found
+    grid = find_step_grid(
+        pipeline, probing.student, probing.listened, student_steps, least_steps, SEED
+    )
+    return replace(found, steps=grid)
 
 
 @dataclass
@@ -134,6 +146,7 @@ class _Probe:
         off, also_off, unguided = find_off(pipeline, inputs, argument, self.listened, SEED)
         on = {**inputs, **scale_arguments(argument, self.guidance, off)}
         student = {**inputs, **scale_arguments(argument, off, off), **also_off}
+        self.student = student
         passes_on = _passes(guided, names)
         _check_fewer(pipeline, argument, self.guidance, off, passes_on, unguided)
         check_pairs(pipeline, unguided)

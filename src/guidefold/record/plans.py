@@ -22,7 +22,9 @@ class Plan:
         prompt: The prompt.
         seed: The seed of the pipeline's noise.
         guidance: The teacher's guidance scale.
-        steps: The pipeline's number of steps.
+        steps: The pipeline's number of steps; the least number of the teacher's where the student
+            takes fewer.
+        student_steps: The student's number of steps; None if it is the teacher's.
     """
 
     index: int
@@ -31,6 +33,7 @@ class Plan:
     seed: int
     guidance: float
     steps: int
+    student_steps: int | None = None
 
 
 def plan_round(
@@ -90,7 +93,8 @@ def _plan(
                     prompt=prompts[order[k % len(order)]],
                     seed=derive_seed(seed, "trajectory", number, first + k),
                     guidance=guidance,
-                    steps=steps,
+                    steps=steps if settings.student.steps is None else record.steps[0],
+                    student_steps=settings.student.steps,
                 )
                 for k in range(start, min(start + record.batch_size, count))
             ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ from guidefold.ground import (
     MismatchError,
     Stop,
     Stopped,
-    UnfoldableError,
     console,
     derive_seed,
-    generator,
     plural,
     task,
 )
@@ -28,17 +26,22 @@ from guidefold.listen import (
     DryRun,
     Findings,
     RandomStub,
+    SolverProbe,
     Step,
+    StepGrid,
     Tree,
+    coarse_steps,
     drive,
     follow,
     follow_stubbed,
+    restart,
     split,
     tree_map,
     unpack,
 )
 from guidefold.lora import Adapter, Dial
 from guidefold.pipeline import Prompt, denoisers, peak_memory
+from guidefold.record.forward_noise import add_noise
 from guidefold.record.plans import Plan, kept_indices
 from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
 from guidefold.run import (
@@ -81,7 +84,7 @@ def record_round(
     lines = read_round(folder)
     plans = {plan.index: plan for batch in batches for plan in batch}
     for line in lines:
-        _check_line(line, plans.get(line.index), recorder.stamp(source), folder)
+        _check_line(line, plans.get(line.index), recorder, source, folder)
     mine = batches[shard[0] - 1 :: shard[1]]
     wanted = {plan.index for batch in mine for plan in batch}
     done = {line.index for line in lines} & wanted
@@ -102,7 +105,7 @@ def record_round(
                     continue
                 path = folder / f"{plan.split}-{plan.index:06d}.safetensors"
                 entry = write_trajectory(path, states, recorder.dtype)
-                line = _line(plan, entry, recorder.stamp(source), seconds)
+                line = _line(plan, entry, recorder, source, seconds)
                 append_line(folder / LINES, line.to_json())
                 lines.append(line)
                 done.add(plan.index)
@@ -168,17 +171,24 @@ class Recorder:
         if len(batch) > 1 and not self._batchable(batch):
             return [entry for plan in batch for entry in self.record(source, [plan])]
         seeds, prompts = [plan.seed for plan in batch], [plan.prompt for plan in batch]
-        on, off = (
-            self.inputs(prompts, guidance, batch[0].steps)
-            for guidance in (batch[0].guidance, self.findings.off)
-        )
-        visit = {"teacher": self._teacher, "student": self._student, "noise": self._noise}[source]
-        driven, targets = visit(on, off, seeds)
-        dry_run = self._dry_run(off, seeds, driven)
+        plan, grid = batch[0], self.findings.steps
+        on = self.inputs(prompts, plan.guidance, self.teacher_steps(plan))
+        off = self.inputs(prompts, self.findings.off, plan.student_steps or plan.steps)
+        if grid is not None:
+            dry_run, targets = self._few_steps(source, on, off, seeds, grid)
+        else:
+            visits = {"teacher": self._teacher, "student": self._student, "noise": self._noise}
+            driven, heard = visits[source](on, off, seeds)
+            dry_run = self._dry_run(off, seeds, driven)
+            targets = [step.model_output for step in heard]
         return [
             (plan, self._keep(plan, row, len(batch), dry_run, targets))
             for row, plan in enumerate(batch)
         ]
+
+    def teacher_steps(self, plan: Plan) -> int:
+        """The teacher's number of steps in a plan's trajectory."""
+        return plan.steps if self.findings.steps is None else self.findings.steps.teacher
 
     def _batchable(self, batch: Sequence[Plan]) -> bool:
         """Whether the plans' prompts can share the pipeline's calls."""
@@ -213,24 +223,66 @@ class Recorder:
         self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
     ) -> tuple[list[Step], list[Step]]:
         """The student visits the states; the teacher follows and gives the targets."""
+        driven = self._drive_student(on, off, seeds)
+        with self._teacher_mode():
+            return driven, follow(self.pipeline, on, seeds, self.listened, driven)
+
+    def _drive_student(
+        self, on: Mapping[str, Any], off: Mapping[str, Any], seeds: Sequence[int]
+    ) -> list[Step]:
         assert self.adapter is not None
         guidance = float(on[self.findings.guidance_argument])
         with self.adapter.student_mode(self.dial.trained_strength(guidance), train=False):
-            driven = drive(self.pipeline, off, seeds, self.listened)
-        with self.adapter.teacher_mode():
-            return driven, follow(self.pipeline, on, seeds, self.listened, driven)
+            return drive(self.pipeline, off, seeds, self.listened)
+
+    def _few_steps(
+        self,
+        source: StateSource,
+        on: Mapping[str, Any],
+        off: Mapping[str, Any],
+        seeds: Sequence[int],
+        grid: StepGrid,
+    ) -> tuple[DryRun, list[torch.Tensor]]:
+        """The student's arguments at coarse states, and the outputs that reach the teacher's next.
+
+        Args:
+            source: ``teacher`` or ``student``.
+            on: The teacher's call arguments, with its number of steps.
+            off: The student's, with its own.
+            seeds: One per sample.
+            grid: The student's steps among the teacher's.
+        """
+        call = self.pipeline, on, seeds, self.listened
+        if source == "teacher":
+            driven = coarse_steps(drive(*call), grid.indices)
+            ends = [step.next_state for step in driven]
+        else:
+            driven = self._drive_student(on, off, seeds)
+            with self._teacher_mode():
+                ends = restart(*call, driven, grid.indices)
+        solver = SolverProbe()
+        dry_run = self._dry_run(off, seeds, driven, before_step=solver)
+        outputs = solver.outputs_that_reach(ends)
+        return dry_run, [o.to(s.model_output) for o, s in zip(outputs, driven, strict=True)]
+
+    def _teacher_mode(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.adapter is None else self.adapter.teacher_mode()
 
     def _dry_run(
-        self, off: Mapping[str, Any], seeds: Sequence[int], driven: Sequence[Step]
+        self,
+        off: Mapping[str, Any],
+        seeds: Sequence[int],
+        driven: Sequence[Step],
+        **listening: Any,
     ) -> DryRun:
         """Find the student's arguments at the driven states.
 
         Raises:
             CaptureError: The output map is not the probed one.
         """
-        teacher = nullcontext() if self.adapter is None else self.adapter.teacher_mode()
-        with teacher:  # for the stub's templates
-            dry_run = follow_stubbed(self.pipeline, off, seeds, self.listened, driven, self.stub)
+        call = self.pipeline, off, seeds, self.listened
+        with self._teacher_mode():  # for the stub's templates
+            dry_run = follow_stubbed(*call, driven, self.stub, **listening)
         if dry_run.output_map != self.findings.output_map:
             raise CaptureError(
                 f"output map '{dry_run.output_map}' instead of '{self.findings.output_map}'"
@@ -238,12 +290,12 @@ class Recorder:
         return dry_run
 
     def _keep(
-        self, plan: Plan, row: int, count: int, dry_run: DryRun, targets: Sequence[Step]
+        self, plan: Plan, row: int, count: int, dry_run: DryRun, targets: Sequence[torch.Tensor]
     ) -> list[KeptState]:
         """One sample's kept states, spread over the trajectory."""
         kept = []
         for index in kept_indices(plan, self.states, len(targets)):
-            target = dry_run.training_target(index, targets[index].model_output)
+            target = dry_run.training_target(index, targets[index])
             kept.append(
                 KeptState(
                     arguments=self._one(dry_run.arguments[index], row, count),
@@ -260,43 +312,12 @@ class Recorder:
         return tree_map(torch.Tensor.cpu, chosen)
 
 
-def add_noise(
-    scheduler: Any, clean: torch.Tensor, index: int, seeds: Sequence[int]
-) -> torch.Tensor:
-    """Add noise to clean latents, up to the noise level of a step.
-
-    Args:
-        scheduler: In the middle of a run, about to take step ``index``.
-        clean: Shape (batch, ...).
-        index: The step; past the last one the latents stay clean.
-        seeds: One for each sample.
-
-    Raises:
-        UnfoldableError: The scheduler cannot add noise.
-    """
-    if index >= len(scheduler.timesteps):
-        return clean
-    noise = torch.cat(
-        [torch.randn((1, *clean.shape[1:]), generator=generator(s, "noise", index)) for s in seeds]
-    ).to(clean)
-    timesteps = scheduler.timesteps[index : index + 1].expand(len(clean))
-    error: Exception | None = None
-    try:
-        if hasattr(scheduler, "scale_noise"):
-            return scheduler.scale_noise(clean, timesteps, noise)  # type: ignore[no-any-return]
-        if hasattr(scheduler, "add_noise"):
-            return scheduler.add_noise(clean, noise, timesteps)  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError, ValueError, IndexError) as own:  # such as one of tokens
-        error = own
-    raise UnfoldableError(
-        f"{type(scheduler).__name__} cannot add noise{f' ({error})' if error else ''}",
-        "Use record.rounds = ['teacher'].",
-    ) from error
-
-
 def _line(
-    plan: Plan, entry: Mapping[str, Any], stamp: Mapping[str, Any], seconds: float
+    plan: Plan, entry: Mapping[str, Any], recorder: Recorder, source: StateSource, seconds: float
 ) -> TrajectoryLine:
+    few: dict[str, Any] = {}
+    if plan.student_steps is not None:  # a field that other runs' manifests do not have
+        few["student_steps"] = plan.student_steps
     return TrajectoryLine(
         index=plan.index,
         split=plan.split,
@@ -304,10 +325,11 @@ def _line(
         prompt_sha256=plan.prompt.digest,
         seed=plan.seed,
         guidance=plan.guidance,
-        steps=plan.steps,
-        **stamp,
+        steps=recorder.teacher_steps(plan),
+        **recorder.stamp(source),
         **entry,
         seconds=seconds,
+        **few,
     )
 
 
@@ -332,12 +354,13 @@ def _print_costs(
 
 
 def _check_line(
-    line: TrajectoryLine, plan: Plan | None, stamp: Mapping[str, Any], folder: Path
+    line: TrajectoryLine, plan: Plan | None, recorder: Recorder, source: StateSource, folder: Path
 ) -> None:
-    expected: dict[str, Any] = dict(stamp)
+    expected: dict[str, Any] = recorder.stamp(source)
     if plan is not None:
-        expected |= {"prompt_sha256": plan.prompt.digest, "seed": plan.seed, "steps": plan.steps}
-        expected |= {"guidance": plan.guidance, "split": plan.split}
+        expected |= {"prompt_sha256": plan.prompt.digest, "seed": plan.seed, "split": plan.split}
+        expected |= {"guidance": plan.guidance, "steps": recorder.teacher_steps(plan)}
+        expected |= {"student_steps": plan.student_steps}
     for name, value in expected.items():
         recorded = getattr(line, name)
         if recorded != value or plan is None:

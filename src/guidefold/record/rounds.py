@@ -139,6 +139,12 @@ def _announce(session: Session) -> None:
         f"Prompts: {len(session.prompts)} to train on, {len(session.held_out)} held out to measure "
         f"with{'' if dropped.startswith('0 ') else f'; {dropped} left out'}."
     )
+    if grid := session.findings.steps:
+        console.print(
+            f"Steps: the student takes {grid.usage}; the teacher takes {grid.teacher}, which pass "
+            "through the student's.",
+            markup=False,
+        )
     if any("negative_prompt" in prompt.values for prompt in session.prompts):
         console.print(
             "Beware: rows bring a negative_prompt of their own. The teacher obeys it, the student "

@@ -99,7 +99,6 @@ from guidefold.run.settings import (
     StateSource,
     Storage,
     leaves,
-    wrong_size,
 )
 from guidefold.run.tensors import (
     METADATA_KEY,
@@ -110,6 +109,7 @@ from guidefold.run.tensors import (
     write_tensors,
 )
 from guidefold.run.undo import undone_if_refused
+from guidefold.run.values import wrong_size
 
 __all__ = [
     "AGAIN",

@@ -149,7 +149,7 @@ def dump_toml(settings: Settings) -> str:
     head = {k: v for k, v in values.items() if not isinstance(v, dict)}
     lines = [f"{key} = {_toml(value)}" for key, value in head.items()]
     for name, table in values.items():
-        if isinstance(table, dict):
+        if isinstance(table, dict) and table:
             lines += ["", f"[{name}]", *(f"{key} = {_toml(v)}" for key, v in table.items())]
     return "\n".join(lines) + "\n"
 

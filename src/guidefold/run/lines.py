@@ -43,6 +43,7 @@ class TrajectoryLine(Record):
         file: The trajectory, within the round's folder.
         timesteps: Of the kept states.
         seconds: That it took to record.
+        student_steps: The steps of a student that takes fewer than ``steps``, the teacher's.
     """
 
     index: int
@@ -61,6 +62,7 @@ class TrajectoryLine(Record):
     size: int
     timesteps: list[float]
     seconds: float = 0.0
+    student_steps: int | None = None
 
 
 class PeakMemory(Record):

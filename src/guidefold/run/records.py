@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guidefold.ground import CorruptFileError
 from guidefold.run.files import LINE_REMEDY, read_json, read_lines
-from guidefold.run.settings import Kind
+from guidefold.run.settings import KINDS, Kind
 
 AGAIN = "Write it anew: 'guidefold evaluate RUN', or 'guidefold distill RUN' for previews."
 
@@ -122,6 +122,18 @@ class StudentResults(KindResults):
     denoiser_seconds_per_image_fused: float
 
 
+class FewStepResults(Record):
+    """What was measured of a student that takes fewer steps than the teacher.
+
+    Attributes:
+        steps: The student's denoising steps per picture.
+        teacher: The guided teacher at as many steps.
+    """
+
+    steps: int
+    teacher: KindResults
+
+
 class CategoryResults(Record):
     """Each kind's alignment within a category of prompts."""
 
@@ -136,12 +148,13 @@ class Results(Record):
 
     Attributes:
         categories: By category of prompt; empty without a judge.
-        residual_guidance: On recorded states.
+        residual_guidance: On recorded states; with few steps, the step residual.
+        few_steps: Of a student that takes fewer steps than the teacher; None of any other.
         relative_distance: ``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels.
         guidance: The teacher's guidance scale.
         strength: The student's.
         prompts: How many held-out prompts were drawn.
-        steps: Denoising steps per picture.
+        steps: Denoising steps per picture; with few steps, the teacher's.
         trained_steps: Optimizer steps of the measured adapter.
         adapter_bytes: Of the adapter's files.
         denoiser_bytes: Of the denoiser's weights.
@@ -154,6 +167,7 @@ class Results(Record):
     student: StudentResults
     categories: dict[str, CategoryResults] = {}
     residual_guidance: ResidualGuidance
+    few_steps: FewStepResults | None = None
     relative_distance: float
     guidance: float
     strength: float
@@ -169,6 +183,18 @@ class Results(Record):
         """What was measured of one kind of pictures."""
         found: KindResults = getattr(self, kind)
         return found
+
+    def rows(self) -> list[tuple[Kind, str, KindResults]]:
+        """The rows of a table: kind, what its name needs besides, and what was measured."""
+        few = self.few_steps
+        if few is None:
+            return [(kind, "", self.of(kind)) for kind in KINDS]
+        long, short = f", {self.steps} steps", f", {few.steps} steps"
+        teachers: list[tuple[Kind, str, KindResults]] = [
+            ("teacher", long, self.teacher),
+            ("teacher", short, few.teacher),
+        ]
+        return [*teachers, *((k, short, self.of(k)) for k in KINDS if k != "teacher")]
 
 
 class PromptPictures(Record):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    field_validator,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from guidefold.ground import LARGEST_SEED
+from guidefold.run.values import (
+    Number,
+    Place,
+    Positive,
+    Section,
+    Switch,
+    Text,
+    Whole,
+    encodable,
+    wrong_size,
 )
-
-from guidefold.ground import LARGEST_SEED, unencodable
 
 Kind = Literal["teacher", "unguided", "student"]
 KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
@@ -29,55 +32,6 @@ Format = Literal[LoraFormat, "fused"]
 Storage = Literal["same", "bf16", "int8", "int4"]
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 OptimizerName = Literal["adamw", "adamw8bit"]
-LONGEST_NAME, LONGEST_PATH = 255, 4096
-"""Bytes of a file's name and of a path, on the usual file systems."""
-SIZES = ("height", "width", "num_frames")
-"""Arguments of pipelines' calls that count pixels and frames."""
-
-
-def _encodable(text: str) -> str:
-    """Refuse what no tokenizer and no file system takes."""
-    if reason := unencodable(text):
-        raise ValueError(reason)
-    return text
-
-
-def _holdable(place: str) -> str:
-    """Refuse a path with a name that no file system holds."""
-    longest = max(len(name.encode()) for name in place.split("/"))
-    if longest > LONGEST_NAME or len(place.encode()) > LONGEST_PATH:
-        raise ValueError(
-            f"too long for a file system: names have at most {LONGEST_NAME} bytes, and paths "
-            f"{LONGEST_PATH}"
-        )
-    return place
-
-
-# Strict: ``true`` is no number, ``2.0`` no whole one, and ``"yes"`` no switch.
-Whole = Annotated[int, Strict()]
-Positive = Annotated[int, Strict(), Field(ge=1)]
-Number = Annotated[float, Strict()]
-Switch = Annotated[bool, Strict()]
-Text = Annotated[str, AfterValidator(_encodable)]
-Place = Annotated[Text, AfterValidator(_holdable)]
-
-
-def wrong_size(name: str, value: object) -> str | None:
-    """Why a pipeline's call cannot take a size; None where it can, or where it is no size.
-
-    Many pipelines put a size of their own in the place of 0, without a word.
-    """
-    if name not in SIZES or value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return None
-    return f"{name} must be a whole number of at least 1 (got {value!r})"
-
-
-class Section(BaseModel):
-    """A table of the TOML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PipelineSettings(Section):
@@ -133,7 +87,7 @@ class PipelineSettings(Section):
                         f"{name} is {leaf!r}, which a run's file cannot hold; leave it out"
                     )
                 if isinstance(leaf, str):
-                    _encodable(leaf)
+                    encodable(leaf)
             if wrong := wrong_size(name, value):
                 raise ValueError(wrong)
         return call
@@ -204,6 +158,19 @@ class AdapterSettings(Section):
     rank: Whole = Field(default=32, ge=1, le=1024)
     g_ref: Number = 7.5
     dial: Switch = True
+
+
+class StudentSettings(Section):
+    """A student that takes fewer steps than the teacher.
+
+    Attributes:
+        steps: Denoising steps of the student, which the teacher's own steps pass through; unset,
+            it takes the teacher's. The teacher then takes at least the lower bound of
+            ``record.steps``, as many as its scheduler's timesteps need, and
+            ``evaluate.steps`` are the teacher's.
+    """
+
+    steps: Whole | None = Field(default=None, ge=1, le=1000)
 
 
 class DistillSettings(Section):
@@ -319,8 +286,33 @@ class Settings(Section):
     prompts: PromptSettings = PromptSettings()
     record: RecordSettings = RecordSettings()
     adapter: AdapterSettings = AdapterSettings()
+    student: StudentSettings = StudentSettings()
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    def steps_of(self, kind: Kind) -> int:
+        """Denoising steps per picture of a kind."""
+        few = self.student.steps
+        return self.evaluate.steps if few is None or kind == "teacher" else few
+
+    @model_validator(mode="after")
+    def _few_steps_fit(self) -> Settings:
+        if self.student.steps is None:
+            return self
+        g, (low, high) = self.adapter.g_ref, self.record.guidance
+        if self.adapter.dial or not low == high == g:
+            raise ValueError(
+                f"student.steps: {self.student.steps}, but one LoRA folds steps at one guidance "
+                f"scale only; set adapter.dial=false and record.guidance=[{g:g}, {g:g}] "
+                f"(adapter.g_ref is {g:g})"
+            )
+        if "noise" in self.record.rounds:
+            raise ValueError(
+                f"student.steps: {self.student.steps}, but record.rounds is {self.record.rounds}: "
+                "states of forward noise lie on no trajectory whose steps could be folded; use "
+                "'teacher' and 'student'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_keeps_its_weights(self) -> Settings:

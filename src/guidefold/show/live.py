@@ -190,8 +190,7 @@ class LivePictures(PictureCache[Finished]):
         if self._drawing is not None and self._drawing.state == "drawing":
             return None
         missing = set(self.missing(list(self._requests(comparison).values())))
-        steps = self.session.settings.evaluate.steps
-        self._drawing = Drawing(comparison, max(1, len(missing) * steps))
+        self._drawing = Drawing(comparison, max(1, sum(request.steps for request in missing)))
         self._waiting.put(self._drawing)
         return self._drawing.id
 
@@ -268,14 +267,14 @@ class LivePictures(PictureCache[Finished]):
     def _requests(self, comparison: Comparison) -> dict[Kind, PictureRequest]:
         """A request for each kind; the student first, as its picture is what users wait for."""
         prompt, seed, strength = Prompt.of(comparison.prompt), comparison.seed, comparison.strength
-        steps, off = self.session.settings.evaluate.steps, self.session.findings.off
+        steps, off = self.session.settings.steps_of, self.session.findings.off
         scale = self.guidance_at(strength)
         # Where guidance is off, the teacher is the unguided one: equal requests, drawn once.
         teacher: Kind = "unguided" if scale == off else "teacher"
         return {
-            "student": PictureRequest("student", prompt, seed, off, steps, strength),
-            "teacher": PictureRequest(teacher, prompt, seed, scale, steps),
-            "unguided": PictureRequest("unguided", prompt, seed, off, steps),
+            "student": PictureRequest("student", prompt, seed, off, steps("student"), strength),
+            "teacher": PictureRequest(teacher, prompt, seed, scale, steps(teacher)),
+            "unguided": PictureRequest("unguided", prompt, seed, off, steps("unguided")),
         }
 
     def _finish(self, request: PictureRequest, drawing: Drawing) -> Finished:

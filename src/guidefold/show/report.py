@@ -168,7 +168,8 @@ def _headline(results: Results) -> list[tuple[str, str]]:
             meaning += f" (95% interval {low:.0%} to {high:.0%})"
         figures.append((f"{ratio:.1%}", meaning))
     folded = 1 - results.residual_guidance.teacher_states.mean
-    figures.append((f"{folded:.0%}", "of the guidance signal folded, at the teacher's states"))
+    signal = "guidance signal" if results.few_steps is None else "guidance and of longer steps"
+    figures.append((f"{folded:.0%}", f"of the {signal} folded, at the teacher's states"))
     return figures
 
 
@@ -177,12 +178,11 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     student = results.student
     names = {n: title for n, title in MEASURES.items() if getattr(student, n) is not None}
     rows = []
-    for kind in KINDS:
-        measured = results.of(kind)
+    for kind, steps, measured in results.rows():
         seconds = ["" if value is None else f"{value:.3f}" for value in seconds_of(measured)]
         values = [getattr(measured, name) for name in names]
         numbers = ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append([NAMES[kind], f"{measured.passes_per_image:g}", *seconds, *numbers])
+        rows.append([NAMES[kind] + steps, f"{measured.passes_per_image:g}", *seconds, *numbers])
     return ["kind", "passes", "seconds", "seconds, LoRA not fused", *names.values()], rows
 
 

@@ -134,7 +134,7 @@ def _draw_kinds(
         _check_scale(guidance, session.findings.off)
         if "student" in kinds:
             check_adapter(session, adapter)  # before anything is drawn
-        total = len(kinds) * len(pairs) * settings.evaluate.steps
+        total = len(pairs) * sum(map(settings.steps_of, kinds))
         with task("Drawing, denoising steps", total) as progress:
             for kind in sorted(kinds, key=KINDS.index):  # student last: it loads the adapter
                 if kind == "student":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -80,6 +80,36 @@ class GuidanceSize:
                     (1 - part) * math.log(self.sizes[k - 1]) + part * math.log(self.sizes[k])
                 )
         return self.sizes[-1]
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """The size of what a few-step student has to learn at each of its steps.
+
+    ``E|target - unguided|^2``, by timestep: guidance and the error of its longer steps together.
+
+    Attributes:
+        sizes: The size at each of the student's timesteps.
+    """
+
+    sizes: Mapping[float, float]
+
+    @staticmethod
+    def measure(timesteps: Sequence[float], errors: Sequence[float]) -> StepSize:
+        """Average measured errors of each timestep.
+
+        Args:
+            timesteps: The states' timesteps, in any order.
+            errors: ``|target - unguided|^2`` at each state.
+        """
+        groups: dict[float, list[float]] = {}
+        for timestep, error in zip(timesteps, errors, strict=True):
+            groups.setdefault(timestep, []).append(error)
+        return StepSize({t: max(sum(group) / len(group), TINY) for t, group in groups.items()})
+
+    def at(self, timestep: float) -> float:
+        """The size at the nearest of the timesteps."""
+        return self.sizes[min(self.sizes, key=lambda t: abs(t - timestep))]
 
 
 def loss_scale(size: float, strength: float, floor: float, span: float) -> float:

@@ -26,7 +26,7 @@ from guidefold.train.batches import (
     mixing_is_exact,
     random_subset,
 )
-from guidefold.train.loss import GuidanceSize, squared_error
+from guidefold.train.loss import GuidanceSize, StepSize, squared_error
 
 LARGEST_CHANGE = 0.5  # of the denoiser's output (relative) by weights in fewer bits
 BALANCED_STATES = 32  # at most so many show how large guidance is in each part of an output
@@ -161,6 +161,16 @@ class Student:
         pairs = zip(errors, guided, strict=True)
         sizes = [error / (ref.guidance - origin) ** 2 for error, ref in pairs]
         return GuidanceSize.measure([ref.timestep for ref in guided], sizes)
+
+    def measure_steps(self, refs: Sequence[StateRef], batch_size: int) -> StepSize:
+        """Measure what a few-step student has to learn at each of its steps.
+
+        Args:
+            refs: The states to measure at.
+            batch_size: States per call.
+        """
+        errors = self.errors(refs, batch_size, adapted=False)
+        return StepSize.measure([ref.timestep for ref in refs], errors)
 
     def enable_checkpointing(self) -> None:
         """Turn gradient checkpointing on.

@@ -1,4 +1,4 @@
-"""Teacher measurements that training needs besides targets: guidance size, unguided errors."""
+"""Teacher measurements that training needs besides targets: what to learn, unguided errors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from guidefold.record import StateRef
 from guidefold.train.batches import Batch, random_subset
-from guidefold.train.loss import GuidanceSize, Level, loss_scale, residual_by_level
+from guidefold.train.loss import GuidanceSize, Level, StepSize, loss_scale, residual_by_level
 from guidefold.train.student import Student
 
 
 class TeacherMeasures:
-    """The size of guidance at each noise level, and the unguided teacher's validation errors.
+    """The size of what is to be learnt, and the unguided teacher's validation errors.
 
     Call both ``measure`` methods before the frozen weights are stored in fewer bits: afterwards
     there is no teacher.
@@ -27,7 +27,7 @@ class TeacherMeasures:
             off.
 
     Attributes:
-        sizes: The size of guidance, by round.
+        sizes: The size of guidance, or of a few-step student's steps, by round.
         held_out: Recorded states to validate on.
         unguided: The unguided teacher's error at each of them.
     """
@@ -43,7 +43,7 @@ class TeacherMeasures:
     ) -> None:
         self.student, self.batch_size = student, batch_size
         self.states, self.seed, self.strength_floor = states, seed, strength_floor
-        self.sizes: dict[int, GuidanceSize] = {}
+        self.sizes: dict[int, GuidanceSize | StepSize] = {}
         self.held_out: Sequence[StateRef] = ()
         self.unguided: list[float] = []
 
@@ -53,7 +53,7 @@ class TeacherMeasures:
         self.unguided = self.student.errors(held_out, self.batch_size, adapted=False)
 
     def measure_guidance(self, number: int, refs: Sequence[StateRef]) -> None:
-        """Measure the size of guidance for a stretch of training, once.
+        """Measure the size of guidance, or of few steps, for a stretch of training, once.
 
         Args:
             number: The stretch's round.
@@ -61,7 +61,9 @@ class TeacherMeasures:
         """
         if number not in self.sizes:
             subset = random_subset(refs, self.states, self.seed, f"size-{number}")
-            self.sizes[number] = self.student.measure_guidance(subset, self.batch_size)
+            few = self.student.findings.steps is not None
+            measure = self.student.measure_steps if few else self.student.measure_guidance
+            self.sizes[number] = measure(subset, self.batch_size)
 
     def scales(self, batch: Batch, number: int) -> torch.Tensor:
         """The divisors of the samples' squared errors in a stretch, shape (batch,)."""
@@ -69,10 +71,13 @@ class TeacherMeasures:
         if floor is None:
             return torch.ones(len(batch.timesteps), device=device)
         dial, size = self.student.dial, self.sizes[number]
-        scales = [
-            loss_scale(size.at(t), dial.nominal_strength(g), floor, dial.span)
-            for t, g in zip(batch.timesteps, batch.guidance, strict=True)
-        ]
+        if isinstance(size, StepSize):
+            scales = [size.at(t) for t in batch.timesteps]
+        else:
+            scales = [
+                loss_scale(size.at(t), dial.nominal_strength(g), floor, dial.span)
+                for t, g in zip(batch.timesteps, batch.guidance, strict=True)
+            ]
         return torch.tensor(scales, device=device)
 
     def residual(self) -> list[Level]:

@@ -30,6 +30,7 @@ def compared(names: LayerNames = UNET, **values: Any) -> Workflow:
         negative_prompt="",
         seed=3,
         steps=20,
+        student_steps=20,
         size=(512, 768),
         cfg=7.5,
         strength=1.0,

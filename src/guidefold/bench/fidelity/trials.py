@@ -27,6 +27,7 @@ from torch.nn.modules.module import (
 from guidefold.bench.fidelity.copy import CopiedWeights, copy_weights, write_copy
 from guidefold.deliver import export
 from guidefold.demo import judge_of
+from guidefold.ground import ConfigError
 from guidefold.judge import Judge, evaluate, evaluate_weights
 from guidefold.listen import Findings, probe, rows_of
 from guidefold.lora import Adapter, attach
@@ -159,7 +160,14 @@ class Trials:
     def settings(self, trial: Trial, run: Path | str = "unnamed") -> Settings:
         """The settings of a trial."""
         overrides = [*self.common, *trial.overrides, f"seed={trial.seed}", f"run={run}"]
-        return load_settings(self.preset, overrides)
+        settings = load_settings(self.preset, overrides)
+        if settings.student.steps is not None:
+            raise ConfigError(
+                f"student.steps: {settings.student.steps}, but the trials compare ways to fold "
+                "guidance alone",
+                "Leave it out.",
+            )
+        return settings
 
     def file(self, trial: Trial) -> Path:
         """The path of a trial's result: a hash of everything that the result depends on."""

@@ -19,7 +19,6 @@ from guidefold.judge import LIBRARIES
 from guidefold.listen import Findings
 from guidefold.lora import Dial
 from guidefold.run import (
-    KINDS,
     Results,
     dump_toml,
     hub_id,
@@ -90,6 +89,7 @@ def card(session: Session, content: PackedContent) -> str:
         "title": session.run.name,
         "base": _base(session),
         "passes": f"{findings.passes_on:g}",
+        "steps": findings.steps,
         "metadata": content.metadata,
         "stands_for": dial.stands_for,
         "warning": undertrained(folded_share(content.results, read_log(session.run.log)), settings),
@@ -183,11 +183,10 @@ def table(results: Results) -> list[list[str]]:
     judged = results.teacher.alignment is not None
     total = results.teacher.denoiser_seconds_per_image
     rows = [["", *(["alignment"] if judged else []), "passes per picture", *SECONDS]]
-    for kind in KINDS:
-        measured = results.of(kind)
+    for kind, steps, measured in results.rows():
         aligned = [f"{measured.alignment:.3f}"] if judged else []
         seconds = [_share(value, total) for value in seconds_of(measured)]
-        rows.append([NAMES[kind], *aligned, f"{measured.passes_per_image:g}", *seconds])
+        rows.append([NAMES[kind] + steps, *aligned, f"{measured.passes_per_image:g}", *seconds])
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from guidefold.draw import picture_seeds
-from guidefold.listen import Findings
+from guidefold.listen import Findings, StepGrid
 from guidefold.lora import loading_code
 from guidefold.pipeline import DTYPES
 from guidefold.run import PipelineSettings, Settings, public_name
@@ -31,7 +31,7 @@ def code(session: Session, *, images: bool) -> str:
     call = {
         **settings.pipeline.call,
         **{name: value for name, value in scaled.items() if "." not in name},
-        "num_inference_steps": settings.evaluate.steps,
+        "num_inference_steps": settings.steps_of("student"),
     }
     (seed,) = picture_seeds(settings.seed, 1)
     arguments = [_literal(prompt.text)] if prompt.text else []
@@ -43,6 +43,8 @@ def code(session: Session, *, images: bool) -> str:
     lines += [
         f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
     ]
+    if findings.steps is not None:
+        lines += _timestep_lines(findings.steps)
     lines += [*loading_lines(findings), f"{'picture' if images else 'result'} = pipeline("]
     lines += [f"    {argument}," for argument in arguments]
     return "\n".join([*lines, ").images[0]" if images else ")[0]"])
@@ -106,6 +108,15 @@ def _schedule_lines(known: Mapping[str, Any]) -> list[str]:
         f"{scheduler} = type({scheduler}).from_config(",
         f"    {scheduler}.config, {values}",
         ")",
+    ]
+
+
+def _timestep_lines(grid: StepGrid) -> list[str]:
+    """The lines that give the base's scheduler the timesteps that the student was trained at."""
+    values = "".join(f", {n}={_literal(v)}" for n, v in grid.scheduler_settings.items())
+    scheduler = "pipeline.scheduler"
+    return [
+        f"{scheduler} = type({scheduler}).from_config({scheduler}.config{values})  # {grid.solver}"
     ]
 
 

@@ -64,7 +64,8 @@ def describe_workflow(session: Session, lora: str, size: Sequence[int] | None) -
         prompt=session.held_out[0].text,
         negative_prompt=settings.negative_prompt or "",
         seed=0,  # any: ComfyUI makes other noise of a seed than diffusers does
-        steps=session.settings.evaluate.steps,
+        steps=session.settings.steps_of("teacher"),
+        student_steps=session.settings.steps_of("student"),
         size=_size(session, names, size),
         # ComfyUI's CFG is off at 1; a pipeline's guidance is off at its origin, 1 or 0.
         cfg=1 + session.compared.guidance - findings.origin,

@@ -31,7 +31,8 @@ class Workflow:
         prompt: The prompt.
         negative_prompt: The teacher's negative prompt, which is folded into the student.
         seed: The seed of both pictures.
-        steps: The steps of both pictures.
+        steps: The steps of the teacher's picture.
+        student_steps: The steps of the student's picture.
         size: Width and height in pixels.
         cfg: The teacher's guidance scale as ComfyUI counts it: 1 is off.
         strength: The adapter's strength that stands for ``cfg``.
@@ -50,6 +51,7 @@ class Workflow:
     negative_prompt: str
     seed: int
     steps: int
+    student_steps: int
     size: tuple[int, int]
     cfg: float
     strength: float
@@ -171,9 +173,7 @@ def note(workflow: Workflow) -> str:
         "CFG 1, where ComfyUI leaves the second pass out.",
         f"Choose in the loaders: {workflow.base} ({where}, and what belongs to it). "
         f"Put {workflow.lora} into models/loras.",
-        "Seed, steps, sampler and scheduler must be the same in both samplers.",
-        f"The LoRA's strength is the dial: {workflow.strength:g} stands for CFG {workflow.cfg:g}, "
-        "0 for CFG 1. The student's CFG stays 1.",
+        *_settings_lines(workflow),
     ]
     if workflow.negative_prompt:
         lines.append("The negative prompt is folded into the LoRA; at CFG 1 it has no effect.")
@@ -185,6 +185,21 @@ def note(workflow: Workflow) -> str:
         "pictures are others than in diffusers."
     )
     return "\n\n".join([*lines, *workflow.remarks])
+
+
+def _settings_lines(workflow: Workflow) -> list[str]:
+    """What must be set alike in both samplers, and what the LoRA's strength means."""
+    if workflow.student_steps != workflow.steps:
+        return [
+            f"The LoRA is for {workflow.student_steps} steps at strength "
+            f"{workflow.strength:g}, which stands for CFG {workflow.cfg:g}; the student's CFG "
+            "stays 1. Seed, sampler and scheduler must be the same in both samplers.",
+        ]
+    return [
+        "Seed, steps, sampler and scheduler must be the same in both samplers.",
+        f"The LoRA's strength is the dial: {workflow.strength:g} stands for CFG {workflow.cfg:g}, "
+        "0 for CFG 1. The student's CFG stays 1.",
+    ]
 
 
 def solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str, bool]:
