@@ -97,8 +97,7 @@ def probe(
         The findings.
 
     Raises:
-        UnfoldableError: There is no guidance to fold, or no known way, or the student's steps
-            cannot be folded; the error says which.
+        UnfoldableError: There is no guidance to fold, or no known way; the error says which.
         PipelineError: A tokenizer has lost its vocabulary.
         CallError: The pipeline refuses the call.
     """
@@ -115,10 +114,8 @@ def probe(
         progress.advance()
     if student_steps is None:
         return found
-    grid = find_step_grid(
-        pipeline, probing.student, probing.listened, student_steps, least_steps, SEED
-    )
-    return replace(found, steps=grid)
+    call = pipeline, probing.student, probing.listened
+    return replace(found, steps=find_step_grid(*call, student_steps, least_steps, SEED))
 
 
 @dataclass

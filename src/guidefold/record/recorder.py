@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,9 +16,7 @@ from guidefold.ground import (
     MismatchError,
     Stop,
     Stopped,
-    console,
     derive_seed,
-    plural,
     task,
 )
 from guidefold.listen import (
@@ -40,7 +37,8 @@ from guidefold.listen import (
     unpack,
 )
 from guidefold.lora import Adapter, Dial
-from guidefold.pipeline import Prompt, denoisers, peak_memory
+from guidefold.pipeline import Prompt, denoisers
+from guidefold.record.costs import print_costs
 from guidefold.record.forward_noise import add_noise
 from guidefold.record.plans import Plan, kept_indices
 from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
@@ -49,7 +47,6 @@ from guidefold.run import (
     StateSource,
     TrajectoryLine,
     append_line,
-    describe_costs,
     readable_size,
 )
 
@@ -113,7 +110,7 @@ def record_round(
             progress.advance(len(done) - before, note)
             if batch is missing[0] and len(missing) > 1:
                 size = sum(line.size for line in lines[-len(batch) :]) / len(batch)
-                _print_costs(folder, recorder.pipeline.device, missing, took, size)
+                print_costs(folder, recorder.pipeline.device, missing, took, size)
     return sum(line.size for line in lines)
 
 
@@ -331,26 +328,6 @@ def _line(
         seconds=seconds,
         **few,
     )
-
-
-def _print_costs(
-    folder: Path, device: Any, missing: Sequence[Sequence[Plan]], seconds: float, size: float
-) -> None:
-    """Print what recording will take, by its first batch.
-
-    Args:
-        folder: The round's folder.
-        device: The pipeline's.
-        missing: All batches, the recorded one first.
-        seconds: Time of the first batch.
-        size: Bytes of one of its trajectories.
-    """
-    first, *_ = steps = [sum(plan.steps for plan in batch) for batch in missing]
-    count, peak = sum(map(len, missing)), peak_memory(torch.device(device))
-    costs = describe_costs(seconds * sum(steps) / first, size * count, peak)
-    console.print(f"To record {plural(count, 'trajectory', 'trajectories')}: {costs}.")
-    if (free := shutil.disk_usage(folder).free) < size * count:
-        console.print(f"Beware: {readable_size(free)} are free in {folder}.", markup=False)
 
 
 def _check_line(

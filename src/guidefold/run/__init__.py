@@ -84,7 +84,6 @@ from guidefold.run.records import (
 )
 from guidefold.run.settings import (
     KINDS,
-    SIZES,
     DistillSettings,
     Format,
     Kind,
@@ -109,7 +108,7 @@ from guidefold.run.tensors import (
     write_tensors,
 )
 from guidefold.run.undo import undone_if_refused
-from guidefold.run.values import wrong_size
+from guidefold.run.values import SIZES, wrong_size
 
 __all__ = [
     "AGAIN",
