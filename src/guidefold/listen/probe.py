@@ -114,8 +114,8 @@ def probe(
         progress.advance()
     if student_steps is None:
         return found
-    call = pipeline, probing.student, probing.listened
-    return replace(found, steps=find_step_grid(*call, student_steps, least_steps, SEED))
+    seen = pipeline, probing.student, probing.listened
+    return replace(found, steps=find_step_grid(*seen, student_steps, least_steps, SEED))
 
 
 @dataclass
