@@ -22,7 +22,7 @@ from guidefold.deliver.export import export
 from guidefold.deliver.metadata import read_dial
 from guidefold.draw.draw import picture_seeds
 from guidefold.draw.pictures import Drawn
-from guidefold.ground.errors import RunError
+from guidefold.ground.errors import ConfigError, RunError
 from guidefold.ground.progress import Stopped, task
 from guidefold.ground.randomness import generator
 from guidefold.judge.alignment import Judge
@@ -214,7 +214,17 @@ def test_a_judge_that_sees_features_compares_sets_where_no_model_was_asked_for(
         return np.array([np.asarray(p, dtype=float).mean((0, 1)) for p in pictures])
 
     with_features = Judge(judge().aligned, judge().category, features)
-    results = evaluate(settings, with_features)
+    options = settings.evaluate.model_copy(update={"diversity_seeds": 2})
+    varied = settings.model_copy(update={"evaluate": options})
+    results = evaluate(varied, with_features)
+    for kind in ("teacher", "student"):
+        drawn = sorted((Path(settings.run) / "evaluation").glob(f"{kind}-*000[34].png"))
+        pair = features([Image.open(path) for path in drawn])
+        assert len(pair) == 2  # of the first prompt, numbered after the three pictures
+        assert results[kind]["diversity"] == pytest.approx(np.linalg.norm(pair[0] - pair[1]))
+    assert "diversity" not in results["unguided"]
+    with pytest.raises(ConfigError, match="no features to measure"):
+        evaluate(varied, judge())
     assert results["unguided"]["frechet_distance"] > 0
     assert results["student"]["frechet_distance"] >= 0
 

@@ -79,6 +79,7 @@ class PictureCache(ABC, Generic[Kept]):
         requests: Sequence[PictureRequest],
         on_step: Callable[[int], None],
         on_cached: Callable[[int], None] = lambda steps: None,
+        number: int = 0,
     ) -> list[Kept]:
         """Draw the missing requests, and return the stored form of all.
 
@@ -90,6 +91,7 @@ class PictureCache(ABC, Generic[Kept]):
             requests: Requests that differ in prompt and seed only.
             on_step: Called at every step with the number of pictures in the batch.
             on_cached: Called with the number of steps that cached pictures save.
+            number: The number of the first picture, in the names of files.
         """
         size = self.session.settings.evaluate.batch_size
         for first in range(0, len(requests), size):
@@ -99,7 +101,8 @@ class PictureCache(ABC, Generic[Kept]):
                 continue
             drawn = self.draw_anew(batch, on_step)
             for k, (request, picture) in enumerate(zip(batch, drawn.pictures, strict=True)):
-                self.kept[self.key(request)] = self.store(request, first + k, picture, drawn)
+                place = number + first + k
+                self.kept[self.key(request)] = self.store(request, place, picture, drawn)
         return [self.kept[self.key(request)] for request in requests]
 
 
@@ -125,14 +128,16 @@ class EvaluationPictures(PictureCache[PictureLine]):
             if path.exists() and sha256(path) == line.sha256:
                 self.kept[_canonical(line.of)] = line
 
-    def draw(self, requests: Sequence[PictureRequest], progress: Task) -> Drawn:
+    def draw(self, requests: Sequence[PictureRequest], progress: Task, *, first: int = 0) -> Drawn:
         """The requested pictures with their files and costs; missing ones are drawn.
 
         Args:
             requests: Requests that differ in prompt and seed only.
             progress: Advances by the steps of all pictures, cached ones included.
+            first: The number of the first picture, in the names of files.
         """
-        lines = self.fetch(requests, progress.advance, on_cached=progress.advance)
+        advance = progress.advance
+        lines = self.fetch(requests, advance, on_cached=advance, number=first)
         return Drawn(
             pictures=[read_picture(self.folder / line.file) for line in lines],
             files=[line.file for line in lines],

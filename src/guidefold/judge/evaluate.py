@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -24,8 +24,9 @@ from guidefold.draw import (
     picture_seeds,
     png,
 )
-from guidefold.ground import Stopped, plural, task
+from guidefold.ground import ConfigError, Stopped, plural, task
 from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
+from guidefold.judge.diversity import diversity, draw_seeds
 from guidefold.judge.features import Features, VisionModel, compare
 from guidefold.judge.residual import measure_residual_guidance, steps_per_prompt
 from guidefold.judge.trained_weights import Lora, StudentWeights
@@ -68,6 +69,7 @@ class Measured:
         distribution: Fréchet distance and recall of the unguided teacher's and the student's
             pictures against the teacher's; empty without a feature extractor.
         clip_scores: The CLIP score of each kind's pictures; empty without a CLIP model.
+        diversity: The teacher's and the student's; empty where it was not measured.
         rival: The guided teacher at the steps of a student that takes fewer; None for any other.
         rival_verdicts: Whether its pictures show their prompts; empty without a judge.
     """
@@ -82,6 +84,7 @@ class Measured:
     categories: list[str | None]
     distribution: dict[Kind, dict[str, float | None]]
     clip_scores: dict[Kind, float]
+    diversity: Mapping[Kind, float] = field(default_factory=dict)
     rival: Drawn | None = None
     rival_verdicts: Sequence[bool] = ()
 
@@ -189,6 +192,8 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     steps, few = session.settings.steps_of, session.settings.student.steps
     count = sum(map(steps, KINDS)) * len(prompts) + steps("student") * len(timed_prompts)
     count += len(dial_prompts) * len(STRENGTHS) * (steps("teacher") + steps("student"))
+    varied, several = dict[Kind, float](), options.diversity_seeds
+    count += (several or 0) * len(state_prompts) * (steps("teacher") + steps("student"))
     count += steps_per_prompt(session) * len(state_prompts) + (few or 0) * len(prompts)
     with task("Measuring, denoising steps", count) as progress:
         pictures = EvaluationPictures(session)
@@ -198,12 +203,18 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
         if few is not None:
             requests = picture_requests(session, "teacher", prompts, steps=few)
             rival = pictures.draw(requests, progress)
+        if several and features:
+            again = draw_seeds(pictures, "teacher", state_prompts, several, progress)
+            varied["teacher"] = diversity(features(again), several)
         dial["teacher"] = draw_dial(
             pictures, "teacher", dial_prompts, progress, measured_dial(session)
         )
         weights.load(session, session.compared.strength)
         drawn["student"] = pictures.draw(picture_requests(session, "student", prompts), progress)
         dial["student"] = draw_dial(pictures, "student", dial_prompts, progress)
+        if several and features:
+            again = draw_seeds(pictures, "student", state_prompts, several, progress)
+            varied["student"] = diversity(features(again), several)
         residual = measure_residual_guidance(session, weights, state_prompts, seeds, progress)
         weights.fuse(session.denoiser)
         fused = draw(session, picture_requests(session, "student", timed_prompts), progress.advance)
@@ -218,15 +229,27 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
         categories=[judge.category(text) if judge else None for text in texts],
         distribution=_compare_sets(drawn, features) if features else {},
         clip_scores={k: clip.score(drawn[k].pictures, texts) for k in KINDS} if clip else {},
+        diversity=varied,
         rival=rival,
         rival_verdicts=judge.aligned(rival.pictures, texts) if judge and rival else (),
     )
 
 
 def feature_extractor(session: Session, judge: Judge | None) -> Features | None:
-    """The model of ``evaluate.features``, else the judge's own features, else None."""
-    model = _open_model(session, session.settings.evaluate.features)
-    return model or (judge.features if judge else None)
+    """The model of ``evaluate.features``, else the judge's own features, else None.
+
+    Raises:
+        ConfigError: There is none, and diversity is to be measured in features.
+    """
+    options = session.settings.evaluate
+    features = _open_model(session, options.features) or (judge.features if judge else None)
+    if features is None and options.diversity_seeds is not None:
+        raise ConfigError(
+            f"evaluate.diversity_seeds: {options.diversity_seeds}, but there are no features to "
+            "measure distances in",
+            "Set evaluate.features to a vision model, such as facebook/dinov2-small.",
+        )
+    return features
 
 
 def _open_model(session: Session, source: str | None) -> VisionModel | None:
@@ -253,6 +276,8 @@ def _results(session: Session, measured: Measured) -> Results:
         bounds = ratio_interval(verdicts["student"], verdicts["teacher"])
         kinds["student"]["alignment_over_teacher_95"] = bounds
         judged["categories"] = by_category(verdicts, [str(name) for name in measured.categories])
+    for kind, value in measured.diversity.items():
+        kinds[kind]["diversity"] = value
     if measured.rival is not None:
         rival = _measures(measured.rival, measured.rival_verdicts)
         judged["few_steps"] = {"steps": session.settings.student.steps, "teacher": rival}

@@ -103,6 +103,8 @@ class KindResults(Record):
         clip_score: By a CLIP model; None without one.
         frechet_distance: Of the pictures as a set from the teacher's; None without features.
         recall: Share of the teacher's pictures that are covered; None without features.
+        diversity: Mean distance of two pictures of one prompt, in features; None where it was not
+            measured.
     """
 
     alignment: float | None = None
@@ -114,6 +116,7 @@ class KindResults(Record):
     clip_score: float | None = None
     frechet_distance: float | None = None
     recall: float | None = None
+    diversity: float | None = None
 
 
 class StudentResults(KindResults):

@@ -253,6 +253,9 @@ class EvaluateSettings(Section):
         state_prompts: Number of held-out prompts whose trajectories measure residual guidance.
         grid_prompts: Number of rows of the picture grid.
         dial_prompts: Number of held-out prompts that are drawn at each strength of the dial.
+        diversity_seeds: Seeds that teacher and student draw each of the ``state_prompts`` with, to
+            measure how far the pictures of one prompt are apart, in the features of ``features`` or
+            the judge's; None measures no diversity.
         features: A vision model (folder or hub id, such as ``facebook/dinov2-small``) in whose
             features the sets of pictures are compared: Fréchet distance and recall.
         clip: A CLIP model (folder or hub id) that scores pictures against their prompts.
@@ -266,6 +269,7 @@ class EvaluateSettings(Section):
     state_prompts: Positive = 16
     grid_prompts: Positive = 8
     dial_prompts: Whole = Field(default=4, ge=0)
+    diversity_seeds: Whole | None = Field(default=None, ge=2)
     features: Place | None = None
     clip: Place | None = None
 

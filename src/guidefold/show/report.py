@@ -48,6 +48,7 @@ MEASURES = {
     "clip_score": "CLIP score",
     "frechet_distance": "Fréchet distance",
     "recall": "recall",
+    "diversity": "diversity",
     "saturation": "saturation",
 }
 
