@@ -30,10 +30,9 @@ from guidefold.judge.evaluate import (
     _at_measured_strength,
     evaluate,
     evaluate_weights,
-    relative_distance,
-    saturation,
 )
 from guidefold.judge.features import VisionModel, frechet_distance
+from guidefold.judge.pixels import relative_distance, saturation
 from guidefold.judge.residual import _errors
 from guidefold.judge.trained_weights import Lora
 from guidefold.listen.listener import Step

@@ -11,9 +11,9 @@ from guidefold.judge.evaluate import (
     evaluate_adapter,
     evaluate_weights,
     feature_extractor,
-    relative_distance,
 )
 from guidefold.judge.features import Features, Matrix, compare
+from guidefold.judge.pixels import relative_distance
 
 __all__ = [
     "LIBRARIES",

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from guidefold.deliver import check_adapter, find_adapter, measured_dial, read_adapter, read_dial
 from guidefold.draw import (
     Drawn,
@@ -28,6 +26,7 @@ from guidefold.ground import ConfigError, Stopped, plural, task
 from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
 from guidefold.judge.diversity import diversity, draw_seeds
 from guidefold.judge.features import Features, VisionModel, compare
+from guidefold.judge.pixels import relative_distance, saturation
 from guidefold.judge.residual import measure_residual_guidance, steps_per_prompt
 from guidefold.judge.trained_weights import Lora, StudentWeights
 from guidefold.lora import SHOWN_DIGITS, STRENGTHS
@@ -157,24 +156,6 @@ def evaluate_weights(session: Session, judge: Judge | None, weights: StudentWeig
     write_record(run.results, results.to_json())
     write_bytes(run.grid, png(_grid(session, measured), _grid_facts(session, measured)))
     return results
-
-
-def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
-    """``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels; 0 for the teacher's own."""
-    student, unguided = (
-        sum(map(_distance, drawn[kind].pictures, drawn["teacher"].pictures))
-        for kind in ("student", "unguided")
-    )
-    return student / max(unguided, 1e-12)
-
-
-def saturation(pictures: Sequence[Picture]) -> float:
-    """Mean HSV saturation over pixels and pictures, 0..1.
-
-    It is the first measure to show that guidance is too strong.
-    """
-    channels = (np.asarray(picture.convert("HSV"))[..., 1] for picture in pictures)
-    return float(np.mean([channel.mean() / 255 for channel in channels]))
 
 
 def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
@@ -355,9 +336,3 @@ def _grid_facts(session: Session, measured: Measured) -> dict[str, Any]:
         **session.compared._asdict(),
         "steps": session.settings.evaluate.steps,
     }
-
-
-def _distance(one: Picture, two: Picture) -> float:
-    """Mean squared difference of two pictures' pixels, 0..1."""
-    first, second = (np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in (one, two))
-    return float(np.square(first - second).mean())
