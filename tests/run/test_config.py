@@ -166,7 +166,7 @@ def test_no_setting_takes_a_value_of_another_type(table: str, name: str, kind: t
         ("seed=-1", "seed: must be at least 0 (got -1)"),
         (f"seed={'9' * 5000}", "a whole number of 5,000 characters"),
         (f"pipeline.call.a={'[' * 100_000}", "brackets nested too deep"),
-        (f"pipeline.call.{'a.' * 5000}b=1", "settings within each other"),
+        (f"pipeline.call.{'a.' * 5000}b=1", "settings are nested too deeply"),
         ("pipeline.call={height=0,width=0}", "height must be a whole number of at least 1 (got 0)"),
         ("pipeline.call.width=-16", "width must be a whole number of at least 1 (got -16)"),
         ("pipeline.call.num_frames=true", "num_frames must be a whole number of at least 1"),

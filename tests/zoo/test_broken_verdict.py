@@ -1,6 +1,9 @@
 """What the probe finds foldable and a later stage refuses is a failure, not a refusal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,12 +16,17 @@ from .entry import Entry
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
 
-def later(settings: Settings) -> None:
-    """A run whose probe is done when a later stage refuses."""
+@contextmanager
+def refused_later(settings: Settings) -> Iterator[SimpleNamespace]:
+    """An open run whose probe is done when a later stage refuses."""
     run = Path(settings.run)
     run.mkdir(parents=True)
     (run / "probe.json").write_text("{}", encoding="utf-8")
-    raise UnfoldableError("it cannot be recorded")
+
+    def distill() -> None:
+        raise UnfoldableError("it cannot be recorded")
+
+    yield SimpleNamespace(distill=distill)
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def entry() -> Entry:
 def test_a_refusal_after_the_probe_is_a_broken_verdict(
     entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(road, "distill", later)
+    monkeypatch.setattr(road, "open_run", refused_later)
     with pytest.raises(road.BrokenVerdictError, match="it cannot be recorded"):
         road.travel(entry, tmp_path)
 
