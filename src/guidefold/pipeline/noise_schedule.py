@@ -43,7 +43,9 @@ def open_scheduler(source: str | Path, index: Mapping[str, Any]) -> Any:
         index: Its ``model_index.json``.
 
     Returns:
-        The scheduler; None of a pipeline without one, or with one that is not diffusers' own.
+        The scheduler; None of a pipeline without one, with one that is not diffusers' own, or of a
+        folder without its configuration: some classes make their own (LongCat-AudioDiT), and
+        loading the others names what is missing.
 
     Raises:
         PipelineError: Its configuration cannot be read, or has no timesteps.
@@ -51,8 +53,10 @@ def open_scheduler(source: str | Path, index: Mapping[str, Any]) -> Any:
     library, name = index.get("scheduler") or (None, None)
     if library != "diffusers" or not hasattr(diffusers, str(name)):
         return None
-    kind = getattr(diffusers, str(name))
-    place = {"subfolder": "scheduler", "local_files_only": Path(source).is_dir()}
+    kind, folder = getattr(diffusers, str(name)), Path(source)
+    if folder.is_dir() and not (folder / "scheduler" / kind.config_name).exists():
+        return None
+    place = {"subfolder": "scheduler", "local_files_only": folder.is_dir()}
     try:
         config = kind.load_config(source, **place)
         count = config.get("num_train_timesteps", 1)
