@@ -448,10 +448,21 @@ def test_a_pipeline_that_writes_into_its_latents_does_not_change_what_was_heard(
         assert torch.equal(mine.next_state, its.next_state)
 
 
+def test_a_pipeline_that_steps_a_copy_of_its_scheduler_is_heard_at_the_copy() -> None:
+    torch.manual_seed(0)
+    plain = heard_of(Plain)
+    torch.manual_seed(0)
+    copied = heard_of(Copying)
+    assert len(copied) == len(plain)
+    for mine, its in zip(copied, plain, strict=True):
+        assert torch.equal(mine.state, its.state)
+        assert torch.equal(mine.model_output, its.model_output)
+        assert torch.equal(mine.next_state, its.next_state)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Copying, "Copying: steps a copy of its scheduler"),
         (Stepless, r"Stepless: never steps its scheduler \(DDIMScheduler\)"),
         (Ungenerated, "Ungenerated: its call takes no generator"),
     ],
