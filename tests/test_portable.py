@@ -29,7 +29,7 @@ for name in modules:
 from pathlib import Path
 from guidefold import api
 from guidefold.bench.memory.plan import _memory_of
-from guidefold.train import memory
+memory = importlib.import_module("guidefold.pipeline.memory")
 memory.STATUS = Path("no such file")
 assert _memory_of("cpu") > 2**28
 settings = api.load_settings(sys.argv[1])

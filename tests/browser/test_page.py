@@ -21,6 +21,7 @@ from guidefold.show.report import gather, render
 
 RED, LIME, BLUE = (ImageColor.getrgb(name) for name in ("red", "lime", "blue"))
 LONG = "a" * 300
+LONG_NAME = "a" * 170  # with more a setting could not name a file
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = (f"{HOSTILE} 0", f"{HOSTILE} 1", f"{HOSTILE} {LONG}")
     name = HOSTILE.replace("/", "|")
-    return write_page(tmp_path_factory.mktemp("hostile") / name, prompts, f"{HOSTILE} {LONG}")
+    return write_page(tmp_path_factory.mktemp("hostile") / name, prompts, f"{HOSTILE} {LONG_NAME}")
 
 
 # Wiping

@@ -59,11 +59,18 @@ def test_an_unknown_architecture_is_refused_with_those_there_are() -> None:
         load_architecture("sd16")
 
 
-@pytest.mark.parametrize("text", ["", "title = 3", "title ="])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "describes no architecture"),
+        ("title = 3", "describes no architecture"),
+        ("title =", "not a TOML file"),
+    ],
+)
 def test_a_file_that_describes_no_architecture_is_refused_by_name(
-    tmp_path: Path, text: str
+    tmp_path: Path, text: str, complaint: str
 ) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="describes no architecture"):
+    with pytest.raises(ConfigError, match=complaint):
         load_architecture(str(path))
