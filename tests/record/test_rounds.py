@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tiny import PROMPTS, write_prompts
 
+from guidefold.ground.errors import ConfigError
 from guidefold.record.rounds import record
 from guidefold.run.files import sha256
 from guidefold.run.folder import RunFolder
@@ -50,3 +51,12 @@ def test_what_is_damaged_is_recorded_again_as_it_was(recorded: Any) -> None:
     files[1].write_bytes(files[1].read_bytes()[:-8])
     record(settings)
     assert [sha256(file) for file in files] == before
+
+
+def test_one_guidance_scale_at_which_guidance_is_off_is_refused_before_recording(
+    settings_for: Any, tmp_path: Path
+) -> None:
+    settings: Settings = settings_for("sd15", tmp_path, record={"guidance": (1.0, 1.0)})
+    with pytest.raises(ConfigError, match=r"record\.guidance: \[1, 1\] is where guidance is off"):
+        record(settings)
+    assert not list(RunFolder(settings.run).path.rglob("*.safetensors"))

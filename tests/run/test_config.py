@@ -164,6 +164,7 @@ def test_no_setting_takes_a_value_of_another_type(table: str, name: str, kind: t
         ("record.guidance=[2, true]", "record.guidance.1: must be a number (got True)"),
         (f"seed={2**70}", f"seed: must be at most {2**63 - 1} (got {2**70})"),
         ("seed=-1", "seed: must be at least 0 (got -1)"),
+        ("threads=100000", "threads: must be at most 1024 (got 100000)"),
         (f"seed={'9' * 5000}", "a whole number of 5,000 characters"),
         (f"pipeline.call.a={'[' * 100_000}", "brackets nested too deep"),
         (f"pipeline.call.{'a.' * 5000}b=1", "settings are nested too deeply"),
@@ -236,6 +237,21 @@ def test_every_wrong_setting_is_named_at_once(toml: Path) -> None:
 )
 def test_a_wrong_override_is_named(toml: Path, override: str, field: str) -> None:
     assert complaint(toml, "threads=1", override).startswith(f"override '{override}': {field}: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wrong"),
+    [
+        (["distill.steps=30", "distill.accumulation=7"], "distill.accumulation=7"),
+        (["record.trajectories=24", "record.steps=[7, 6]"], "record.steps=[7, 6]"),
+        (["distill.steps=30", "distill=3"], "distill=3"),
+        (["record.trajectories=24", 'record.rounds=["student"]'], 'record.rounds=["student"]'),
+    ],
+)
+def test_of_several_overrides_the_wrong_one_is_named(
+    toml: Path, overrides: list[str], wrong: str
+) -> None:
+    assert complaint(toml, *overrides).startswith(f"override '{wrong}': ")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ from guidefold.run.lines import missing_lines, read_log
 from guidefold.run.records import CheckpointState
 from guidefold.run.settings import Settings
 from guidefold.train.checkpoints import read_state
-from guidefold.train.resume import check_settings, refuse_other_run, resume_log, saved_with
+from guidefold.train.resume import (
+    CHANGEABLE,
+    check_settings,
+    refuse_other_run,
+    resume_log,
+    saved_with,
+)
 
 REFUSED = {
     "seed",
@@ -107,6 +113,21 @@ def test_with_several_rounds_the_number_of_steps_is_part_of_the_run(settings: Se
     state.settings["distill.steps"] = 7
     with pytest.raises(MismatchError, match=r"distill\.steps: 7 in step, 2000 given"):
         refuse_other_run(Path("step"), state, several)
+
+
+def test_where_no_step_is_left_nothing_that_training_depends_on_may_change(
+    settings: Settings,
+) -> None:
+    distill = settings.distill.model_copy(update={"steps": 4})
+    done = settings.model_copy(update={"distill": distill})
+    for name in sorted(name for name in TOLD if name.startswith("distill.")):
+        state = state_of(done)
+        state.settings[name] = "another"
+        if name in CHANGEABLE:
+            with pytest.raises(MismatchError, match=rf"\n  {name}: 'another' in step"):
+                refuse_other_run(Path("step"), state, done)
+        else:
+            refuse_other_run(Path("step"), state, done)
 
 
 def test_the_same_settings_and_those_of_an_old_checkpoint_fit(settings: Settings) -> None:

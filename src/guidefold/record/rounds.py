@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from guidefold.draw import Previews
-from guidefold.ground import Stop, console, plural, stop_on_signals
+from guidefold.ground import ConfigError, Stop, console, plural, stop_on_signals
 from guidefold.listen import Findings, run_inputs
 from guidefold.lora import Adapter, Dial
 from guidefold.pipeline import DTYPES, Prompt, count_duplicates, signs_of_distillation
@@ -76,10 +76,12 @@ def fill_round(
         shard: ``(i, n)``, as of :func:`record`.
 
     Raises:
+        ConfigError: The only guidance scale is one where guidance is off.
         MismatchError: The folder holds trajectories of another plan or another base.
         Stopped: On request; what was recorded stands.
     """
     settings, source = session.settings, session.settings.record.rounds[number]
+    _refuse_unguided(session)
     recorder = recorder_for(session.pipeline, session.findings, session.dial, settings)
     if source == "student":
         # Its round is recorded before its stretch begins: the last checkpoint is the student.
@@ -129,6 +131,17 @@ def something_missing(
         if {plan.index for batch in batches for plan in batch} - {line.index for line in lines}:
             return True
     return False
+
+
+def _refuse_unguided(session: Session) -> None:
+    """Refuse a range of guidance scales that is one scale, where guidance is off."""
+    (low, high), findings = session.settings.record.guidance, session.findings
+    if low == high and low in (findings.off, findings.origin):
+        raise ConfigError(
+            f"record.guidance: [{low:g}, {high:g}] is where guidance is off: there is nothing to "
+            "fold",
+            "Record a range that holds the guidance scales you use, such as [2.0, 8.0].",
+        )
 
 
 def _announce(session: Session) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -213,9 +214,7 @@ def _complaint(
         if kind == "missing" and isinstance(detail["loc"][-1], int):  # the second of a pair
             kind, location = "tuple_type", location[:-1]
         key = ".".join(location)
-        named = next(
-            (k for k in origins if f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.")), None
-        )
+        named = _override_at_fault(key, detail, origins)
         line = None if named else _line_of(text, location)
         where = origins[named] if named else f"{file}:{line}" if line else file
         message = WORDS.get(kind, detail["msg"]).format(key=key, **detail.get("ctx", {}))
@@ -223,6 +222,18 @@ def _complaint(
         place = f"{where}: {key}" if key else where  # two tables at odds name themselves
         lines.append(f"{place}: {message}")
     return "\n".join(dict.fromkeys(lines)), HINT
+
+
+def _override_at_fault(key: str, detail: Mapping[str, Any], origins: Iterable[str]) -> str | None:
+    """The override that gave a setting; of a whole table, the one whose name the complaint has."""
+    words = re.findall(r"\w+", detail["msg"])
+    for origin in origins:
+        if f"{key}.".startswith(f"{origin}."):
+            return origin
+        misspelt = detail["type"] == "extra_forbidden"  # the table itself
+        if origin.startswith(f"{key}.") and (misspelt or origin.rpartition(".")[2] in words):
+            return origin
+    return None
 
 
 def _needed(key: str, _detail: Mapping[str, Any]) -> str:

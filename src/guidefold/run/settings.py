@@ -280,12 +280,12 @@ class Settings(Section):
     Attributes:
         run: The run's folder.
         seed: All randomness follows from it; 0 to 2**63 - 1.
-        threads: CPU threads; None leaves torch's choice.
+        threads: CPU threads, 1024 at most; None leaves torch's choice.
     """
 
     run: Place = Field(min_length=1)
     seed: Whole = Field(default=0, ge=0, le=LARGEST_SEED)
-    threads: Positive | None = None
+    threads: Positive | None = Field(default=None, le=1024)
     pipeline: PipelineSettings
     prompts: PromptSettings = PromptSettings()
     record: RecordSettings = RecordSettings()

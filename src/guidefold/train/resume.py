@@ -61,6 +61,8 @@ def refuse_other_run(folder: Path, state: CheckpointState, settings: Settings) -
         MismatchError: Names each such setting with both values.
     """
     allowed = CHANGEABLE | free_settings(settings)
+    if state.step >= settings.distill.steps:  # no step is left that could be trained with others
+        allowed -= {name for name in CHANGEABLE if name.startswith("distill.")}
     differing = [
         f"{name}: {before!r} in {folder}, {now!r} given"
         for name, (before, now) in _changed(state.settings, settings).items()
@@ -69,8 +71,9 @@ def refuse_other_run(folder: Path, state: CheckpointState, settings: Settings) -
     if differing:
         raise MismatchError(
             f"{settings.run}: trained with other settings\n  " + "\n  ".join(differing),
-            f"Write the earlier values into {RunFolder(settings.run).config}, or choose another "
-            "folder with run=FOLDER.",
+            f"Go on with the earlier values: 'guidefold distill {settings.run}' takes them from "
+            f"{RunFolder(settings.run).config}, which must hold them. Or choose another folder "
+            "with run=FOLDER.",
         )
 
 
