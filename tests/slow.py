@@ -16,7 +16,7 @@ SLOW = """
     test_guidance test_probe_checks test_checkpoints test_memory test_text_stage
     test_portable test_already_distilled test_denoiser_stage test_components test_optimizer
     test_corruption test_trackers test_batches test_quiet test_prediction_check
-    test_weight_files test_single_file
+    test_weight_files test_single_file test_shortage test_refused_verbs test_few_steps
 """.split()  # noqa: SIM905 - read as a line
 
 SLOW_FOLDERS = ("zoo", "browser")
