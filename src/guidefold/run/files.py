@@ -7,6 +7,7 @@ of sizes and SHA-256 sums; nothing old goes before the new stands. Only safetens
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
@@ -309,10 +310,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         shown = Path(*(re.sub(r"^\.(.+)\.part$", r"\1", part) for part in path.parts))
-        raise FailedError(
-            f"{shown}: cannot be written ({error.strerror or error})",
-            "Make room on the disk, or write to another folder.",
-        ) from error
+        room = "Make room on the disk, or write" if error.errno == errno.ENOSPC else "Write"
+        said = f"{shown}: cannot be written ({error.strerror or error})"
+        raise FailedError(said, f"{room} to another folder.") from error
 
 
 def _rename(old: Path, new: Path) -> None:
