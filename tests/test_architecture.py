@@ -44,7 +44,7 @@ def each(names: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[],
 
 
 every_file = each(FILES)
-SINGLE = ("session", "api", "__version__")
+SINGLE = ("session", "api", "VERBOSITIES", "__version__")
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -117,6 +117,21 @@ def test_a_field_that_the_call_does_not_take_is_found_before_a_pipeline_is_opene
         pass
 
 
+@pytest.mark.parametrize("model", ["features", "clip"])
+def test_a_vision_model_that_cannot_be_had_is_refused_before_anything_is_recorded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    wrong = with_(settings, evaluate={model: "nope"})
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "open_pipeline", lambda *_, **__: pytest.fail("opened"))
+        for verb in (api.record, api.distill):
+            with pytest.raises(ConfigError, match=rf"evaluate\.{model}: nope: "):
+                verb(wrong)
+    assert not Path(wrong.run).exists()
+    with open_session(wrong):  # a verb that does not measure needs none
+        pass
+
+
 def test_other_settings_are_found_before_a_pipeline_is_opened(
     begun: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,39 @@
-"""Guidefold folds classifier-free guidance into a LoRA. The Python API is ``guidefold.api``."""
+"""Guidefold folds classifier-free guidance into a LoRA. The Python API is ``guidefold.api``.
 
-from importlib.metadata import version
+Nothing that takes time is imported here, so that ``__main__`` soon catches Ctrl-C.
+"""
 
-from guidefold.ground import quiet_libraries
+import logging
+import os
+from typing import TYPE_CHECKING
+
+VERBOSITIES = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")
+"""Environment variables that decide how much a library says; one that is set keeps its value."""
+
+
+def quiet_libraries() -> None:
+    """Let libraries that are imported from now on report errors alone.
+
+    Diffusers and transformers note on import that torchvision is missing, and on opening which
+    layers they do not shard; peft imports bitsandbytes where it is installed, which notes that it
+    has no kernels for the CPU.
+    """
+    for name in VERBOSITIES:
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 quiet_libraries()  # before diffusers and transformers are imported, from Python too
 
-__version__ = version("guidefold")
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Look up the version where it is asked for: ``importlib.metadata`` takes a while."""
+        if name != "__version__":
+            raise AttributeError(f"module 'guidefold' has no attribute '{name}'")
+        from importlib.metadata import version
+
+        return version("guidefold")

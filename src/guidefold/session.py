@@ -29,6 +29,7 @@ from guidefold.pipeline import (
     DTYPES,
     Prompt,
     as_one_module,
+    check_vision_models,
     denoisers,
     load_prompts,
     modules,
@@ -196,6 +197,8 @@ def open_session(
         load_prompts(settings.prompts.path), settings.prompts.held_out_share
     )
     check_source(settings.pipeline.source)
+    if keep_settings:  # they are measured with later, when it is late to find out
+        check_vision_models(settings.evaluate.features, settings.evaluate.clip)
     known_class = pipeline_class(settings.pipeline.source)
     if known_class is not None:
         check_rows(known_class, [*prompts, *held_out])

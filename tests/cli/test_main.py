@@ -453,6 +453,32 @@ def test_a_signal_ends_politely_and_the_same_command_goes_on(
     assert equal(trained(run_folder), uninterrupted)
 
 
+INTERRUPTED = """
+import runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "{module}":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["guidefold", "probe", "bundled"]
+runpy.run_module("guidefold", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["guidefold.cli.main", "rich.console", "typer", "torch"])
+def test_ctrl_c_ends_quietly_while_it_is_imported(module: str) -> None:
+    words = [sys.executable, "-c", INTERRUPTED.format(module=module)]
+    stopped = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert stopped.returncode == 130
+    assert stopped.stderr in (
+        "",
+        "Stopped. What was saved stands; the same command goes on from there.\n",
+    )
+
+
 def test_a_second_signal_ends_at_once(config: Path) -> None:
     stopped = in_this_one("training", signal.SIGINT, 2, "distill", config)
     assert stopped.code == 130, stopped.err

@@ -38,6 +38,7 @@ from guidefold.judge.trained_weights import Lora
 from guidefold.listen.listener import Step
 from guidefold.lora.dial import STRENGTHS
 from guidefold.pipeline.prompts import load_prompts, split_prompts
+from guidefold.pipeline.vision_model import CLIP
 from guidefold.run.files import append_line, read_json, read_lines
 from guidefold.run.folder import RunFolder
 from guidefold.run.settings import KINDS, Settings
@@ -192,7 +193,7 @@ def test_sets_of_pictures_are_compared_by_the_models_that_were_asked_for(
         ]
         for kind in KINDS
     }
-    see, read = VisionModel(str(vision)), VisionModel(str(clip))
+    see, read = VisionModel(str(vision)), VisionModel(str(clip), setting=CLIP)
     for kind in KINDS:
         assert results[kind]["clip_score"] == pytest.approx(read.score(sets[kind], prompts))
         if kind == "teacher":
@@ -202,6 +203,16 @@ def test_sets_of_pictures_are_compared_by_the_models_that_were_asked_for(
             assert results[kind]["frechet_distance"] == pytest.approx(found)
             assert results[kind]["recall"] is None, "three pictures have too few neighbours"
     assert "clip_score" not in before["student"]
+
+
+@pytest.mark.parametrize("model", ["features", "clip"])
+def test_a_vision_model_that_cannot_be_had_is_refused_before_the_pipeline_is_opened(
+    measured: Any, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr("guidefold.session.open_pipeline", lambda *_, **__: pytest.fail("opened"))
+    asked = measured[0].evaluate.model_copy(update={model: "nope"})
+    with pytest.raises(ConfigError, match=rf"evaluate\.{model}: nope: cannot be opened"):
+        evaluate(measured[0].model_copy(update={"evaluate": asked}))
 
 
 def test_a_judge_that_sees_features_compares_sets_where_no_model_was_asked_for(

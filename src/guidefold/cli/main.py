@@ -287,7 +287,7 @@ def _main_process() -> bool:
 def _quiet() -> None:
     """Silence the other processes of a launch, and the warnings of libraries.
 
-    Their notes are kept away wherever Guidefold is imported (``ground/quiet.py``).
+    Their notes are kept away wherever Guidefold is imported (``quiet_libraries``).
     """
     console.quiet = not _main_process()
     if not sys.warnoptions:

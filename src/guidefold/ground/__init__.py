@@ -1,8 +1,8 @@
 """The ground.
 
 Every error as a tree, random draws as functions of names, parsers that do not crash, progress and
-polite stops, the one room for other libraries' insides, and the one place that keeps their notes
-away. All wings stand on it; it uses none of them.
+polite stops, and the one room for other libraries' insides. All wings stand on it; it uses none of
+them.
 """
 
 from guidefold.ground.errors import (
@@ -44,7 +44,6 @@ from guidefold.ground.progress import (
     stop_on_signals,
     task,
 )
-from guidefold.ground.quiet import quiet_libraries, quiet_loading
 from guidefold.ground.randomness import (
     LARGEST_SEED,
     check_seeds,
@@ -90,8 +89,6 @@ __all__ = [
     "permutation",
     "planned_steps",
     "plural",
-    "quiet_libraries",
-    "quiet_loading",
     "read_json",
     "read_text",
     "running",

@@ -30,7 +30,7 @@ from guidefold.judge.pixels import relative_distance, saturation
 from guidefold.judge.residual import measure_residual_guidance, steps_per_prompt
 from guidefold.judge.trained_weights import Lora, StudentWeights
 from guidefold.lora import SHOWN_DIGITS, STRENGTHS
-from guidefold.pipeline import Prompt
+from guidefold.pipeline import CLIP, VISION, Prompt, check_vision_models
 from guidefold.run import (
     KINDS,
     Kind,
@@ -103,10 +103,12 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
     Raises:
         RunError: There is no adapter yet.
         MismatchError: The adapter belongs to another base.
-        InputError: The adapter's dial does not reach ``evaluate.guidance``.
+        InputError: The adapter's dial does not reach ``evaluate.guidance``, or a vision model
+            cannot be had.
         Stopped: On Ctrl-C; finished pictures are kept.
     """
     find_adapter(require_run(settings.run))
+    check_vision_models(settings.evaluate.features, settings.evaluate.clip)
     with open_session(settings) as session:
         return evaluate_adapter(session, judge).to_json()
 
@@ -161,7 +163,8 @@ def evaluate_weights(session: Session, judge: Judge | None, weights: StudentWeig
 def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeights) -> Measured:
     """Draw every picture, judge it, and measure residual guidance."""
     options = session.settings.evaluate
-    features, clip = feature_extractor(session, judge), _open_model(session, options.clip)
+    features = feature_extractor(session, judge)
+    clip = _open_model(session, options.clip, CLIP)
     prompts = session.held_out[: options.prompts]
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
@@ -223,7 +226,7 @@ def feature_extractor(session: Session, judge: Judge | None) -> Features | None:
         ConfigError: There is none, and diversity is to be measured in features.
     """
     options = session.settings.evaluate
-    features = _open_model(session, options.features) or (judge.features if judge else None)
+    features = _open_model(session, options.features, VISION) or (judge.features if judge else None)
     if features is None and options.diversity_seeds is not None:
         raise ConfigError(
             f"evaluate.diversity_seeds: {options.diversity_seeds}, but there are no features to "
@@ -233,8 +236,8 @@ def feature_extractor(session: Session, judge: Judge | None) -> Features | None:
     return features
 
 
-def _open_model(session: Session, source: str | None) -> VisionModel | None:
-    return VisionModel(source, session.pipeline.device) if source is not None else None
+def _open_model(session: Session, source: str | None, setting: str) -> VisionModel | None:
+    return None if source is None else VisionModel(source, session.pipeline.device, setting)
 
 
 def _compare_sets(

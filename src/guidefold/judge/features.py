@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import nn
 
-from guidefold.ground import InputError
+from guidefold.pipeline import VISION, open_vision_model
 
 Matrix = NDArray[np.float64]
 Features = Callable[[Sequence[Image]], Matrix]
@@ -78,25 +76,17 @@ class VisionModel:
         source: A local folder or hub id that transformers can open, such as
             ``facebook/dinov2-small`` or ``openai/clip-vit-base-patch32``.
         device: The device to run it on.
+        setting: The setting that names it, for messages. One of ``evaluate.clip`` reads text.
 
     Raises:
-        InputError: It cannot be opened, or is no vision model.
+        ConfigError: It cannot be opened, is no vision model, or reads no text.
     """
 
-    def __init__(self, source: str, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
-        self.source, self.device = source, torch.device(device)
-        try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(source, backend="pil")
-            self.model: nn.Module = AutoModel.from_pretrained(source, use_safetensors=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise InputError(
-                f"{source}: transformers cannot open it as a vision model: "
-                f"{str(error).splitlines()[0]}",
-                "Give a folder or hub id of one, such as facebook/dinov2-small.",
-            ) from error
-        self.model.eval().requires_grad_(False).to(self.device)
+    def __init__(
+        self, source: str, device: torch.device | str = "cpu", setting: str = VISION
+    ) -> None:
+        self.device = torch.device(device)
+        self.parts = open_vision_model(source, setting, self.device)
 
     def __call__(self, pictures: Sequence[Image]) -> Matrix:
         """Features of pictures, float64, shape (pictures, features)."""
@@ -109,21 +99,10 @@ class VisionModel:
             pictures: At least one.
             prompts: One per picture.
 
-        Raises:
-            InputError: The model reads no text.
-
         Source:
             Hessel et al. 2021, arXiv 2104.08718, with the weight 100 that is in use.
         """
-        if not hasattr(self.model, "get_text_features"):
-            raise InputError(
-                f"{self.source}: reads no text, so it cannot score pictures against prompts",
-                "Give a CLIP model, such as openai/clip-vit-base-patch32.",
-            )
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.source)
-        text = _in_batches(prompts, partial(self._text_features, tokenizer))
+        text = _in_batches(prompts, self._text_features)
         image = self(pictures)
         norms = np.linalg.norm(image, axis=1), np.linalg.norm(text, axis=1)
         cosines = (image * text).sum(1) / norms[0] / norms[1]
@@ -132,15 +111,17 @@ class VisionModel:
     @torch.no_grad()
     def _image_features(self, pictures: Sequence[Image]) -> torch.Tensor:
         images = [picture.convert("RGB") for picture in pictures]
-        pixels = self.processor(images=images, return_tensors="pt").to(self.device)
-        if hasattr(self.model, "get_image_features"):
-            return _tensor(self.model.get_image_features(**pixels))  # type: ignore[operator]
-        return _tensor(self.model(**pixels))
+        pixels = self.parts.processor(images=images, return_tensors="pt").to(self.device)
+        if hasattr(self.parts.model, "get_image_features"):
+            return _tensor(self.parts.model.get_image_features(**pixels))  # type: ignore[operator]
+        return _tensor(self.parts.model(**pixels))
 
     @torch.no_grad()
-    def _text_features(self, tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
-        tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
-        return _tensor(self.model.get_text_features(**tokens.to(self.device)))  # type: ignore[operator]
+    def _text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        tokens = self.parts.tokenizer(
+            list(prompts), padding=True, truncation=True, return_tensors="pt"
+        )
+        return _tensor(self.parts.model.get_text_features(**tokens.to(self.device)))  # type: ignore[operator]
 
 
 def _in_batches(items: Sequence[Any], model: Callable[[Sequence[Any]], torch.Tensor]) -> Matrix:

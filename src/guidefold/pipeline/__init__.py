@@ -33,16 +33,25 @@ from guidefold.pipeline.prompts import (
     split_prompts,
 )
 from guidefold.pipeline.single_file import describe_single_file
+from guidefold.pipeline.vision_model import (
+    CLIP,
+    VISION,
+    check_vision_models,
+    open_vision_model,
+)
 
 __all__ = [
+    "CLIP",
     "COMPONENT",
     "DTYPES",
+    "VISION",
     "Denoisers",
     "Media",
     "Prompt",
     "as_one_module",
     "bundled_teacher",
     "check_folder",
+    "check_vision_models",
     "count_duplicates",
     "denoisers",
     "describe_single_file",
@@ -54,6 +63,7 @@ __all__ = [
     "open_media",
     "open_pipeline",
     "open_scheduler",
+    "open_vision_model",
     "peak_memory",
     "pipeline_class",
     "pipeline_identity",

@@ -9,20 +9,13 @@ from typing import Any
 import diffusers
 import transformers
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from torch import nn
 
-from guidefold.ground import PipelineError, compat, read_json
+from guidefold.ground import PipelineError, read_json
+from guidefold.pipeline.hub import why_unreachable
 
 CODE = {".py"}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
-HUB_SECONDS = 10.0
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -76,7 +69,7 @@ def load_index(hub_id: str) -> dict[str, Any]:
     Raises:
         PipelineError: It cannot be had, or is no pipeline's, or not safe.
     """
-    unreachable = _why_unreachable(hub_id)
+    unreachable = why_unreachable(hub_id)
     try:
         # Without a connection only earlier downloads are available: do not wait for retries.
         values = DiffusionPipeline.load_config(hub_id, local_files_only=unreachable is not None)
@@ -88,23 +81,6 @@ def load_index(hub_id: str) -> dict[str, Any]:
             "name one that describes it with pipeline.config=FOLDER.",
         ) from error
     return _checked_index(hub_id, dict(values))
-
-
-def _why_unreachable(hub_id: str) -> str | None:
-    """Contact the hub once; return why the repository is unreachable, or None."""
-    try:
-        HfApi().model_info(hub_id, timeout=HUB_SECONDS)
-    except RepositoryNotFoundError:
-        return "the hub has no such repository, or does not show it without a login"
-    except HfHubHTTPError:
-        return None  # a mirror may serve files without this interface
-    except HFValidationError:
-        return "no repository of the hub can have this name"
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set, and it was not downloaded before"
-    except compat.network_errors():
-        return f"no connection to {constants.ENDPOINT}, and it was not downloaded before"
-    return None
 
 
 def _checked_index(where: str, index: Any) -> dict[str, Any]:

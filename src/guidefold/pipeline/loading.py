@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
-from guidefold.ground import PipelineError, compat, named, out_of_memory, quiet_loading
+from guidefold import VERBOSITIES
+from guidefold.ground import PipelineError, compat, named, out_of_memory
 
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' warning about weights that are in no file: it fills them with random values.
@@ -102,6 +104,19 @@ def weight_files(folder: Path, components: Iterable[str]) -> Iterator[Path]:
 def _without_weights(module: nn.Module) -> list[str]:
     """The parameters for which diffusers found no values, and left on the ``meta`` device."""
     return [name for name, parameter in module.named_parameters() if parameter.is_meta]
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep diffusers' notes away within the context, also if it was imported before Guidefold."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    if level <= logging.WARNING and os.environ.get(VERBOSITIES[0], "error") == "error":
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import sys
 import pytest
 from terminal import ENVIRONMENT
 
-from guidefold.ground.quiet import VERBOSITIES, quiet_libraries, quiet_loading
+from guidefold import VERBOSITIES, quiet_libraries
+from guidefold.pipeline.loading import quiet_loading
 
 OPEN = """
 from guidefold import api
