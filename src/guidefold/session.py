@@ -326,3 +326,13 @@ def _check_guidance(settings: Settings, findings: Findings) -> None:
                 "pipeline's guidance off",
                 f"Use a guidance scale above {off:g}.",
             )
+    if settings.steps_rank is not None and not findings.off == findings.origin == low:
+        fixed = f"adapter.dial=false and record.guidance=[{settings.adapter.g_ref:g}, ...]"
+        raise ConfigError(
+            f"record.guidance: begins at {low:g}, but a dial of {settings.student.steps} steps "
+            f"needs states from where guidance is off on ({off:g})",
+            f"Set record.guidance=[{off:g}, {settings.record.guidance[1]:g}]."
+            if findings.off == findings.origin
+            else f"This pipeline's guidance stops at {findings.off:g} and counts from "
+            f"{findings.origin:g}, so it has no such states: set {fixed}.",
+        )

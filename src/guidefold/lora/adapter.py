@@ -2,6 +2,9 @@
 
 Attaching changes the teacher by not one bit. :meth:`Adapter.teacher_mode` is the only switch
 between teacher and student; :meth:`Adapter.student_mode` sets each sample's strength.
+
+A student of fewer steps whose guidance has a dial needs two LoRAs: ``W + s * guidance + steps``.
+One alone, scaled by its strength, would scale the correction of the longer steps as well.
 """
 
 from __future__ import annotations
@@ -28,8 +31,15 @@ from guidefold.ground import (
     UnfoldableError,
     derive_seed,
 )
-from guidefold.lora.loaded import NAME, adapted_layers, unload_adapter
+from guidefold.lora.loaded import (
+    NAME,
+    STEPS,
+    adapted_layers,
+    quiet_stacking,
+    unload_adapter,
+)
 from guidefold.lora.targets import find_targets
+from guidefold.lora.two_loras import guidance_of, is_of_steps, steps_of, stored_name
 from guidefold.pipeline import unwrap
 
 
@@ -42,24 +52,42 @@ class Adapter:
         rank: The rank; alpha equals it.
         layers: The adapted layers by name.
         left_out: Layers of the preset that cannot be wrapped, with the reason.
+        loras: The LoRAs on each layer, by their names in peft.
+        trained: Those of them that are trained.
     """
 
     denoiser: nn.Module
     rank: int
     layers: dict[str, LoraLayer]
     left_out: dict[str, str]
+    loras: tuple[str, ...] = (NAME,)
+    trained: tuple[str, ...] = (NAME,)
     _strength: torch.Tensor | float = 1.0
+    _steps: float = 1.0
     _teacher_depth: int = 0
     _student_depth: int = 0
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by their names in the adapter's file."""
-        parts = (".lora_A.", ".lora_B.")
+        parts = tuple(f".lora_{side}.{lora}." for side in "AB" for lora in self.trained)
         return {
             name.replace(f".{NAME}.", "."): parameter
             for name, parameter in unwrap(self.denoiser).named_parameters()
-            if any(part in name for part in parts) and f".{NAME}." in name
+            if any(part in name for part in parts)
         }
+
+    def keep_guidance(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the guidance LoRA from elsewhere, and leave it as it is: steps alone are trained.
+
+        Args:
+            tensors: All of the guidance LoRA's tensors, by peft's names.
+
+        Raises:
+            MismatchError: A name or a shape differs.
+            CorruptFileError: A value is not finite.
+        """
+        steps = {name: t for name, t in self.state_dict().items() if is_of_steps(name)}
+        self.load_state_dict({**tensors, **steps})
 
     @contextmanager
     def teacher_mode(self) -> Iterator[None]:
@@ -82,7 +110,9 @@ class Adapter:
                 self._enable(True)
 
     @contextmanager
-    def student_mode(self, strength: torch.Tensor | float, *, train: bool = True) -> Iterator[None]:
+    def student_mode(
+        self, strength: torch.Tensor | float, *, steps: float = 1.0, train: bool = True
+    ) -> Iterator[None]:
         """Make the denoiser the student: adapter on, each sample at its own strength.
 
         One context covers forward and backward: with gradient checkpointing the forward runs again
@@ -90,6 +120,7 @@ class Adapter:
 
         Args:
             strength: Shape (batch,), or one number for all.
+            steps: The strength of a steps LoRA; any other than 1 only to look at its parts.
             train: Record gradients.
 
         Raises:
@@ -98,17 +129,23 @@ class Adapter:
         self._refuse_fused()
         if self._teacher_depth or self._student_depth:
             raise AssertionError("student mode entered within another mode")
-        self._student_depth, self._strength = 1, strength
+        self._student_depth, self._strength, self._steps = 1, strength, steps
         try:
             with nullcontext() if train else torch.no_grad():
                 yield
         finally:
-            self._student_depth, self._strength = 0, 1.0
+            self._student_depth, self._strength, self._steps = 0, 1.0, 1.0
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The adapter's tensors in peft's names, such as ``mid_block.proj.lora_A.weight``."""
-        tensors = get_peft_model_state_dict(unwrap(self.denoiser), adapter_name=NAME)
-        return {name: tensor.detach() for name, tensor in tensors.items()}
+        """The adapter's tensors in peft's names, such as ``mid_block.proj.lora_A.weight``.
+
+        Those of a steps LoRA are named ``mid_block.proj.lora_A.steps.weight``.
+        """
+        tensors = {}
+        for lora in self.loras:
+            own = get_peft_model_state_dict(unwrap(self.denoiser), adapter_name=lora)
+            tensors |= {stored_name(name, lora): tensor.detach() for name, tensor in own.items()}
+        return tensors
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Load tensors: all of them, or none.
@@ -132,7 +169,9 @@ class Adapter:
                 )
             if not bool(tensor.isfinite().all()):
                 raise CorruptFileError(f"'{name}' in the adapter's file is not finite")
-        set_peft_model_state_dict(unwrap(self.denoiser), dict(tensors), adapter_name=NAME)
+        for lora in self.loras:
+            mine = guidance_of(tensors) if lora == NAME else steps_of(tensors)
+            set_peft_model_state_dict(unwrap(self.denoiser), mine, adapter_name=lora)
 
     def detach(self) -> None:
         """Take the adapter off; the denoiser is as before :func:`attach`."""
@@ -141,6 +180,14 @@ class Adapter:
     def _enable(self, enabled: bool) -> None:
         for layer in self.layers.values():
             layer.enable_adapters(enabled)
+        if enabled and self.trained != self.loras:  # peft makes all that are active trainable
+            self._freeze()
+
+    def _freeze(self) -> None:
+        for layer in self.layers.values():
+            for lora in set(self.loras) - set(self.trained):
+                layer.lora_A[lora].requires_grad_(False)
+                layer.lora_B[lora].requires_grad_(False)
 
     def _refuse_fused(self) -> None:
         if any(layer.merged for layer in self.layers.values()):
@@ -163,7 +210,14 @@ class Adapter:
 
 
 def attach(
-    denoiser: nn.Module, preset: str, rank: int, seed: int, dry_run: Callable[[], object]
+    denoiser: nn.Module,
+    preset: str,
+    rank: int,
+    seed: int,
+    dry_run: Callable[[], object],
+    *,
+    steps_rank: int | None = None,
+    train_guidance: bool = True,
 ) -> Adapter:
     """Attach a LoRA to a denoiser in place.
 
@@ -173,6 +227,8 @@ def attach(
         rank: The rank; alpha equals it.
         seed: The run's seed, for the initial ``lora_A``; ``lora_B`` starts at zero.
         dry_run: Calls the denoiser once as training will.
+        steps_rank: The rank of a second LoRA on the same layers, for fewer steps; None: no such.
+        train_guidance: Whether the first LoRA is trained beside the second one.
 
     Returns:
         The adapter, in float32 whatever the denoiser's precision.
@@ -198,17 +254,25 @@ def attach(
         )
     # Anchored: as a list, peft would match suffixes and take other layers along.
     pattern = "|".join(re.escape(name) for name in intended)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "adapter"))
-        inject_adapter_in_model(config, denoiser, adapter_name=NAME)
+    ranks = {NAME: rank} if steps_rank is None else {NAME: rank, STEPS: steps_rank}
+    for lora, own_rank in ranks.items():
+        config = LoraConfig(r=own_rank, lora_alpha=own_rank, target_modules=f"({pattern})")
+        with torch.random.fork_rng(devices=[]), quiet_stacking():
+            torch.manual_seed(derive_seed(seed, "adapter" if lora == NAME else "steps adapter"))
+            inject_adapter_in_model(config, denoiser, adapter_name=lora)
     layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
     if layers.keys() != set(intended):
         wrong = sorted(layers.keys() ^ set(intended))
         raise UnfoldableError(f"peft wrapped other layers than intended: {', '.join(wrong)}")
-    adapter = Adapter(denoiser, rank, layers, left_out)
+    trained = tuple(ranks) if train_guidance else (STEPS,)
+    adapter = Adapter(denoiser, rank, layers, left_out, tuple(ranks), trained)
     for layer in layers.values():
-        for part in (layer.lora_A[NAME], layer.lora_B[NAME]):
-            part.float()
+        for lora in ranks:
+            layer.lora_A[lora].float()
+            layer.lora_B[lora].float()
         layer.lora_B[NAME].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
+        if steps_rank is not None:
+            layer.set_adapter(list(ranks))
+            layer.lora_B[STEPS].register_forward_hook(lambda _m, _i, out: out * adapter._steps)
+    adapter._freeze()
     return adapter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,18 @@ from torch import nn
 from guidefold.ground import InputError, compat
 
 NAME = "guidefold"  # of the adapter, in peft
+STEPS = "steps"  # of a second LoRA, for fewer steps: its name in peft, and its folder's
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+
+
+@contextmanager
+def quiet_stacking() -> Iterator[None]:
+    """Keep peft's warning away within the context that a second LoRA comes upon the first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        yield
 
 
 def adapter_config(rank: int, layers: Sequence[str]) -> dict[str, Any]:
@@ -44,17 +54,27 @@ def load_adapter(
         denoisers: The adapted components; each after the first has a folder of its name within
             ``folder``.
         loader: ``diffusers`` (``load_lora_weights``) or ``peft`` (``PeftModel.from_pretrained``).
-        folder: Where the adapter was written.
-        strength: The multiplier on the adapter.
+        folder: Where the adapter was written; a steps LoRA lies in its folder ``steps``.
+        strength: The multiplier on the adapter; a steps LoRA stays at 1.
     """
+    places = {NAME: folder} | ({STEPS: folder / STEPS} if (folder / STEPS).exists() else {})
+    for lora, place in places.items():
+        for name in denoisers:
+            path = part_folder(place, denoisers, name) / DIFFUSERS_FILE
+            load_part(pipeline, denoisers, name, loader, path, lora)
     for name in denoisers:
-        path = part_folder(folder, denoisers, name) / DIFFUSERS_FILE
-        load_part(pipeline, denoisers, name, loader, path)
+        if len(places) > 1:  # what was loaded last is active alone
+            activate(getattr(pipeline, name), tuple(places))
         set_strength(getattr(pipeline, name), strength)
 
 
 def load_part(
-    pipeline: DiffusionPipeline, denoisers: Sequence[str], name: str, loader: str, path: Path
+    pipeline: DiffusionPipeline,
+    denoisers: Sequence[str],
+    name: str,
+    loader: str,
+    path: Path,
+    lora: str = NAME,
 ) -> None:
     """Load one denoiser's file with the library's own loader.
 
@@ -64,16 +84,25 @@ def load_part(
         name: The component that the file is for.
         loader: ``diffusers`` or ``peft``.
         path: The file; peft reads its own file names in the same folder.
+        lora: The LoRA's name in peft.
     """
     module = getattr(pipeline, name)
     if loader == "peft":
-        PeftModel.from_pretrained(module, path.parent, adapter_name=NAME)  # wraps layers in place
+        with quiet_stacking():  # wraps layers in place
+            PeftModel.from_pretrained(module, path.parent, adapter_name=lora)
     elif name == denoisers[0]:
-        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME)
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=lora)
     else:
         module.load_lora_adapter(
-            path.parent, weight_name=path.name, prefix=denoisers[0], adapter_name=NAME
+            path.parent, weight_name=path.name, prefix=denoisers[0], adapter_name=lora
         )
+
+
+def activate(denoiser: nn.Module, loras: Sequence[str]) -> None:
+    """Let several loaded LoRAs act side by side: their updates add up."""
+    for layer in denoiser.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(list(loras), inference_mode=True)
 
 
 def loading_code(loader: str, denoisers: Sequence[str], place: str) -> list[str]:
@@ -107,7 +136,10 @@ def part_folder(folder: Path, denoisers: Sequence[str], name: str) -> Path:
 
 
 def set_strength(denoiser: nn.Module, strength: float) -> None:
-    """Set the strength of a loaded adapter, as a client's strength slider does."""
+    """Set the strength of a loaded adapter, as a client's strength slider does.
+
+    That of a steps LoRA beside it stays.
+    """
     for layer in denoiser.modules():
         if isinstance(layer, LoraLayer):
             layer.set_scale(NAME, strength)
@@ -125,10 +157,12 @@ def check_turned_on(denoiser: nn.Module) -> None:
             "the adapter was fused into the weights, or taken off",
             "Fused weights keep the strength that they were fused at: call the pipeline itself.",
         )
-    if not all(NAME in m.active_adapters and not m.disable_adapters for m in layers):
+    ours = [name for name in (NAME, STEPS) if name in layers[0].lora_A]
+    if not all({*ours} <= {*m.active_adapters} and not m.disable_adapters for m in layers):
+        listed = ", ".join(f'"{name}"' for name in ours)
         raise InputError(
             f"the adapter '{NAME}' is not active: another LoRA was loaded over it",
-            f'Name all of them: pipeline.set_adapters(["{NAME}", ...], [strength, ...]).',
+            f"Name all of them: pipeline.set_adapters([{listed}, ...], [strength, ...]).",
         )
 
 

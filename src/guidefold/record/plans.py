@@ -12,6 +12,11 @@ from guidefold.record.trajectory_files import Split
 from guidefold.run import RecordSettings, Settings
 
 
+# The share of a round at the lowest scale where guidance and steps have a LoRA each. Without it the
+# steps LoRA learns guidance as well, and strength 0 is no longer unguided.
+ORIGIN_SHARE = 0.1
+
+
 @dataclass(frozen=True)
 class Plan:
     """One trajectory to record; a function of the settings alone.
@@ -85,6 +90,8 @@ def _plan(
     for start in range(0, count, record.batch_size):
         key = ("batch", number, split_name, start)
         guidance, steps = _draw(record, unit(seed, *key, "g"), unit(seed, *key, "steps"))
+        if settings.steps_rank is not None and unit(seed, *key, "origin") < ORIGIN_SHARE:
+            guidance = record.guidance[0]
         batches.append(
             [
                 Plan(

@@ -18,6 +18,7 @@ PATHS: dict[tuple[str, str], tuple[str, ...]] = {
     ("pipeline", "source"): ("bundled",),
     ("pipeline", "config"): (),
     ("prompts", "path"): ("general", "world"),
+    ("student", "guidance_run"): (),
     ("evaluate", "features"): (),
     ("evaluate", "clip"): (),
 }

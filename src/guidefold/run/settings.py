@@ -26,6 +26,7 @@ KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
 StateSource = Literal["teacher", "student", "noise"]
 Preset = Literal["attention", "linear", "portable", "all"]
 Layers = Literal["all", "portable"]
+Folds = Literal["guidance", "steps", "both"]
 Precision = Literal["fp32", "fp16", "bf16"]
 LoraFormat = Literal["diffusers", "kohya", "transformer", "original", "peft"]
 Format = Literal[LoraFormat, "fused"]
@@ -168,9 +169,15 @@ class StudentSettings(Section):
             it takes the teacher's. The teacher then takes at least the lower bound of
             ``record.steps``, as many as its scheduler's timesteps need, and
             ``evaluate.steps`` are the teacher's.
+        rank: Rank of the LoRA that corrects the longer steps, beside the one of guidance, which the
+            dial turns; unset, ``adapter.rank``. Without a dial one LoRA holds both.
+        guidance_run: A finished run whose guidance LoRA stays as it is: the steps LoRA alone is
+            trained. Unset, both are trained.
     """
 
     steps: Whole | None = Field(default=None, ge=1, le=1000)
+    rank: Whole | None = Field(default=None, ge=1, le=1024)
+    guidance_run: Place | None = None
 
 
 class DistillSettings(Section):
@@ -294,6 +301,20 @@ class Settings(Section):
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    @property
+    def steps_rank(self) -> int | None:
+        """The rank of the steps LoRA; None of a run that trains a single LoRA."""
+        if self.student.steps is None or not self.adapter.dial:
+            return None
+        return self.student.rank or self.adapter.rank
+
+    @property
+    def loras(self) -> tuple[Folds, ...]:
+        """What each of the run's LoRAs folds."""
+        if self.steps_rank is not None:
+            return ("guidance", "steps")
+        return ("guidance",) if self.student.steps is None else ("both",)
+
     def steps_of(self, kind: Kind) -> int:
         """Denoising steps per picture of a kind."""
         few = self.student.steps
@@ -301,14 +322,20 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _few_steps_fit(self) -> Settings:
+        for name in ("rank", "guidance_run"):
+            if self.steps_rank is None and getattr(self.student, name) is not None:
+                raise ValueError(
+                    f"student.{name}: only a run with student.steps and adapter.dial=true has a "
+                    "LoRA for steps of its own; leave it out"
+                )
         if self.student.steps is None:
             return self
         g, (low, high) = self.adapter.g_ref, self.record.guidance
-        if self.adapter.dial or not low == high == g:
+        if not self.adapter.dial and not low == high == g:
             raise ValueError(
-                f"student.steps: {self.student.steps}, but one LoRA folds steps at one guidance "
-                f"scale only; set adapter.dial=false and record.guidance=[{g:g}, {g:g}] "
-                f"(adapter.g_ref is {g:g})"
+                f"student.steps: {self.student.steps}, but without a dial one LoRA folds steps at "
+                f"one guidance scale only; set record.guidance=[{g:g}, {g:g}] (adapter.g_ref is "
+                f"{g:g}), or adapter.dial=true"
             )
         if "noise" in self.record.rounds:
             raise ValueError(

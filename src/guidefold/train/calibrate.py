@@ -21,8 +21,9 @@ NEAREST = 3  # if guidance is not linear, a scale is measured on the nearest thi
 class StateResponse:
     """The student's response to its strength at one recorded state, and the teacher's guidance.
 
-    With ``d(s) = student at strength s - unguided`` and ``t = target - unguided``, means over the
-    model output's elements.
+    With ``d(s) = student at strength s - student at strength 0`` and ``t = target - student at
+    strength 0``, means over the model output's elements. At strength 0 the student is the unguided
+    teacher; one of fewer steps has the correction of its longer steps there.
 
     Attributes:
         timestep: The state's timestep.
@@ -138,19 +139,26 @@ def find_marks(
 def measure_responses(
     student: Student, refs: Sequence[StateRef], strengths: Sequence[float]
 ) -> list[StateResponse]:
-    """Measure the student's response at recorded states, one for each, in their order."""
+    """Measure the student's response at recorded states, one for each, in their order.
+
+    Args:
+        student: The student.
+        refs: The states.
+        strengths: The strengths; the first is 0.
+    """
     responses: dict[int, StateResponse] = {}
     for batch in student.calls(refs):
         count = len(batch.timesteps)
-        with student.adapter.teacher_mode():
-            unguided = student.predict(batch).float()
-        # A sample may have several rows (frames, pixels): all belong to its mean.
-        target = (batch.target.float() - unguided).reshape(count, -1)
-        squares, agreements = [], []
+        outputs = []
         for strength in strengths:
             every = torch.full((count,), strength, device=student.device)
             with student.adapter.student_mode(every, train=False):
-                output = student.predict(batch).float()
+                outputs.append(student.predict(batch).float())
+        unguided = outputs[0]
+        # A sample may have several rows (frames, pixels): all belong to its mean.
+        target = (batch.target.float() - unguided).reshape(count, -1)
+        squares, agreements = [], []
+        for output in outputs:
             change = (output - unguided).reshape(count, -1)
             squares.append(change.square().mean(1).tolist())
             agreements.append((change * target).mean(1).tolist())

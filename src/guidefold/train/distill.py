@@ -30,6 +30,7 @@ from guidefold.train.batches import Batch, chosen_indices
 from guidefold.train.checkpoints import load_checkpoint, save_checkpoint
 from guidefold.train.forecast import Forecast
 from guidefold.train.gradients import average_gradients
+from guidefold.train.guidance_run import keep_guidance
 from guidefold.train.launch import Launch, open_launch
 from guidefold.train.loss import learning_rate, mean_residual
 from guidefold.train.optimizer import Updates, make_optimizer
@@ -135,6 +136,8 @@ class Training:
         run = self.launch.session.run
         checkpoints = run.checkpoints()
         if not checkpoints:
+            if self.launch.session.settings.student.guidance_run is not None:
+                keep_guidance(self.launch.session, self.student.adapter)
             if self.launch.main:
                 run.log.unlink(missing_ok=True)
                 self._save()

@@ -86,30 +86,52 @@ class GuidanceSize:
 class StepSize:
     """The size of what a few-step student has to learn at each of its steps.
 
-    ``E|target - unguided|^2``, by timestep: guidance and the error of its longer steps together.
+    ``E|target - unguided|^2 = S(t) + s^2 G(t)``, by timestep: the error of its longer steps, and
+    guidance, which grows with the strength s.
 
     Attributes:
-        sizes: The size at each of the student's timesteps.
+        steps: S at each of the student's timesteps.
+        guidance: G at each of them.
     """
 
-    sizes: Mapping[float, float]
+    steps: Mapping[float, float]
+    guidance: Mapping[float, float]
 
     @staticmethod
-    def measure(timesteps: Sequence[float], errors: Sequence[float]) -> StepSize:
+    def measure(
+        timesteps: Sequence[float], strengths: Sequence[float], errors: Sequence[float]
+    ) -> StepSize:
         """Average measured errors of each timestep.
 
         Args:
             timesteps: The states' timesteps, in any order.
+            strengths: The student's strength at each state. Where none is 0, S counts as 0: at one
+                strength alone the two cannot be told apart.
             errors: ``|target - unguided|^2`` at each state.
         """
-        groups: dict[float, list[float]] = {}
-        for timestep, error in zip(timesteps, errors, strict=True):
-            groups.setdefault(timestep, []).append(error)
-        return StepSize({t: max(sum(group) / len(group), TINY) for t, group in groups.items()})
+        groups: dict[float, list[tuple[float, float]]] = {}
+        for timestep, strength, error in zip(timesteps, strengths, errors, strict=True):
+            groups.setdefault(timestep, []).append((strength**2, error))
+        steps, guidance = {}, {}
+        for timestep, group in groups.items():
+            at_zero = [error for squared, error in group if squared == 0]
+            own = steps[timestep] = sum(at_zero) / max(len(at_zero), 1)
+            squares = [(squared, error) for squared, error in group if squared > 0]
+            added = sum(error - own for _, error in squares)
+            guidance[timestep] = max(added, 0) / max(sum(s for s, _ in squares), TINY)
+        return StepSize(steps, guidance)
 
-    def at(self, timestep: float) -> float:
-        """The size at the nearest of the timesteps."""
-        return self.sizes[min(self.sizes, key=lambda t: abs(t - timestep))]
+    def at(self, timestep: float, strength: float, floor: float) -> float:
+        """The size at the nearest of the timesteps.
+
+        Args:
+            timestep: The sample's.
+            strength: The sample's.
+            floor: The lowest strength that counts.
+        """
+        nearest = min(self.steps, key=lambda t: abs(t - timestep))
+        squared = max(abs(strength), floor) ** 2
+        return max(self.steps[nearest] + squared * self.guidance[nearest], TINY)
 
 
 def loss_scale(size: float, strength: float, floor: float, span: float) -> float:

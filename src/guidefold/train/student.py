@@ -170,7 +170,8 @@ class Student:
             batch_size: States per call.
         """
         errors = self.errors(refs, batch_size, adapted=False)
-        return StepSize.measure([ref.timestep for ref in refs], errors)
+        strengths = [self.dial.trained_strength(ref.guidance) for ref in refs]
+        return StepSize.measure([ref.timestep for ref in refs], strengths, errors)
 
     def enable_checkpointing(self) -> None:
         """Turn gradient checkpointing on.
@@ -250,15 +251,22 @@ class Student:
 
 
 def lora_student(session: Session, refs: Sequence[StateRef]) -> Student:
-    """A student with a fresh LoRA on the denoiser of a run's pipeline.
+    """A student with a fresh LoRA, or two, on the denoiser of a run's pipeline.
 
     Args:
         session: The run and its pipeline.
         refs: Recorded states.
     """
     settings, denoiser = session.settings, session.denoiser
-    targets, rank = settings.adapter.targets, settings.adapter.rank
-    lora = partial(attach, denoiser, targets, rank, settings.seed)
+    lora = partial(
+        attach,
+        denoiser,
+        settings.adapter.targets,
+        settings.adapter.rank,
+        settings.seed,
+        steps_rank=settings.steps_rank,
+        train_guidance=settings.student.guidance_run is None,
+    )
     return Student(denoiser, session.findings, session.dial, refs, lora)
 
 

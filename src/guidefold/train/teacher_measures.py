@@ -71,12 +71,13 @@ class TeacherMeasures:
         if floor is None:
             return torch.ones(len(batch.timesteps), device=device)
         dial, size = self.student.dial, self.sizes[number]
+        samples = list(zip(batch.timesteps, batch.guidance, strict=True))
         if isinstance(size, StepSize):
-            scales = [size.at(t) for t in batch.timesteps]
+            scales = [size.at(t, dial.trained_strength(g), floor) for t, g in samples]
         else:
             scales = [
                 loss_scale(size.at(t), dial.nominal_strength(g), floor, dial.span)
-                for t, g in zip(batch.timesteps, batch.guidance, strict=True)
+                for t, g in samples
             ]
         return torch.tensor(scales, device=device)
 
