@@ -42,6 +42,10 @@ def export(
         Layers,
         typer.Option(help="Layers to write; portable leaves out what some clients do not read."),
     ] = "all",
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="One file for the LoRAs of guidance and of fewer steps."),
+    ] = False,
 ) -> None:
     """Write the last checkpoint as an adapter, and check it.
 
@@ -52,16 +56,17 @@ def export(
 
     settings = settings_of_run(run)
     if kind is None:
-        if (out, dtype, strength, guidance, layers) != (None, None, 1.0, None, "all"):
+        given = (out, dtype, strength, guidance, layers, merged)
+        if given != (None, None, 1.0, None, "all", False):
             raise InputError(
-                "--out, --dtype, --strength, --guidance and --layers are for a format",
+                "--out, --dtype, --strength, --guidance, --layers and --merged are for a format",
                 "Add --format NAME, or all.",
             )
         console.print(f"Written and checked: {api.export(settings)}", markup=False)
         return
     if guidance is not None and strength != 1.0:
         raise InputError("--guidance and --strength exclude each other", "Give one of them.")
-    made = api.deliver(settings, kind, out, dtype, strength, guidance, layers)
+    made = api.deliver(settings, kind, out, dtype, strength, guidance, layers, merged=merged)
     for verdict in made.verdicts:
         _print_verdict(verdict, others=False)
     for name, reason in made.unfit.items():

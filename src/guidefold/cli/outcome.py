@@ -30,11 +30,12 @@ def distill_and_export(run: api.Run) -> None:
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
     console.print(f"  {metadata['usage_hint']}", markup=False)
     dial = Dial.from_json(metadata)
-    for line in _dial_lines(dial) if run.session.findings.steps is None else []:
+    for line in _dial_lines(dial) if dial.proportional or dial.marks else []:
         console.print(f"  {line}", markup=False)
     settings, log = run.session.settings, read_log(run.session.run.log)
     _print_warning(folded_share(None, log), settings)
-    for line in loading_code(loader, denoisers, str(folder)):
+    two = settings.steps_rank is not None
+    for line in loading_code(loader, denoisers, str(folder), two=two):
         console.print(f"  {line}", markup=False)
 
 

@@ -6,7 +6,7 @@ of itself; other people's files converted; a stock pipeline with the student in 
 
 from guidefold.deliver.clients import Reading
 from guidefold.deliver.convert import convert
-from guidefold.deliver.export import deliver, deliver_kinds, export, write_adapter
+from guidefold.deliver.export import deliver, deliver_kinds, export, title_of_steps, write_adapter
 from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
 from guidefold.deliver.lora_file import FILES, write_lora
 from guidefold.deliver.metadata import describe_adapter, measured_dial, read_adapter, read_dial
@@ -41,6 +41,7 @@ __all__ = [
     "read_adapter",
     "read_dial",
     "read_trained",
+    "title_of_steps",
     "verify",
     "write_adapter",
     "write_lora",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import Verdict, examine
 from guidefold.ground import InputError, VerifyError, console
-from guidefold.lora import Dial, layers_of, part_folder
+from guidefold.lora import STEPS, Dial, layers_of, part_folder
 from guidefold.pipeline import DTYPES
 from guidefold.run import (
     METADATA,
+    Folds,
     Format,
     Layers,
     Settings,
@@ -31,6 +34,12 @@ from guidefold.run import (
     write_text,
 )
 from guidefold.session import Session, open_session
+
+FOLDED: Mapping[Folds, str] = {
+    "guidance": "Guidance",
+    "steps": "Longer steps",
+    "both": "Guidance and longer steps",
+}
 
 
 def export(settings: Settings) -> Path:
@@ -54,17 +63,18 @@ def export(settings: Settings) -> Path:
 def write_adapter(session: Session) -> Path:
     """:func:`export` within an open session, whose pipeline is left without a LoRA."""
     session.require(all_components=False)
-    trained = read_trained(session, measure=True)
     kind: Format = "diffusers" if session.findings.loader == "diffusers" else "peft"
-    metadata = describe_adapter(session, trained.step, trained.marks)
+    loras = [read_trained(session, folds=f, measure=f != "steps") for f in session.settings.loras]
+    metadata = [describe_adapter(session, t.step, t.marks, folds=t.folds) for t in loras]
     folder = session.run.adapter
     with finished_folder(folder) as temporary:
-        write_record(temporary / METADATA, metadata)
-        for name, tensors in trained.parts.items():
-            base = base_of_run(session, name)
-            file = _file(base, kind, "")
-            write_lora(temporary / file, kind, tensors, base.names, metadata)
-            _check(temporary / file, folder / file, base, trained, kind)
+        write_record(temporary / METADATA, metadata[0])
+        for trained, own in zip(loras, metadata, strict=True):
+            for name, tensors in trained.parts.items():
+                base = base_of_run(session, name)
+                file = _file(base, kind, "", trained.folds)
+                write_lora(temporary / file, kind, tensors, base.names, own)
+                _check(temporary / file, folder / file, base, trained, kind)
     return folder
 
 
@@ -89,6 +99,8 @@ def deliver(
     strength: float = 1.0,
     guidance: float | None = None,
     layers: Layers = "all",
+    *,
+    merged: bool = False,
 ) -> Delivery:
     """Write a run's last checkpoint in one format or in all that fit, each in its own folder.
 
@@ -106,9 +118,11 @@ def deliver(
             ``strength``.
         layers: Which of the trained layers: ``all``, or ``portable``, without those that some
             readers of LoRA files do not take.
+        merged: Whether the LoRAs of guidance and of steps become one file, for one scale.
 
     Raises:
-        InputError: The format is unknown or does not fit, or the scale is outside the dial.
+        InputError: The format is unknown or does not fit, the scale is outside the dial, or the run
+            has a single LoRA, which cannot be merged.
         RunError: Nothing is trained yet.
         VerifyError: A file differs from the trained student, or a client that it is meant for would
             drop keys; that format's folder is not kept.
@@ -128,13 +142,17 @@ def deliver(
             f"{option}: stands for strength {strength:g}",
             "The strength must be finite and greater than 0.",
         )
+    if merged and settings.steps_rank is None:
+        raise InputError(f"--merged: {run} has a single LoRA", "Leave it out.")
+    suffix += "-merged" if merged else ""
     suffix += "-portable" if layers == "portable" else ""
     with open_session(settings) as session:
         if warning := session.dial.warning(strength):
             console.print(warning, markup=False)
         folder = out or run.export
         places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
-        made = deliver_kinds(session, read_trained(session, strength, layers=layers), places, dtype)
+        read = partial(read_trained, session, strength, layers=layers)
+        made = deliver_kinds(session, read, places, dtype, merged=merged)
     if wanted != "all" and made.unfit:
         reason = made.unfit[wanted]
         raise InputError(f"--format {wanted}: {reason}", "Use --format all for what fits.")
@@ -142,23 +160,35 @@ def deliver(
 
 
 def deliver_kinds(
-    session: Session, trained: Trained, places: Mapping[Format, Path], dtype: str | None = None
+    session: Session,
+    read: Callable[..., Trained],
+    places: Mapping[Format, Path],
+    dtype: str | None = None,
+    *,
+    merged: bool = False,
 ) -> Delivery:
     """:func:`deliver` within an open session.
 
     Args:
         session: The run's session.
-        trained: Its trained adapter, at the strength that is baked in as strength 1.
+        read: Reads what the run has trained, given what it ``folds``, at the strength that is baked
+            in as strength 1.
         places: A folder for each format; formats that do not fit are not written.
         dtype: The precision of the files.
+        merged: Whether LoRAs of guidance and of steps become one file.
     """
-    bases = [base_of_run(session, name) for name in trained.parts]
-    reasons = {kind: _unfit(trained, bases, kind) for kind in places}
+    loras: list[Trained] = [read(folds=folds) for folds in session.settings.loras]
+    bases = [base_of_run(session, name) for name in loras[0].parts]
+    reasons = {kind: _unfit(loras[0], bases, kind) for kind in places}
+    fitting = {kind: place for kind, place in places.items() if not reasons[kind]}
+    # Fused weights hold both LoRAs, whatever becomes of the files.
+    one = [read(folds="both")] if len(loras) > 1 and (merged or "fused" in fitting) else loras
     verdicts = [
         verdict
-        for kind, place in places.items()
-        if not reasons[kind]
-        for verdict in _write_format(session, trained, bases, kind, place, dtype)
+        for kind, place in fitting.items()
+        for verdict in _write_format(
+            session, one if merged or kind == "fused" else loras, bases, kind, place, dtype
+        )
     ]
     return Delivery(tuple(verdicts), {kind: why for kind, why in reasons.items() if why})
 
@@ -181,27 +211,23 @@ def _unfit(trained: Trained, bases: Sequence[Base], kind: Format) -> str:
 
 def _write_format(
     session: Session,
-    trained: Trained,
+    loras: Sequence[Trained],
     bases: Sequence[Base],
     kind: Format,
     place: Path,
     dtype: str | None,
 ) -> list[Verdict]:
-    """Write a format's files, one for each denoiser, and check them before they are kept."""
+    """Write a format's files, one for each LoRA and denoiser; check them before they are kept."""
     title = session.run.name + place.name.removeprefix(kind)
-    # The dial was measured with every layer.
-    marks = () if trained.left_out else read_dial(session.run.adapter).marks
-    metadata = describe_adapter(session, trained.step, marks, trained.strength)
     verdicts = []
     with finished_folder(place) as temporary:
-        for base in bases:
-            file = _file(base, kind, title)
-            own = {**metadata, "denoiser": base.name, "format": kind}
-            own |= {"layers": "portable"} if trained.left_out else {}
+        for trained, base in product(loras, bases):
+            file = _file(base, kind, title, trained.folds)
+            own = _metadata(session, trained, base, kind)
             if kind == "fused":
                 _write_fused(temporary / file, trained, base, dtype, own)
             else:
-                tensors = cast(trained.strengthened(base.name), DTYPES[dtype or "fp32"])
+                tensors = cast(trained.parts[base.name], DTYPES[dtype or "fp32"])
                 written = named(kind, tensors, base.names)
                 readings = read_by_clients(written, kind, base.names, base.loader)
                 own["read_in_part_by"] = [reading.client for reading in readings if reading.gap]
@@ -209,6 +235,15 @@ def _write_format(
                 write_lora(temporary / file, kind, tensors, base.names, own, description)
             verdicts.append(_check(temporary / file, place / file, base, trained, kind))
     return verdicts
+
+
+def _metadata(session: Session, trained: Trained, base: Base, kind: Format) -> dict[str, Any]:
+    """A file's own metadata."""
+    # The dial was measured with every layer.
+    marks = () if trained.left_out else read_dial(session.run.adapter).marks
+    own = describe_adapter(session, trained.step, marks, trained.strength, trained.folds)
+    own |= {"denoiser": base.name, "format": kind}
+    return own | ({"layers": "portable"} if trained.left_out else {})
 
 
 def _check(path: Path, place: Path, base: Base, trained: Trained, kind: Format) -> Verdict:
@@ -231,18 +266,25 @@ def _write_fused(
     path: Path, trained: Trained, base: Base, dtype: str | None, metadata: Mapping[str, Any]
 ) -> None:
     """Write a denoiser's full weights with the adapter added, as diffusers opens them."""
-    weights = fused_weights(base.denoiser, trained.parts[base.name], trained.strength)
+    weights = fused_weights(base.denoiser, trained.parts[base.name])
     write_tensors(path, weights if dtype is None else cast(weights, DTYPES[dtype]), metadata, {})
     config: Any = base.denoiser
     write_text(path.parent / "config.json", config.to_json_string())
 
 
-def _file(base: Base, kind: Format, title: str) -> Path:
+def _file(base: Base, kind: Format, title: str, folds: Folds) -> Path:
     """A file's path within its format's folder."""
     if kind in FILES:
-        return part_folder(Path(), base.denoisers, base.name) / FILES[kind]
+        folder = Path(STEPS if folds == "steps" else "")
+        return part_folder(folder, base.denoisers, base.name) / FILES[kind]
+    own = title_of_steps(title) if folds == "steps" else title
     suffix = "" if base.name == base.denoisers[0] else f"-{base.name}"
-    return Path(f"{title}{suffix}.safetensors")
+    return Path(f"{own}{suffix}.safetensors")
+
+
+def title_of_steps(title: str) -> str:
+    """The title of the steps LoRA beside a guidance LoRA with a title."""
+    return f"{title}-{STEPS}"
 
 
 def _description(session: Session, metadata: Mapping[str, Any], title: str) -> dict[str, str]:
@@ -252,12 +294,13 @@ def _description(session: Session, metadata: Mapping[str, Any], title: str) -> d
     part = ", ".join(metadata["read_in_part_by"])
     also = "".join(f", {name} {value:g}" for name, value in findings.also_off.items())
     grid = findings.steps
-    steps, folded = ("", "Guidance") if grid is None else (f"{grid.usage}, ", "Guidance and steps")
+    steps, folds = "" if grid is None else f"{grid.usage}, ", metadata["folds"]
+    also += ", strength 1" if folds == "steps" else f", strength 1 = {meant}"
     return {
-        "title": title,
+        "title": title_of_steps(title) if folds == "steps" else title,
         "prediction_type": findings.prediction_type,
-        "usage_hint": f"{steps}CFG {findings.off:g}{also}, strength 1 = {meant}",
-        "description": f"{folded} folded into a LoRA: one pass a step. "
+        "usage_hint": f"{steps}CFG {findings.off:g}{also}",
+        "description": f"{FOLDED[folds]} folded into a LoRA: one pass a step. "
         + metadata["usage_hint"]
         + (f". Read in part alone by: {part}" if part else ""),
         "resolution": f"{call['width']}x{call['height']}" if sized else "",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -24,6 +24,7 @@ from guidefold.deliver.metadata import header_for_clients
 from guidefold.ground import CorruptFileError, InputError, MismatchError
 from guidefold.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
 from guidefold.run import (
+    Folds,
     Format,
     Layers,
     parse_metadata,
@@ -43,6 +44,7 @@ OWN_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "strength": lambda value: isinstance(value, int | float),
     "format": lambda value: value in FORMATS,
     "denoiser": lambda value: isinstance(value, str),
+    "folds": lambda value: value in get_args(Folds),
     "findings": lambda value: isinstance(value, dict) and isinstance(value["denoisers"], list),
 }
 """Of Guidefold's own metadata, the fields that are read here, and what each must be."""
@@ -72,6 +74,11 @@ class LoraFile:
     def strength(self) -> float:
         """The strength of the run's adapter that is baked in: the file's strength 1."""
         return float(self.metadata.get("strength", 1.0))
+
+    @property
+    def folds(self) -> Folds | None:
+        """What it folds; None of an older file, which is its run's only LoRA."""
+        return self.metadata.get("folds")
 
     @property
     def layers(self) -> Layers:

@@ -16,9 +16,11 @@ from guidefold import __version__
 from guidefold.deliver.formats import Tensors, factors
 from guidefold.deliver.layer_names import LayerNames, client_facts
 from guidefold.ground import RunError
+from guidefold.listen import Findings
 from guidefold.lora import UNKNOWN_DIAL, Dial, Mark, layers_of
 from guidefold.run import (
     METADATA,
+    Folds,
     Format,
     RunFolder,
     check_folder,
@@ -45,7 +47,11 @@ def measured_dial(session: Session) -> Dial:
 
 
 def describe_adapter(
-    session: Session, step: int, marks: Sequence[Mark], strength: float = 1.0
+    session: Session,
+    step: int,
+    marks: Sequence[Mark],
+    strength: float = 1.0,
+    folds: Folds = "guidance",
 ) -> dict[str, Any]:
     """An adapter's own metadata, as JSON.
 
@@ -54,29 +60,43 @@ def describe_adapter(
         step: The number of optimizer steps taken.
         marks: The measured dial.
         strength: The strength of the run's adapter that becomes strength 1.
+        folds: What the file folds.
     """
     settings, findings = session.settings, session.findings
     dial = replace(session.dial, marks=tuple(marks)).baked_at(strength)
-    off = {findings.guidance_argument: findings.off, **findings.also_off}
-    call = ", ".join(f"{name}={value:g}" for name, value in off.items())
-    if findings.steps is not None:
-        call = f"{findings.steps.usage}, {call}"
-    hint = f"{call}; strength 1 = {dial.stands_for}"
-    # A file with another strength baked in has no such formula: its dial is the measured table.
-    if dial.proportional and strength == 1 and dial.measured_otherwise is None:
-        hint += f", strength s = guidance {dial.origin:g} + {dial.span:g} s"
+    if folds == "both" and dial.proportional:  # merged: another strength would scale steps as well
+        dial = replace(dial, marks=(), trained=(dial.g_ref, dial.g_ref), proportional=False)
+    ranks = {"guidance": settings.adapter.rank, "steps": settings.steps_rank or 0}
     return {
         "guidefold": __version__,
         "base": public_name(settings.pipeline.source),
         "findings": findings.to_json(),
         "negative_prompt": settings.pipeline.negative_prompt,
         **dial.to_json(),
-        "rank": settings.adapter.rank,
+        "folds": folds,
+        "rank": ranks.get(folds) or sum(ranks.values()),
         "targets": settings.adapter.targets,
         "step": step,
         "strength": strength,
-        "usage_hint": hint,
+        "usage_hint": _hint(findings, dial, folds, strength),
     }
+
+
+def _hint(findings: Findings, dial: Dial, folds: Folds, strength: float) -> str:
+    """How to use a file, in one line."""
+    off = {findings.guidance_argument: findings.off, **findings.also_off}
+    call = ", ".join(f"{name}={value:g}" for name, value in off.items())
+    if findings.steps is not None:
+        call = f"{findings.steps.usage}, {call}"
+    if folds == "steps":
+        return f"{call}; strength 1, beside the guidance LoRA"
+    hint = f"{call}; strength 1 = {dial.stands_for}"
+    # A file with another strength baked in has no such formula: its dial is the measured table.
+    if dial.proportional and strength == 1 and dial.measured_otherwise is None:
+        hint += f", strength s = guidance {dial.origin:g} + {dial.span:g} s"
+    if findings.steps is not None and folds == "guidance":
+        hint += "; beside the steps LoRA, which stays at strength 1"
+    return hint
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def loaded_otherwise(found: Tensors, wanted: Tensors, loader: str) -> list[str]:
     return [f"{loader} loads other values than the file's: {', '.join(wrong)}"] if wrong else []
 
 
-def off_student(found: Tensors, student: Tensors, strength: float) -> list[str]:
+def off_student(found: Tensors, student: Tensors) -> list[str]:
     """Layers of a file whose update differs from the trained student's.
 
     The products ``B A`` are compared, since many pairs of factors have the same product. The
@@ -81,8 +81,7 @@ def off_student(found: Tensors, student: Tensors, strength: float) -> list[str]:
 
     Args:
         found: The file's tensors, by peft's names; alpha equals the rank.
-        student: The run's tensors, likewise.
-        strength: The strength of the run's adapter that is baked into the file.
+        student: The run's tensors, likewise, the file's strength baked in.
     """
     odd = layers_of([*(found.keys() ^ student.keys())])
     if odd:
@@ -91,25 +90,24 @@ def off_student(found: Tensors, student: Tensors, strength: float) -> list[str]:
     for layer in layers_of(student):
         (down, up), own = factors(found, layer), factors(student, layer)
         update = _product(down.to(own[0].device), up.to(own[0].device))
-        wanted = _product(own[0].to(down.dtype), (own[1] * strength).to(up.dtype))
+        wanted = _product(own[0].to(down.dtype), own[1].to(up.dtype))
         apart, size = _distance(update, wanted), float(wanted.norm())
         if not apart <= max(EXACT, _eps(down), _eps(up)) * size:
             wrong[layer] = apart / max(size, 1e-30)
     return _worst_first(wrong, "layer")
 
 
-def off_fused(found: Tensors, denoiser: nn.Module, student: Tensors, strength: float) -> list[str]:
+def off_fused(found: Tensors, denoiser: nn.Module, student: Tensors) -> list[str]:
     """Weights of a fused file that differ from the denoiser's plus the student's update.
 
     Args:
         found: The file's weights, with the denoiser's names and shapes.
         denoiser: The base model's denoiser, without an adapter.
-        student: The run's LoRA, by peft's names.
-        strength: The strength at which the LoRA was added.
+        student: The run's LoRA, by peft's names, the file's strength baked in.
     """
     wrong = {}
     for name, weight in denoiser.state_dict().items():
-        fused = fused_weight(name, weight, student, strength)
+        fused = fused_weight(name, weight, student)
         wanted = fused.to(found[name].dtype).float()
         update = float((fused.float() - weight.float()).norm())
         apart = _distance(found[name].to(weight.device).float(), wanted)
@@ -119,34 +117,28 @@ def off_fused(found: Tensors, denoiser: nn.Module, student: Tensors, strength: f
     return _worst_first(wrong, "weight")
 
 
-def fused_weights(
-    denoiser: nn.Module, tensors: Tensors, strength: float
-) -> dict[str, torch.Tensor]:
-    """A denoiser's weights with the adapter added: ``W + strength * B A``.
+def fused_weights(denoiser: nn.Module, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """A denoiser's weights with the adapter added: ``W + B A``.
 
     Args:
         denoiser: The denoiser; its own weights stay unchanged.
         tensors: The LoRA by peft's names; alpha equals the rank.
-        strength: The adapter's strength.
 
     Returns:
         Every weight in its own type; sums are taken in float32.
     """
     return {
-        name: fused_weight(name, weight, tensors, strength)
-        for name, weight in denoiser.state_dict().items()
+        name: fused_weight(name, weight, tensors) for name, weight in denoiser.state_dict().items()
     }
 
 
-def fused_weight(
-    name: str, weight: torch.Tensor, tensors: Tensors, strength: float
-) -> torch.Tensor:
+def fused_weight(name: str, weight: torch.Tensor, tensors: Tensors) -> torch.Tensor:
     """One weight of :func:`fused_weights`; unchanged where its layer has no adapter."""
     layer = name.removesuffix(".weight")
     if f"{layer}.weight" != name or f"{layer}.lora_A.weight" not in tensors:
         return weight
     down, up = (tensor.to(weight.device) for tensor in factors(tensors, layer))
-    added = weight.float() + strength * _product(down, up).reshape(weight.shape)
+    added = weight.float() + _product(down, up).reshape(weight.shape)
     return added.to(weight.dtype)
 
 

@@ -10,10 +10,18 @@ import torch
 from guidefold.deliver.formats import Tensors
 from guidefold.ground import InputError, RunError, task
 from guidefold.listen import call_recorded, predictions
-from guidefold.lora import Adapter, Mark, candidates, unportable
+from guidefold.lora import (
+    Adapter,
+    Mark,
+    candidates,
+    guidance_of,
+    merge_loras,
+    steps_of,
+    unportable,
+)
 from guidefold.pipeline import as_one_module
 from guidefold.record import StateRef, recorded_states
-from guidefold.run import Layers, RunFolder
+from guidefold.run import Folds, Layers, RunFolder
 from guidefold.session import Session
 from guidefold.train import (
     Student,
@@ -34,9 +42,11 @@ class Trained:
 
     Attributes:
         run: The run's folder.
-        parts: Each denoiser's tensors, by peft's names within that denoiser.
+        folds: What the tensors fold: of two LoRAs one, or both merged.
+        parts: Each denoiser's tensors as a file holds them, by peft's names within that denoiser,
+            the strength baked in.
         step: The number of optimizer steps taken.
-        strength: The adapter's strength in the predictions.
+        strength: The strength of the run's adapter that is baked in, and in the predictions.
         refs: Recorded states at which predictions are compared.
         expected: The student's predictions at these states.
         marks: The measured dial; empty where it was not measured.
@@ -44,6 +54,7 @@ class Trained:
     """
 
     run: RunFolder
+    folds: Folds
     parts: Mapping[str, Tensors]
     step: int
     strength: float
@@ -52,14 +63,14 @@ class Trained:
     marks: Sequence[Mark]
     left_out: Sequence[str] = ()
 
-    def strengthened(self, name: str) -> dict[str, torch.Tensor]:
-        """One denoiser's tensors with :attr:`strength` baked in as strength 1."""
-        tensors = self.parts[name]
-        return {n: t * self.strength if ".lora_B." in n else t for n, t in tensors.items()}
-
 
 def read_trained(
-    session: Session, strength: float = 1.0, *, layers: Layers = "all", measure: bool = False
+    session: Session,
+    strength: float = 1.0,
+    *,
+    layers: Layers = "all",
+    folds: Folds | None = None,
+    measure: bool = False,
 ) -> Trained:
     """Read a run's last checkpoint; the session's pipeline is left without a LoRA.
 
@@ -67,6 +78,8 @@ def read_trained(
         session: The run's session.
         strength: The adapter's strength in the student's predictions.
         layers: Which of the trained layers: ``all``, or ``portable``.
+        folds: Of a run with a LoRA each for guidance and steps: which one, or ``both`` merged; None
+            takes the first. Every other run has one, whatever is given.
         measure: Whether to measure the dial as well.
 
     Raises:
@@ -82,24 +95,38 @@ def read_trained(
     refs = recorded_states(run, 0, "training")
     everywhere = candidates(as_one_module(session.denoisers), "all")
     lost = unportable(everywhere) if layers == "portable" else set()
+    own = session.settings.loras
+    folds = folds if len(own) > 1 and folds is not None else own[0]
     student = lora_student(session, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:
         kept, left_out = _without(student.adapter, lost)
         compared = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
+        # Of two LoRAs the one that is not meant is off; guidance alone is turned by the strength.
+        at = (0.0 if folds == "steps" else strength), float(folds != "guidance")
         return Trained(
             run,
-            _parts(kept, session.findings.denoisers),
+            folds,
+            _parts(_tensors(kept, folds, strength), session.findings.denoisers),
             state.step,
             strength,
             compared,
-            [_predict(student, ref, strength) for ref in compared],
+            [_predict(student, ref, *at) for ref in compared],
             # Without a dial there is one strength; steps are not in proportion to it.
-            _calibrate(session, student) if measure and session.findings.steps is None else (),
+            _calibrate(session, student) if measure and own[0] == "guidance" else (),
             left_out,
         )
     finally:
         student.adapter.detach()
+
+
+def _tensors(trained: Tensors, folds: Folds, strength: float) -> Tensors:
+    """The tensors of one file, by peft's names: the strength scales all but a steps LoRA."""
+    steps = steps_of(trained)
+    if folds == "steps":
+        return steps
+    scaled = {n: t * strength if ".lora_B." in n else t for n, t in guidance_of(trained).items()}
+    return merge_loras(scaled, steps) if steps and folds == "both" else scaled
 
 
 def _without(adapter: Adapter, lost: set[str]) -> tuple[Tensors, list[str]]:
@@ -108,7 +135,7 @@ def _without(adapter: Adapter, lost: set[str]) -> tuple[Tensors, list[str]]:
     left_out = sorted(adapter.layers.keys() & lost)
     if not left_out:
         return tensors, []
-    outer = {f"{layer}.lora_{side}.weight" for layer in left_out for side in "AB"}
+    outer = {n for n in tensors if n.partition(".lora_")[0] in left_out}
     kept = {name: tensor for name, tensor in tensors.items() if name not in outer}
     if not kept:
         raise InputError("--layers portable: no trained layer is left", "Use --layers all.")
@@ -127,9 +154,9 @@ def _parts(tensors: Tensors, denoisers: Sequence[str]) -> dict[str, Tensors]:
     }
 
 
-def _predict(student: Student, ref: StateRef, strength: float) -> torch.Tensor:
+def _predict(student: Student, ref: StateRef, strength: float, steps: float) -> torch.Tensor:
     (batch,) = student.calls([ref])
-    with student.adapter.student_mode(strength, train=False):
+    with student.adapter.student_mode(strength, steps=steps, train=False):
         output = call_recorded(student.denoiser, batch.arguments)
     return predictions(output, len(batch.shapes)).float()
 

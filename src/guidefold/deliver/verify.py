@@ -30,7 +30,7 @@ from guidefold.listen import call_recorded, predictions, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
 from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
 from guidefold.record import KeptState
-from guidefold.run import Format, Layers, load_settings, require_run
+from guidefold.run import Folds, Format, Layers, load_settings, require_run
 from guidefold.session import Session, open_session
 
 # Exceptions of the libraries for a file that does not fit: other shapes or keys, no configuration.
@@ -119,13 +119,15 @@ def safetensors_of(path: Path) -> list[Path]:
 def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
     """Check files against a run: its base model and its trained student."""
     findings = session.findings
-    trained: dict[tuple[float, Layers], Trained] = {}
+    trained: dict[tuple[float, Layers, Folds | None], Trained] = {}
     verdicts = []
     for path in files:
         file = read_lora(path, own=True)
-        content = file.strength, file.layers
+        content = file.strength, file.layers, file.folds
         if content not in trained:
-            trained[content] = read_trained(session, file.strength, layers=file.layers)
+            trained[content] = read_trained(
+                session, file.strength, layers=file.layers, folds=file.folds
+            )
         name = denoiser_of(file.path, file.metadata, findings.denoisers)
         if name not in findings.denoisers:
             raise MismatchError(
@@ -176,9 +178,9 @@ def examine(
             student = trained.parts[base.name]
             # Predictions may hide a single wrong layer, so tensors are compared as well.
             if fused:
-                wrong = off_fused(tensors, base.denoiser, student, file.strength)
+                wrong = off_fused(tensors, base.denoiser, student)
             else:
-                wrong = off_student(tensors, student, file.strength)
+                wrong = off_student(tensors, student)
         problems += wrong
         if loader:
             with _loaded(file, base, loader) as denoiser:

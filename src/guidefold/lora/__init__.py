@@ -38,6 +38,7 @@ from guidefold.lora.loaded import (
 )
 from guidefold.lora.portable import counted, unportable
 from guidefold.lora.targets import LAYER_TYPES, candidates, count_targets, watched
+from guidefold.lora.two_loras import guidance_of, merge_loras, steps_of
 
 __all__ = [
     "BITS",
@@ -46,8 +47,8 @@ __all__ = [
     "NAME",
     "PEFT_CONFIG",
     "PEFT_FILE",
-    "STEPS",
     "SHOWN_DIGITS",
+    "STEPS",
     "STRENGTHS",
     "STRENGTH_MARGIN",
     "UNKNOWN_DIAL",
@@ -64,14 +65,17 @@ __all__ = [
     "count_targets",
     "counted",
     "fuse_adapter",
+    "guidance_of",
     "layers_of",
     "load_adapter",
     "load_part",
     "loaded_tensors",
     "loading_code",
+    "merge_loras",
     "part_folder",
     "set_strength",
     "shrink_weights",
+    "steps_of",
     "unload_adapter",
     "unportable",
     "watched",

@@ -141,7 +141,7 @@ class Adapter:
 
         Those of a steps LoRA are named ``mid_block.proj.lora_A.steps.weight``.
         """
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for lora in self.loras:
             own = get_peft_model_state_dict(unwrap(self.denoiser), adapter_name=lora)
             tensors |= {stored_name(name, lora): tensor.detach() for name, tensor in own.items()}

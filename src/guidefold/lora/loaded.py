@@ -86,16 +86,15 @@ def load_part(
         path: The file; peft reads its own file names in the same folder.
         lora: The LoRA's name in peft.
     """
-    module = getattr(pipeline, name)
-    if loader == "peft":
-        with quiet_stacking():  # wraps layers in place
-            PeftModel.from_pretrained(module, path.parent, adapter_name=lora)
-    elif name == denoisers[0]:
-        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=lora)
-    else:
-        module.load_lora_adapter(
-            path.parent, weight_name=path.name, prefix=denoisers[0], adapter_name=lora
-        )
+    module, place = getattr(pipeline, name), path.parent
+    file = {"weight_name": path.name, "adapter_name": lora}
+    with quiet_stacking():
+        if loader == "peft":
+            PeftModel.from_pretrained(module, place, adapter_name=lora)  # wraps layers in place
+        elif name == denoisers[0]:
+            pipeline.load_lora_weights(place, **file)
+        else:
+            module.load_lora_adapter(place, prefix=denoisers[0], **file)
 
 
 def activate(denoiser: nn.Module, loras: Sequence[str]) -> None:
@@ -105,27 +104,49 @@ def activate(denoiser: nn.Module, loras: Sequence[str]) -> None:
             layer.set_adapter(list(loras), inference_mode=True)
 
 
-def loading_code(loader: str, denoisers: Sequence[str], place: str) -> list[str]:
-    """Python that loads a written adapter as :func:`load_part` does.
+def loading_code(
+    loader: str, denoisers: Sequence[str], place: str, *, two: bool = False
+) -> list[str]:
+    """Python that loads a written adapter as :func:`load_adapter` does.
 
     Args:
         loader: ``diffusers`` or ``peft``.
         denoisers: The adapted components.
         place: The adapter's folder, or its repository on the hub.
+        two: Whether a steps LoRA lies in its folder ``steps``.
     """
+    by = _peft_lines if loader == "peft" else _diffusers_lines
+    lines = by(denoisers, place, "guidance", "")
+    if not two:
+        return lines
+    lines += by(denoisers, place, STEPS, STEPS)
+    if loader == "diffusers":
+        return [*lines, f'pipeline.set_adapters(["guidance", "{STEPS}"], [1.0, 1.0])']
+    active = f'layer.set_adapter(["guidance", "{STEPS}"])'
+    loops = [f"for layer in pipeline.{name}.modules():" for name in denoisers]
+    chosen = '    if hasattr(layer, "set_adapter"):'
+    return [*lines, *(line for loop in loops for line in (loop, chosen, f"        {active}"))]
+
+
+def _peft_lines(denoisers: Sequence[str], place: str, lora: str, folder: str) -> list[str]:
+    name_of = f', adapter_name="{lora}"' if folder else ""
+    lines = []
+    for name in denoisers:
+        inside = "/".join(part for part in (folder, name if name != denoisers[0] else "") if part)
+        sub = f', subfolder="{inside}"' if inside else ""
+        lines.append(f'PeftModel.from_pretrained(pipeline.{name}, "{place}"{sub}{name_of})')
+    return lines
+
+
+def _diffusers_lines(denoisers: Sequence[str], place: str, lora: str, folder: str) -> list[str]:
     first, *others = denoisers
-    if loader == "peft":
-        return [
-            f'PeftModel.from_pretrained(pipeline.{name}, "{place}"'
-            + ("" if name == first else f', subfolder="{name}"')
-            + ")"
-            for name in denoisers
-        ]
-    file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="guidance"'
-    lines = ["pipeline.load_lora_weights(", f'    "{place}", {file}', ")"]
+    file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="{lora}"'
+    inside = [f'    subfolder="{folder}",'] if folder else []
+    comma = "," if folder else ""
+    lines = ["pipeline.load_lora_weights(", f'    "{place}", {file}{comma}', *inside, ")"]
     # Keys of every file begin with the first denoiser's name, which diffusers takes off as prefix.
     for name in others:
-        part = f'    subfolder="{name}", prefix="{first}",'
+        part = f'    subfolder="{f"{folder}/" if folder else ""}{name}", prefix="{first}",'
         lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{place}", {file},', part, ")"]
     return lines
 

@@ -11,7 +11,6 @@ from guidefold.pipeline import Prompt
 from guidefold.record.trajectory_files import Split
 from guidefold.run import RecordSettings, Settings
 
-
 # The share of a round at the lowest scale where guidance and steps have a LoRA each. Without it the
 # steps LoRA learns guidance as well, and strength 0 is no longer unguided.
 ORIGIN_SHARE = 0.1

@@ -85,6 +85,7 @@ from guidefold.run.records import (
 from guidefold.run.settings import (
     KINDS,
     DistillSettings,
+    Folds,
     Format,
     Kind,
     Layers,
@@ -123,6 +124,7 @@ __all__ = [
     "SIZES",
     "CheckpointState",
     "DistillSettings",
+    "Folds",
     "Format",
     "Kind",
     "KindResults",

@@ -60,7 +60,7 @@ def _code(settings: Settings, findings: Findings) -> str:
         [
             "import torch",
             *opening_lines(settings, findings),
-            *loading_lines(findings, "adapter"),
+            *loading_lines(findings, settings, "adapter"),
             *fuse,
             *parts,
             f"result = pipeline({arguments})",

@@ -35,7 +35,8 @@ def keep_guidance(session: Session, adapter: Adapter) -> None:
     step, wanted = read_state(last).step, theirs.distill.steps
     if step < wanted:
         raise RunError(
-            f"{SETTING}: {run} has {step} of {wanted} steps", f"Run 'guidefold distill {run}' first."
+            f"{SETTING}: {run} has {step} of {wanted} steps",
+            f"Run 'guidefold distill {run}' first.",
         )
     ours = flatten(settings.model_dump())
     for name, value in flatten({"adapter": theirs.adapter.model_dump()}).items():

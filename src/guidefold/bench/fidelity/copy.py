@@ -53,7 +53,9 @@ class FullCopy(Adapter):
             self._swap()
 
     @contextmanager
-    def student_mode(self, strength: torch.Tensor | float, *, train: bool = True) -> Iterator[None]:
+    def student_mode(
+        self, strength: torch.Tensor | float, *, steps: float = 1.0, train: bool = True
+    ) -> Iterator[None]:
         """Set gradients: the student's weights are in place already."""
         with torch.set_grad_enabled(train):
             yield

@@ -90,6 +90,7 @@ def card(session: Session, content: PackedContent) -> str:
         "base": _base(session),
         "passes": f"{findings.passes_on:g}",
         "steps": findings.steps,
+        "two": settings.steps_rank is not None,
         "metadata": content.metadata,
         "stands_for": dial.stands_for,
         "warning": undertrained(folded_share(content.results, read_log(session.run.log)), settings),

@@ -45,7 +45,10 @@ def code(session: Session, *, images: bool) -> str:
     ]
     if findings.steps is not None:
         lines += _timestep_lines(findings.steps)
-    lines += [*loading_lines(findings), f"{'picture' if images else 'result'} = pipeline("]
+    lines += [
+        *loading_lines(findings, settings),
+        f"{'picture' if images else 'result'} = pipeline(",
+    ]
     lines += [f"    {argument}," for argument in arguments]
     return "\n".join([*lines, ").images[0]" if images else ")[0]"])
 
@@ -120,15 +123,20 @@ def _timestep_lines(grid: StepGrid) -> list[str]:
     ]
 
 
-def loading_lines(findings: Findings, adapter: str = REPOSITORY) -> list[str]:
+def loading_lines(findings: Findings, settings: Settings, adapter: str = REPOSITORY) -> list[str]:
     """The lines that load the adapter.
 
     Args:
         findings: The probe's findings.
+        settings: The run's settings.
         adapter: The adapter's repository or folder.
     """
-    lines = loading_code(findings.loader, findings.denoisers, adapter)
-    alone = findings.loader == "diffusers" and len(findings.denoisers) == 1
+    two = settings.steps_rank is not None
+    lines = loading_code(findings.loader, findings.denoisers, adapter, two=two)
+    turned = settings.adapter.dial and findings.loader == "diffusers"
+    if two and turned:
+        return [*lines[:-1], f"{lines[-1]}  # the dial is the first"]
+    alone = turned and len(findings.denoisers) == 1
     return [*lines, 'pipeline.set_adapters("guidance", 1.0)  # the dial'] if alone else lines
 
 

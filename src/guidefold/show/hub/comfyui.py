@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guidefold.deliver import LayerNames, Verdict, layer_names
+from guidefold.deliver import LayerNames, Verdict, layer_names, title_of_steps
 from guidefold.run import public_name
 from guidefold.session import Session
 from guidefold.show.hub.workflow import Workflow, base_entry, known_sizes
@@ -74,8 +74,16 @@ def describe_workflow(session: Session, lora: str, size: Sequence[int] | None) -
         scheduler=findings.scheduler,
         grid=dict(session.pipeline.scheduler.config),
         embedded_guidance=_embedded(session, names),
+        steps_lora=_steps_file(session, lora),
         remarks=_remarks(session),
     )
+
+
+def _steps_file(session: Session, lora: str) -> str:
+    """The file name of the steps LoRA beside the guidance LoRA; empty without one."""
+    if session.settings.steps_rank is None:
+        return ""
+    return f"{title_of_steps(lora.removesuffix('.safetensors'))}.safetensors"
 
 
 def _names(session: Session) -> LayerNames:

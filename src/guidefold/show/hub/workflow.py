@@ -40,6 +40,7 @@ class Workflow:
         scheduler: The class of the pipeline's scheduler.
         grid: The scheduler's configuration.
         embedded_guidance: The value of guidance that is embedded into the denoiser besides CFG.
+        steps_lora: The file name of the steps LoRA beside it; empty without one.
         remarks: Differences between the run's teacher and the workflow.
     """
 
@@ -59,6 +60,7 @@ class Workflow:
     scheduler: str
     grid: Mapping[str, Any]
     embedded_guidance: float | None = None
+    steps_lora: str = ""
     remarks: Sequence[str] = ()
 
 
@@ -172,7 +174,7 @@ def note(workflow: Workflow) -> str:
         f"Above: the teacher at CFG {workflow.cfg:g}, two passes per step. Below: the student at "
         "CFG 1, where ComfyUI leaves the second pass out.",
         f"Choose in the loaders: {workflow.base} ({where}, and what belongs to it). "
-        f"Put {workflow.lora} into models/loras.",
+        f"Put {' and '.join(filter(None, (workflow.lora, workflow.steps_lora)))} into models/loras.",
         *_settings_lines(workflow),
     ]
     if workflow.negative_prompt:
@@ -189,6 +191,13 @@ def note(workflow: Workflow) -> str:
 
 def _settings_lines(workflow: Workflow) -> list[str]:
     """What must be set alike in both samplers, and what the LoRA's strength means."""
+    if workflow.steps_lora:
+        return [
+            f"The LoRAs are for {workflow.student_steps} steps. The first one's strength is the "
+            f"dial: {workflow.strength:g} stands for CFG {workflow.cfg:g}, 0 for CFG 1; the second "
+            "one's stays 1, and so does the student's CFG. Seed, sampler and scheduler must be the "
+            "same in both samplers.",
+        ]
     if workflow.student_steps != workflow.steps:
         return [
             f"The LoRA is for {workflow.student_steps} steps at strength "
