@@ -60,7 +60,7 @@ def test_the_adapter_holds_a_file_for_each(made: Settings, written: Path) -> Non
     assert sorted(files) == [DIFFUSERS_FILE, f"steps/{DIFFUSERS_FILE}"]
     ranks = []
     for file in sorted(files):
-        tensors, header = read_safetensors(written / file)
+        tensors, _ = read_safetensors(written / file)
         ranks.append({t.shape[0] for n, t in tensors.items() if "lora_A" in n})
     assert ranks == [{made.adapter.rank}, {3}]
 

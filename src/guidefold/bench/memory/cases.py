@@ -112,6 +112,8 @@ class Workload(ABC):
     dtype: Precision
     rank: int
     targets: Preset
+    steps_rank: int | None = None
+    """Rank of the LoRA for fewer steps beside the other; None: no such."""
     pieces: int = 1
     """Calls of the denoiser per optimizer step (gradient accumulation)."""
     autocast: torch.dtype | None = None

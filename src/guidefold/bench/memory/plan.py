@@ -95,7 +95,7 @@ class PipelineWorkload(Workload):
         self._output = output_tensor(call.output)
         self.batch, self.pieces = self._output.shape[0], settings.distill.accumulation
         self.dtype, self.rank = settings.pipeline.dtype, settings.adapter.rank
-        self.targets = settings.adapter.targets
+        self.targets, self.steps_rank = settings.adapter.targets, settings.steps_rank
         self.autocast = DTYPES.get(settings.distill.mixed_precision)
 
     def denoiser(self, dtype: torch.dtype) -> nn.Module:

@@ -94,6 +94,7 @@ class Training:
                 workload.rank,
                 0,
                 lambda: self.denoiser(*args, **kwargs),
+                steps_rank=workload.steps_rank,
             )
         if case.bits is not None:
             shrink_weights(self.denoiser, *case.bits)

@@ -169,12 +169,13 @@ def to_api(nodes: Graph) -> dict[str, Any]:
 def note(workflow: Workflow) -> str:
     """The text of the workflow's note."""
     sampler, grid, sure = solver(workflow.scheduler, workflow.grid)
+    loras = filter(None, (workflow.lora, workflow.steps_lora))
     where = "models/checkpoints" if workflow.names.original else "models/diffusion_models"
     lines = [
         f"Above: the teacher at CFG {workflow.cfg:g}, two passes per step. Below: the student at "
         "CFG 1, where ComfyUI leaves the second pass out.",
         f"Choose in the loaders: {workflow.base} ({where}, and what belongs to it). "
-        f"Put {' and '.join(filter(None, (workflow.lora, workflow.steps_lora)))} into models/loras.",
+        f"Put {' and '.join(loras)} into models/loras.",
         *_settings_lines(workflow),
     ]
     if workflow.negative_prompt:
