@@ -41,7 +41,8 @@ def draw_dial(
             set_strength(session.denoiser, strength)
             requests = picture_requests(session, kind, prompts, strength=strength)
         elif strength == 0:
-            requests = picture_requests(session, "unguided", prompts)
+            steps = session.settings.steps_of("teacher")
+            requests = picture_requests(session, "unguided", prompts, steps=steps)
         else:
             scale = round(dial.measured_guidance(strength), SHOWN_DIGITS)
             requests = picture_requests(session, kind, prompts, guidance=scale)

@@ -168,8 +168,9 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     prompts = session.held_out[: options.prompts]
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
-    # Few steps at one guidance scale have no dial to be shown.
-    dial_prompts = prompts[: options.dial_prompts] if session.findings.steps is None else []
+    # Steps and guidance in one LoRA have no dial to be shown.
+    one = session.settings.loras == ("both",)
+    dial_prompts = [] if one else prompts[: options.dial_prompts]
     state_prompts = prompts[: options.state_prompts]
     timed_prompts = prompts[: max(options.batch_size, options.state_prompts)]
     dial, drawn, rival = dict[Kind, list[list[str]]](), dict[Kind, Drawn](), None
@@ -268,7 +269,7 @@ def _results(session: Session, measured: Measured) -> Results:
     for kind, score in measured.clip_scores.items():
         kinds[kind]["clip_score"] = score
     weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
-    adapter = session.run.adapter.glob("*.safetensors")
+    adapter = session.run.adapter.rglob("*.safetensors")
     return Results.model_validate(
         {
             **kinds,
