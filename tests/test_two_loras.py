@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
+from huggingface_hub import ModelCard
+from PIL import Image, ImageChops
 from training import finish, interrupted, outcome
 
 from guidefold import api
@@ -18,6 +19,7 @@ from guidefold.ground.errors import GuidefoldError
 from guidefold.lora.loaded import DIFFUSERS_FILE, set_strength
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_safetensors
+from guidefold.show.hub.workflow import facts
 
 TWO: dict[str, Any] = {
     "student": {"steps": 2, "rank": 3},
@@ -174,3 +176,44 @@ def test_what_cannot_be_trained_is_refused(
     with pytest.raises(GuidefoldError) as refused:
         finish(settings)
     assert re.search(message, f"{refused.value} {refused.value.remedy}")
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # diffusers' own
+def test_the_packed_adapter_holds_both_and_says_how_to_use_them(
+    made: Settings, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.evaluate(made)
+    monkeypatch.setitem(facts(), "unet", [{}])  # ComfyUI knows a UNet by a released model's sizes
+    api.pack(made, licence="openrail")
+    hub = Path(made.run) / "hub"
+    nodes = json.loads((hub / "comfyui-workflow-api.json").read_text())
+    chain = {n["inputs"]["lora_name"]: n for n in nodes.values() if "Lora" in n["class_type"]}
+    assert sorted(chain) == ["run-steps.safetensors", "run.safetensors"]
+    assert all((hub / "kohya" / name).exists() for name in chain)
+    steps = chain["run-steps.safetensors"]["inputs"]
+    assert nodes[steps["model"][0]] is chain["run.safetensors"] and steps["strength_model"] == 1
+    students = [n["inputs"] for n in nodes.values() if n["class_type"] == "KSampler"][1]
+    assert nodes[students["model"][0]] is chain["run-steps.safetensors"]
+    assert (students["steps"], students["cfg"]) == (2, 1.0)
+    card = ModelCard.load(hub / "README.md").text
+    assert "These two LoRAs fold" in card and "## The dial" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    (tmp_path / "OWNER").mkdir()
+    (tmp_path / "OWNER" / "NAME").symlink_to(hub.resolve())
+    (tmp_path / "pipeline").symlink_to(made.pipeline.source)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, "the card", "exec"), found)
+    with Image.open(hub / "images" / "0-student.png") as wanted:
+        apart = ImageChops.difference(found["picture"].convert("RGB"), wanted.convert("RGB"))
+    assert max(high for _, high in apart.getextrema()) <= 1
+
+
+def test_the_page_and_the_live_page_turn_the_dial(made: Settings, written: Path) -> None:
+    api.evaluate(made)
+    page = api.report(made).read_text(encoding="utf-8")
+    assert "student, 2 steps" in page
+    results = json.loads((Path(made.run) / "results.json").read_text())
+    assert results["adapter_bytes"] == sum(f.stat().st_size for f in written.rglob("*.safetensors"))
+    index = json.loads((Path(made.run) / "evaluation" / "index.json").read_text())
+    assert [step["strength"] for step in index["dial"]][:2] == [0.0, 0.25]

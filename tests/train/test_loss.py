@@ -19,10 +19,19 @@ from guidefold.train.loss import (
 
 
 def test_the_size_of_few_steps_is_the_mean_of_each_timestep() -> None:
-    size = StepSize.measure([999.0, 499.0, 999.0], [4.0, 0.5, 2.0])
-    assert dict(size.sizes) == {999.0: 3.0, 499.0: 0.5}
-    assert (size.at(999.0), size.at(500.0)) == (3.0, 0.5)
-    assert StepSize.measure([1.0], [0.0]).at(1.0) > 0  # divides
+    size = StepSize.measure([999.0, 499.0, 999.0], [1.0, 1.0, 1.0], [4.0, 0.5, 2.0])
+    assert (size.at(999.0, 1.0, 0.2), size.at(500.0, 1.0, 0.2)) == (3.0, 0.5)
+    assert StepSize.measure([1.0], [1.0], [0.0]).at(1.0, 1.0, 0.2) > 0  # divides
+
+
+def test_the_size_of_few_steps_grows_with_the_square_of_the_strength() -> None:
+    """Errors made of ``S + s^2 G`` exactly, with S = 0.3 and G = 2."""
+    strengths = [0.0, 0.0, 0.5, 1.0, 2.0]
+    errors = [0.3 + 2 * s**2 for s in strengths]
+    size = StepSize.measure([7.0] * 5, strengths, errors)
+    for strength in (0.5, 1.0, 1.7):
+        assert size.at(7.0, strength, 0.2) == pytest.approx(0.3 + 2 * strength**2)
+    assert size.at(7.0, 0.0, 0.2) == pytest.approx(0.3 + 2 * 0.2**2)  # the floor
 
 
 def test_squared_error_is_a_mean_per_sample_in_float32() -> None:

@@ -22,6 +22,7 @@ STEPS = "steps"  # of a second LoRA, for fewer steps: its name in peft, and its 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+LINE = 96  # characters of an argument line of code that users copy
 
 
 @contextmanager
@@ -129,25 +130,31 @@ def loading_code(
 
 
 def _peft_lines(denoisers: Sequence[str], place: str, lora: str, folder: str) -> list[str]:
-    name_of = f', adapter_name="{lora}"' if folder else ""
+    named = f', adapter_name="{lora}"' if folder else ""
     lines = []
     for name in denoisers:
-        inside = "/".join(part for part in (folder, name if name != denoisers[0] else "") if part)
-        sub = f', subfolder="{inside}"' if inside else ""
-        lines.append(f'PeftModel.from_pretrained(pipeline.{name}, "{place}"{sub}{name_of})')
+        inside = part_folder(Path(folder), denoisers, name).as_posix()
+        sub = f', subfolder="{inside}"' if inside != "." else ""
+        lines.append(f'PeftModel.from_pretrained(pipeline.{name}, "{place}"{sub}{named})')
     return lines
 
 
 def _diffusers_lines(denoisers: Sequence[str], place: str, lora: str, folder: str) -> list[str]:
-    first, *others = denoisers
-    file = f'weight_name="{DIFFUSERS_FILE}", adapter_name="{lora}"'
-    inside = [f'    subfolder="{folder}",'] if folder else []
-    comma = "," if folder else ""
-    lines = ["pipeline.load_lora_weights(", f'    "{place}", {file}{comma}', *inside, ")"]
-    # Keys of every file begin with the first denoiser's name, which diffusers takes off as prefix.
-    for name in others:
-        part = f'    subfolder="{f"{folder}/" if folder else ""}{name}", prefix="{first}",'
-        lines += [f"pipeline.{name}.load_lora_adapter(", f'    "{place}", {file},', part, ")"]
+    lines = []
+    for name in denoisers:
+        # Not by `subfolder`, which diffusers ignores where the folder itself has a file of the name.
+        file = part_folder(Path(folder), denoisers, name) / DIFFUSERS_FILE
+        given = [f'"{place}"', f'weight_name="{file.as_posix()}"', f'adapter_name="{lora}"']
+        method = "pipeline.load_lora_weights("
+        if name != denoisers[0]:
+            # Keys of every file begin with the first denoiser's name, which is taken off as prefix.
+            given += [f'prefix="{denoisers[0]}"']
+            method = f"pipeline.{name}.load_lora_adapter("
+        whole = ", ".join(given)
+        if len(whole) <= LINE:
+            lines += [method, f"    {whole}", ")"]
+        else:
+            lines += [method, *(f"    {argument}," for argument in given), ")"]
     return lines
 
 
