@@ -93,14 +93,26 @@ def _root(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """Fold the bundled teacher's guidance on a CPU, in minutes.
+    """Fold the bundled teacher's guidance on a CPU, in minutes; then its steps as well.
 
-    The same as distill and evaluate with the preset 'demo'.
+    The same as distill and evaluate with the preset 'demo'. A second run beside it then trains a
+    LoRA for five steps, with the guidance LoRA of the first.
     """
+    from guidefold.demo import with_fewer_steps
+
+    settings = read_settings("demo", overrides)
+    _fold_and_measure(settings)
+    if settings.student.steps is None and settings.adapter.dial:
+        few = with_fewer_steps(settings)
+        console.print(f"\nThe same guidance in {few.student.steps} steps: {few.run}", markup=False)
+        _fold_and_measure(few)
+
+
+def _fold_and_measure(settings: Settings) -> None:
+    """Bring a run of the demo to its end, and show its results."""
     from guidefold import api
     from guidefold.demo import judge_of
 
-    settings = read_settings("demo", overrides)
     with api.open_run(settings) as run:
         distill_and_export(run)
         results = run.evaluate(judge_of(settings.pipeline.source)) if run.main else None

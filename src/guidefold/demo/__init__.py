@@ -8,6 +8,7 @@ from guidefold.demo.captions import (
     unseen_captions,
     words,
 )
+from guidefold.demo.few_steps import with_fewer_steps
 from guidefold.demo.judge import category, judge_of, judge_pictures
 from guidefold.demo.shapes import SHAPES
 from guidefold.demo.world import (
@@ -37,5 +38,6 @@ __all__ = [
     "seen_ids",
     "spoil",
     "unseen_captions",
+    "with_fewer_steps",
     "words",
 ]

@@ -142,7 +142,7 @@ def _peft_lines(denoisers: Sequence[str], place: str, lora: str, folder: str) ->
 def _diffusers_lines(denoisers: Sequence[str], place: str, lora: str, folder: str) -> list[str]:
     lines = []
     for name in denoisers:
-        # Not by `subfolder`, which diffusers ignores where the folder itself has a file of the name.
+        # Not by `subfolder`: diffusers ignores it where the folder has a file of the same name.
         file = part_folder(Path(folder), denoisers, name) / DIFFUSERS_FILE
         given = [f'"{place}"', f'weight_name="{file.as_posix()}"', f'adapter_name="{lora}"']
         method = "pipeline.load_lora_weights("
