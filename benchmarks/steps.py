@@ -126,7 +126,7 @@ def finished(out: Path, case: Case, seed: int) -> Line | None:
 
 
 def write_table(out: Path, target: Path) -> None:
-    """Write every finished run: ``target.json``, and its means between the marks of ``target.md``."""
+    """Write finished runs: ``target.json``, and their means between the marks of ``target.md``."""
     stored = target.with_suffix(".json")
     lines: list[Line] = json.loads(stored.read_text()) if stored.exists() else []
     known = {(line["case"], line["seed"]): line for line in lines}

@@ -162,7 +162,7 @@ def test_settings_that_cannot_be_folded_are_refused(
     settings_for: Callable[..., Settings], tmp_path: Path
 ) -> None:
     for change, words in (
-        ({"adapter": {"dial": True}}, "adapter.dial=false"),
+        ({"student": {"steps": 2, "rank": 3}}, "student.rank"),
         ({"record": {**FEW["record"], "guidance": (3.0, 5.0)}}, r"record.guidance=\[5, 5\]"),
         ({"record": {**FEW["record"], "rounds": ["noise"]}}, "record.rounds"),
     ):
