@@ -31,7 +31,7 @@ from guidefold.ground import (
     read_text,
     shown,
 )
-from guidefold.run import KINDS, RunFolder, check_source, find_config, presets
+from guidefold.run import KINDS, RunFolder, Settings, check_source, find_config, presets
 
 app = typer.Typer(
     name="guidefold",
