@@ -14,6 +14,7 @@ from guidefold.run.config import (
     presets,
 )
 from guidefold.run.costs import MEMORY, describe_costs, readable_duration
+from guidefold.run.distill_settings import DistillSettings, OptimizerName, Storage
 from guidefold.run.files import (
     LINE_REMEDY,
     MANIFEST,
@@ -84,20 +85,17 @@ from guidefold.run.records import (
 )
 from guidefold.run.settings import (
     KINDS,
-    DistillSettings,
     Folds,
     Format,
     Kind,
     Layers,
     LoraFormat,
-    OptimizerName,
     PipelineSettings,
     Precision,
     Preset,
     RecordSettings,
     Settings,
     StateSource,
-    Storage,
     leaves,
 )
 from guidefold.run.tensors import (
