@@ -292,7 +292,7 @@ def test_a_file_without_a_pipeline_is_answered_in_our_words_after_its_misspelt_n
         ("distil.steps=5", "distill"),
         ("adapter.gref=5", "adapter.g_ref"),
         ("steps=5", "record.steps or student.steps or distill.steps or evaluate.steps"),
-        ("rank=5", "adapter.rank"),
+        ("rank=5", "adapter.rank or student.rank"),
     ],
 )
 def test_a_misspelt_setting_is_answered_with_the_one_that_was_meant(
