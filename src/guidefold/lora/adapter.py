@@ -10,7 +10,7 @@ One alone, scaled by its strength, would scale the correction of the longer step
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -252,18 +252,8 @@ def attach(
             f"adapter.targets: no layer of {type(denoiser).__name__} matches '{preset}'",
             "Try adapter.targets=all.",
         )
-    # Anchored: as a list, peft would match suffixes and take other layers along.
-    pattern = "|".join(re.escape(name) for name in intended)
     ranks = {NAME: rank} if steps_rank is None else {NAME: rank, STEPS: steps_rank}
-    for lora, own_rank in ranks.items():
-        config = LoraConfig(r=own_rank, lora_alpha=own_rank, target_modules=f"({pattern})")
-        with torch.random.fork_rng(devices=[]), quiet_stacking():
-            torch.manual_seed(derive_seed(seed, "adapter" if lora == NAME else "steps adapter"))
-            inject_adapter_in_model(config, denoiser, adapter_name=lora)
-    layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
-    if layers.keys() != set(intended):
-        wrong = sorted(layers.keys() ^ set(intended))
-        raise UnfoldableError(f"peft wrapped other layers than intended: {', '.join(wrong)}")
+    layers = _inject(denoiser, intended, ranks, seed)
     trained = tuple(ranks) if train_guidance else (STEPS,)
     adapter = Adapter(denoiser, rank, layers, left_out, tuple(ranks), trained)
     for layer in layers.values():
@@ -276,3 +266,25 @@ def attach(
             layer.lora_B[STEPS].register_forward_hook(lambda _m, _i, out: out * adapter._steps)
     adapter._freeze()
     return adapter
+
+
+def _inject(
+    denoiser: nn.Module, intended: Collection[str], ranks: Mapping[str, int], seed: int
+) -> dict[str, LoraLayer]:
+    """Let peft wrap the intended layers, for each LoRA; return the wrapped layers by name.
+
+    Raises:
+        UnfoldableError: peft wrapped other layers.
+    """
+    # Anchored: as a list, peft would match suffixes and take other layers along.
+    pattern = "|".join(re.escape(name) for name in intended)
+    for lora, own_rank in ranks.items():
+        config = LoraConfig(r=own_rank, lora_alpha=own_rank, target_modules=f"({pattern})")
+        with torch.random.fork_rng(devices=[]), quiet_stacking():
+            torch.manual_seed(derive_seed(seed, "adapter" if lora == NAME else "steps adapter"))
+            inject_adapter_in_model(config, denoiser, adapter_name=lora)
+    layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
+    if layers.keys() != set(intended):
+        wrong = sorted(layers.keys() ^ set(intended))
+        raise UnfoldableError(f"peft wrapped other layers than intended: {', '.join(wrong)}")
+    return layers
