@@ -26,6 +26,7 @@ from guidefold.run import (
     Folds,
     Format,
     Layers,
+    RunFolder,
     Settings,
     finished_folder,
     require_run,
@@ -133,15 +134,7 @@ def deliver(
     if dtype not in (None, *DTYPES):
         raise InputError(f"--dtype {dtype}: no such type", f"Use {', '.join(DTYPES)}.")
     run = require_run(settings.run)
-    suffix = "" if strength == 1 else f"-s{strength:g}"
-    if guidance is not None:
-        strength, suffix = read_dial(run.adapter).measured_strength(guidance), f"-g{guidance:g}"
-    if not 0 < strength < math.inf:
-        option = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
-        raise InputError(
-            f"{option}: stands for strength {strength:g}",
-            "The strength must be finite and greater than 0.",
-        )
+    strength, suffix = _baked(run, strength, guidance)
     if merged and settings.steps_rank is None:
         raise InputError(f"--merged: {run} has a single LoRA", "Leave it out.")
     suffix += "-merged" if merged else ""
@@ -157,6 +150,24 @@ def deliver(
         reason = made.unfit[wanted]
         raise InputError(f"--format {wanted}: {reason}", "Use --format all for what fits.")
     return made
+
+
+def _baked(run: RunFolder, strength: float, guidance: float | None) -> tuple[float, str]:
+    """The strength to bake in, and what a folder's name says of it; a guidance scale comes first.
+
+    Raises:
+        InputError: The scale is outside the dial, or the strength is none to bake in.
+    """
+    suffix = "" if strength == 1 else f"-s{strength:g}"
+    if guidance is not None:
+        strength, suffix = read_dial(run.adapter).measured_strength(guidance), f"-g{guidance:g}"
+    if not 0 < strength < math.inf:
+        option = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
+        raise InputError(
+            f"{option}: stands for strength {strength:g}",
+            "The strength must be finite and greater than 0.",
+        )
+    return strength, suffix
 
 
 def deliver_kinds(
