@@ -98,6 +98,7 @@ def test_the_files_say_what_a_client_must_set(made: Made) -> None:
         "solver": "DDIMScheduler",
         "spacing": "trailing",
         "shift": None,
+        "clip_sample": False,
     }
     hint = "2 steps, DDIMScheduler, trailing spacing, guidance_scale=1; strength 1 = guidance 5"
     assert about["usage_hint"] == hint

@@ -12,7 +12,7 @@ from listening import plain_run, run_by_hand
 from zoo import ZOO
 
 from guidefold.ground.errors import UnfoldableError
-from guidefold.listen.few_steps import find_step_grid, space_trailing
+from guidefold.listen.few_steps import GridSearch, space_trailing
 from guidefold.lora.adapter import attach
 from guidefold.lora.dial import Dial
 from guidefold.pipeline.denoisers import denoisers
@@ -41,7 +41,8 @@ def ready(
         before.append((pipeline, pipeline.scheduler))
         space_trailing(pipeline)
         listened = denoisers(pipeline, findings.denoisers)
-        grid = find_step_grid(pipeline, call_of(name, COARSE, 1.0), listened, COARSE, FINE, 0)
+        search = GridSearch(pipeline, call_of(name, COARSE, 1.0), listened, 0)
+        grid = search.find(COARSE, FINE)
         # Trailing timesteps divide; those of Euler and SD 3 hold both ends.
         assert (grid.teacher, grid.indices) in ((6, (0, 2, 4)), (7, (0, 3, 6)))
         settings = settings_for(name, tmp_path, record={"states_per_trajectory": COARSE})
@@ -176,7 +177,7 @@ def test_a_solver_with_a_memory_is_refused_before_anything_is_recorded(
     try:
         with pytest.raises(UnfoldableError, match="uses earlier model outputs") as refused:
             listened = denoisers(pipeline, findings.denoisers)
-            find_step_grid(pipeline, call_of("sd15", 4, 1.0), listened, 4, 8, 0)
+            GridSearch(pipeline, call_of("sd15", 4, 1.0), listened, 0).find(4, 8)
     finally:
         pipeline.scheduler = before
     assert "EulerDiscreteScheduler" in refused.value.remedy

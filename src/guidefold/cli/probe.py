@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,9 @@ from guidefold.ground import UnfoldableError, console
 from guidefold.run import Settings, check_source, make_settings
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from guidefold.listen import Findings, StepsOutlook
     from guidefold.pipeline import Prompt
 
 
@@ -37,9 +40,10 @@ def probe(
     """Find out whether a pipeline's guidance can be folded.
 
     Prints the findings and what they imply; for a pipeline that cannot be folded, the reason and
-    the remedy. A pipeline that needs more than a prompt gets the first rows of --inputs. With
-    --student-steps, also whether the pipeline's solver serves that few steps, and how many the
-    teacher then takes.
+    the remedy; and whether its steps can be folded as well, with which solver, and how many the
+    teacher then takes for a few numbers of the student's. With --student-steps, for that number
+    alone, which must be had. A pipeline that needs more than a prompt gets the first rows of
+    --inputs.
     """
     settings = _settings(pipeline, overrides, config, inputs)
     check_source(settings.pipeline.source)
@@ -58,7 +62,9 @@ def probe(
                 space_trailing(opened)
             signs = signs_of_distillation(opened)
             refuse_folded(opened, wanted.source)
-            findings = api.probe(opened, **_arguments(settings, rows, student_steps))
+            arguments = _arguments(settings, rows, student_steps)
+            findings = api.probe(opened, **arguments)
+            outlook = None if student_steps else _look_ahead(opened, findings, arguments)
     except UnfoldableError as error:
         if as_json:
             refusal = {"foldable": False, "why": error.message, "remedy": error.remedy}
@@ -66,10 +72,23 @@ def probe(
         raise
     if as_json:
         found = {"foldable": True, **findings.to_json(), "signs_of_distillation": signs}
+        found |= {"few_steps": outlook.to_json()} if outlook else {}
         typer.echo(json.dumps(found, indent=2))
     else:
         warnings = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
-        console.print("\n".join([*describe_findings(findings), *warnings]), markup=False)
+        steps = [f"Its steps {outlook}."] if outlook else []
+        lines = [*describe_findings(findings), *steps, *warnings]
+        console.print("\n".join(lines), markup=False)
+
+
+def _look_ahead(
+    pipeline: DiffusionPipeline, findings: Findings, arguments: Mapping[str, Any]
+) -> StepsOutlook:
+    """Which few-step students there can be, of a pipeline that was probed with these arguments."""
+    from guidefold.listen import look_ahead
+
+    names = ("call", "negative_prompt", "rows", "least_steps")
+    return look_ahead(pipeline, findings, **{name: arguments[name] for name in names})
 
 
 def _rows(settings: Settings, inputs: str) -> list[Prompt]:

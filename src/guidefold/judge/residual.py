@@ -96,13 +96,13 @@ def _few_step_errors(
     with weights.off(denoiser):
         states = coarse_steps(runs.drive(runs.on), grid.indices)
         unguided = runs.follow(runs.off, states, before_step=solver)
-    target = solver.outputs_that_reach([step.next_state for step in states])
+    target = solver.outputs_that_reach(states)
     at_teachers = _errors(runs.follow(runs.off, states), unguided, target)
     student = runs.drive(runs.off)
     with weights.off(denoiser):
-        ends = runs.restart(runs.on, student, grid.indices)
+        led = runs.restart(runs.on, student, grid.indices)
         unguided = runs.follow(runs.off, student, before_step=solver)
-    return at_teachers, _errors(student, unguided, solver.outputs_that_reach(ends))
+    return at_teachers, _errors(student, unguided, solver.outputs_that_reach(led))
 
 
 class _Runs:
@@ -136,8 +136,8 @@ class _Runs:
 
     def restart(
         self, inputs: dict[str, Any], states: Sequence[Step], indices: Sequence[int]
-    ) -> list[torch.Tensor]:
-        """A fine run that is restarted at each of a coarse run's states; its ends."""
+    ) -> list[Step]:
+        """A fine run that is restarted at each of a coarse run's states."""
         return self._run(restart, inputs, states, indices)
 
     def _run(

@@ -32,8 +32,9 @@ from guidefold.listen.parts import Shapes, unpack
 from guidefold.listen.probe import lora_loader, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
 from guidefold.listen.probe_record import read_findings, still_valid, write_findings
-from guidefold.listen.solver_step import SINGLE_STEP, SolverProbe
+from guidefold.listen.solver_step import SolverProbe
 from guidefold.listen.step_grid import StepGrid
+from guidefold.listen.steps_outlook import StepsOutlook, look_ahead
 from guidefold.listen.stored import flatten, unflatten
 
 __all__ = [
@@ -41,7 +42,6 @@ __all__ = [
     "OFF_VALUES",
     "PROMPT",
     "SEED",
-    "SINGLE_STEP",
     "STEPS",
     "Call",
     "DryRun",
@@ -54,6 +54,7 @@ __all__ = [
     "SolverProbe",
     "Step",
     "StepGrid",
+    "StepsOutlook",
     "Tree",
     "call_inputs",
     "call_recorded",
@@ -70,6 +71,7 @@ __all__ = [
     "guidance_argument",
     "guiders",
     "join",
+    "look_ahead",
     "lora_loader",
     "output_tensor",
     "predictions",

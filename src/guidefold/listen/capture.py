@@ -54,7 +54,8 @@ def drive(
         One entry per ``scheduler.step``.
 
     Raises:
-        UnfoldableError: The pipeline does not step its own scheduler, or takes no generator.
+        UnfoldableError: The pipeline does not step its own scheduler, does not scale the denoiser's
+            input as it asks for, or takes no generator.
     """
     with Listener(pipeline, listened, **listening) as listener:
         run(pipeline, inputs, seeds, output_type=_cheapest_output_type(pipeline))
@@ -63,6 +64,12 @@ def drive(
             f"{type(pipeline).__name__}: never steps its scheduler "
             f"({type(pipeline.scheduler).__name__})",
             "Guidefold listens at scheduler.step, which this pipeline does not use.",
+        )
+    if not getattr(pipeline.scheduler, "is_scale_input_called", True):
+        raise UnfoldableError(
+            f"{type(pipeline).__name__}: never scales the denoiser's input, as "
+            f"{type(pipeline.scheduler).__name__} asks for",
+            "Set pipeline.scheduler to one that takes the input as it is, such as DDIMScheduler.",
         )
     return listener.steps
 

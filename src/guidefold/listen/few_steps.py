@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,63 +16,70 @@ from guidefold.listen.capture import drive
 from guidefold.listen.dry_run import RandomStub
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import fit_rows
-from guidefold.listen.solver_step import SINGLE_STEP, SolverProbe
+from guidefold.listen.parts import pack, unpack
+from guidefold.listen.solver_step import SolverProbe, single_step_remedy
 from guidefold.listen.step_grid import StepGrid, find_fine_steps
+from guidefold.pipeline import install_scheduler
 
 
-def find_step_grid(
-    pipeline: DiffusionPipeline,
-    inputs: Mapping[str, Any],
-    listened: Mapping[str, nn.Module],
-    student: int,
-    least: int,
-    seed: int,
-) -> StepGrid:
-    """Find the teacher's number of steps for a student's, and check the solver.
+@dataclass
+class GridSearch:
+    """Finds teachers' numbers of steps for students', and checks the solver.
 
     The denoiser is stubbed: the pipeline's own runs give the grids.
 
-    Args:
+    Attributes:
         pipeline: The pipeline.
         inputs: The student's call arguments.
         listened: The denoisers.
-        student: The student's number of steps.
-        least: The least number of the teacher's steps.
         seed: The seed of the runs.
-
-    Raises:
-        UnfoldableError: The solver does not serve a few-step student, or no grid holds its steps.
     """
-    stub, scheduler = RandomStub(seed), pipeline.scheduler
-    name = type(scheduler).__name__
 
-    def visit(steps: int, **listening: Any) -> list[Step]:
-        stub.clear()
-        call = {**inputs, "num_inference_steps": steps}
-        return drive(pipeline, call, [seed], listened, stub=stub, **listening)
+    pipeline: DiffusionPipeline
+    inputs: Mapping[str, Any]
+    listened: Mapping[str, nn.Module]
+    seed: int
+    _visited: dict[int, tuple[list[float], torch.Tensor]] = field(default_factory=dict)
 
-    visited = {student: visit(student, before_step=SolverProbe())}
+    def find(self, student: int, least: int) -> StepGrid:
+        """Find the teacher's number of steps for a student's.
 
-    def grid(steps: int) -> list[float]:
-        if steps not in visited:
-            visited[steps] = visit(steps)
-        return [step.timestep for step in visited[steps]]
+        Args:
+            student: The student's number of steps.
+            least: The least number of the teacher's steps.
 
-    teacher, indices = find_fine_steps(grid, student, least, name)
-    # Equal timesteps may stand for other noise: the first states must be the same as well.
-    if not torch.equal(visited[student][0].state, visited[teacher][0].state):
-        raise UnfoldableError(
-            f"{name}: runs of {student} and of {teacher} steps begin at other states", SINGLE_STEP
+        Raises:
+            UnfoldableError: The solver does not serve a few-step student, or no grid holds its
+                steps.
+        """
+        scheduler = self.pipeline.scheduler
+        name, config = type(scheduler).__name__, scheduler.config
+        _, first = self._visit(student, before_step=SolverProbe())
+        teacher, indices = find_fine_steps(lambda n: self._visit(n)[0], student, least, name)
+        # Equal timesteps may stand for other noise: the first states must be the same as well.
+        if not torch.equal(first, self._visit(teacher)[1]):
+            raise UnfoldableError(
+                f"{name}: runs of {student} and of {teacher} steps begin at other states",
+                single_step_remedy(scheduler),
+            )
+        return StepGrid(
+            student=student,
+            teacher=teacher,
+            indices=indices,
+            solver=name,
+            spacing=config.get("timestep_spacing"),
+            shift=config.get("shift"),
+            clip_sample=config.get("clip_sample"),
         )
-    config = scheduler.config
-    return StepGrid(
-        student=student,
-        teacher=teacher,
-        indices=indices,
-        solver=name,
-        spacing=config.get("timestep_spacing"),
-        shift=config.get("shift"),
-    )
+
+    def _visit(self, count: int, **listening: Any) -> tuple[list[float], torch.Tensor]:
+        """The timesteps of a run of some steps, and its first state."""
+        if listening or count not in self._visited:
+            call = {**self.inputs, "num_inference_steps": count}
+            stub = RandomStub(self.seed)
+            steps = drive(self.pipeline, call, [self.seed], self.listened, stub=stub, **listening)
+            self._visited[count] = [step.timestep for step in steps], steps[0].state
+        return self._visited[count]
 
 
 def space_trailing(pipeline: DiffusionPipeline) -> bool:
@@ -86,7 +94,7 @@ def space_trailing(pipeline: DiffusionPipeline) -> bool:
     if config.get("timestep_spacing") != "leading":
         return False
     kind = type(pipeline.scheduler)
-    pipeline.scheduler = kind.from_config(config, timestep_spacing="trailing")
+    install_scheduler(pipeline, kind.from_config(config, timestep_spacing="trailing"))
     return True
 
 
@@ -112,7 +120,7 @@ def restart(
     driven: Sequence[Step],
     indices: Sequence[int],
     **listening: Any,
-) -> list[torch.Tensor]:
+) -> list[Step]:
     """Restart a fine run at each state of a coarse run.
 
     Args:
@@ -125,22 +133,32 @@ def restart(
         **listening: Further arguments of :class:`~guidefold.listen.listener.Listener`.
 
     Returns:
-        For each coarse state, where the fine run stands at the next one's index.
+        The fine run's steps at the coarse states, each leading to where it stands at the next
+        one's index.
 
     Raises:
         CaptureError: The fine run begins at another state than the coarse one.
     """
-    ends: list[torch.Tensor] = []
+    ends: dict[int, list[torch.Tensor]] = {}
     place = {index: k for k, index in enumerate(indices)}
 
-    def redirect(index: int, state: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-        first = fit_rows(driven[0].state, len(state))
-        if index == 0 and not torch.equal(state, first):
+    def visited(index: int, part: int, like: torch.Tensor) -> torch.Tensor:
+        step = driven[place[index]]
+        return fit_rows(unpack(step.state, step.shapes)[part], len(like)).to(like)
+
+    def redirect(
+        index: int, state: torch.Tensor, next_state: torch.Tensor, part: int = 0
+    ) -> torch.Tensor:
+        if index == 0 and not torch.equal(state, visited(0, part, state)):
             raise CaptureError("the teacher's first state is not the student's")
         if index + 1 not in place:
             return next_state
-        ends.append(next_state.detach().clone())
-        return fit_rows(driven[place[index + 1]].state, len(next_state)).to(next_state)
+        ends.setdefault(index + 1, []).append(next_state.detach().clone())
+        return visited(index + 1, part, next_state)
 
     steps = drive(pipeline, inputs, seeds, listened, redirect=redirect, **listening)
-    return [*ends, steps[-1].next_state]
+    led = [
+        replace(steps[first], next_state=pack(ends[end]) if steps[first].shapes else ends[end][0])
+        for first, end in pairwise(indices)
+    ]
+    return [*led, replace(steps[indices[-1]], next_state=steps[-1].next_state)]

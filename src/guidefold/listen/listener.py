@@ -88,7 +88,8 @@ class Redirect(Protocol):
         ...
 
 
-BeforeStep = Callable[[int, Any, inspect.BoundArguments], None]
+BeforeStep = Callable[[int, Any, inspect.BoundArguments, int], None]
+"""Called with a step's index, the scheduler, the arguments of its ``step``, and its part."""
 
 
 @dataclass
@@ -101,8 +102,7 @@ class Listener:
         keep_arguments: Whether to keep each call's arguments and output.
         stub: Called in the denoisers' place.
         redirect: Maps states to the next states that the pipeline gets.
-        before_step: Called before every step with its index, the scheduler and the arguments of its
-            ``step``, none of which it may change.
+        before_step: Called before every step; it may change nothing that it is given.
         on_step: Called at the end of every step.
     """
 
@@ -158,9 +158,10 @@ class Listener:
             given = call.arguments
             # Cloned before the call: some solvers write into the tensors that they are given.
             received = {n: clone(given.get(n)) for n in ("timestep", "sample", "model_output")}
+            part = self._part_of(this)
             if self.before_step is not None:
-                self.before_step(len(self.steps), this, call)
-            return self._record_step(this, received, own_step(this)(*args, **kwargs))
+                self.before_step(len(self.steps) - bool(part), this, call, part)
+            return self._record_step(this, part, received, own_step(this)(*args, **kwargs))
 
         def own_step(this: Any) -> Any:
             # A deep copy that the pipeline made during the call steps by itself.
@@ -179,10 +180,13 @@ class Listener:
         # A method, not a function: in a deep copy of the scheduler ``this`` is then the copy.
         return types.MethodType(step, scheduler)
 
-    def _record_step(self, scheduler: Any, received: dict[str, Any], result: Any) -> Any:
-        state, next_state = received["sample"], next_state_of(result)
+    def _part_of(self, scheduler: Any) -> int:
+        """The number of a scheduler among those that step at the last call of a denoiser."""
         before = self._stepped if not self._calls else []
-        part = 0 if any(scheduler is other for other in before) else len(before)
+        return 0 if any(scheduler is other for other in before) else len(before)
+
+    def _record_step(self, scheduler: Any, part: int, received: dict[str, Any], result: Any) -> Any:
+        state, next_state = received["sample"], next_state_of(result)
         if self.redirect is not None:
             index = len(self.steps) - bool(part)
             next_state = self.redirect(index, state, next_state, *([part] if part else []))

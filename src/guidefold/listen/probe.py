@@ -37,7 +37,7 @@ from guidefold.listen.dry_run import (
     follow_stubbed,
     fullest,
 )
-from guidefold.listen.few_steps import find_step_grid
+from guidefold.listen.few_steps import GridSearch
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import find_off, find_origin, scale_arguments, stop_guiding
 from guidefold.listen.listener import Step
@@ -114,8 +114,8 @@ def probe(
         progress.advance()
     if student_steps is None:
         return found
-    seen = pipeline, probing.student, probing.listened
-    return replace(found, steps=find_step_grid(*seen, student_steps, least_steps, SEED))
+    search = GridSearch(pipeline, probing.student, probing.listened, SEED)
+    return replace(found, steps=search.find(student_steps, least_steps))
 
 
 @dataclass

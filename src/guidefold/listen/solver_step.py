@@ -6,24 +6,35 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
-from guidefold.ground import UnfoldableError, generator
-from guidefold.listen.listener import next_state_of
+from guidefold.ground import CaptureError, UnfoldableError, generator
+from guidefold.listen.listener import Step, next_state_of
 from guidefold.listen.output_map import fit_rows
+from guidefold.listen.parts import pack, unpack
+from guidefold.pipeline import single_step_solvers
 
-SINGLE_STEP = (
-    "A few-step student needs a single-step solver without noise: DDIMScheduler "
-    "(clip_sample=False), EulerDiscreteScheduler, or FlowMatchEulerDiscreteScheduler for flow "
-    "matching. Make it with from_config(pipeline.scheduler.config), and save the pipeline with it "
-    "by save_pretrained."
-)
 # The largest error of an affine step, relative to its answer: some solvers compute in float32.
 AFFINE = 1e-4
 # A slope this much smaller than the largest one is rounding: the output has no effect there.
 FLAT = 1e-7
+
+
+GUIDANCE_ALONE = "Fold its guidance alone: leave student.steps out."
+
+
+def single_step_remedy(scheduler: Any) -> str:
+    """What to set where a scheduler does not serve a few-step student."""
+    names = " or ".join(f"pipeline.scheduler={name}" for name in single_step_solvers(scheduler))
+    if names:
+        return f"A few-step student needs a single-step solver without noise: set {names}."
+    return (
+        "A few-step student needs a single-step solver without noise, and no other fits "
+        f"{type(scheduler).__name__}. {GUIDANCE_ALONE}"
+    )
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class AffineStep:
 
     Attributes:
         offset: The next state for a model output of zeros, float64, shape of the state.
-        slope: Its change with the model output, float64, the same shape; nowhere zero.
+        slope: Its change with the model output, float64, the same shape; zero where a step leaves
+            the state as it is, such as the given frames of a film.
     """
 
     offset: torch.Tensor
@@ -42,13 +54,24 @@ class AffineStep:
         """The next state for a model output, in float64."""
         return self.offset + self.slope * model_output.double()
 
-    def output_that_reaches(self, state: torch.Tensor) -> torch.Tensor:
+    def output_that_reaches(self, state: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
         """The model output with which the step ends at a state, in float64.
 
         Args:
             state: Shape of the step's state, or with copies of its rows.
+            elsewhere: The output where it moves nothing, of the same shape.
+
+        Raises:
+            CaptureError: The state differs where no output moves it.
         """
-        return (fit_rows(state, len(self.offset)).double() - self.offset) / self.slope
+        state, elsewhere = (fit_rows(t, len(self.offset)).double() for t in (state, elsewhere))
+        moved = self.slope.abs() > FLAT * self.slope.abs().max()
+        missed = (state - self.offset)[~moved].abs()
+        if len(missed) and not missed.max() <= AFFINE * state.abs().max():
+            raise CaptureError(
+                "the teacher's fine steps move a part of the state that the student's step does not"
+            )
+        return torch.where(moved, (state - self.offset) / self.slope, elsewhere)
 
 
 @dataclass
@@ -58,71 +81,88 @@ class SolverProbe:
     Given as ``before_step`` to a :class:`~guidefold.listen.listener.Listener`.
 
     Attributes:
-        steps: The run's steps, by index.
+        steps: The run's steps, by index and part of the state.
     """
 
-    steps: dict[int, AffineStep] = field(default_factory=dict)
-    _first: Any = None
-    _other: Any = None
+    steps: dict[int, dict[int, AffineStep]] = field(default_factory=dict)
+    # By part, the scheduler, and a second one that goes the same way with other model outputs.
+    _known: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
-    def __call__(self, index: int, scheduler: Any, call: inspect.BoundArguments) -> None:
+    def __call__(
+        self, index: int, scheduler: Any, call: inspect.BoundArguments, part: int = 0
+    ) -> None:
         """Probe the step that a scheduler is about to take.
 
         Args:
             index: The step's index in the run.
             scheduler: The scheduler.
             call: The arguments of its ``step``.
+            part: The number of the scheduler, if several step side by side.
 
         Raises:
             UnfoldableError: The step draws noise, depends on earlier model outputs, is not affine
                 in the model output, or is another scheduler's than the first.
         """
-        if index == 0:
-            # A second scheduler, which goes the same way with other model outputs.
-            self._first, self._other = scheduler, copy.deepcopy(scheduler)
-        if scheduler is not self._first:
-            raise UnfoldableError(
-                f"{type(scheduler).__name__}: the pipeline steps several of them side by side",
-                "Fold its guidance alone: leave student.steps out.",
-            )
-        zeros = torch.zeros(call.arguments["model_output"].shape, dtype=torch.float64)
-        zeros = zeros.to(call.arguments["model_output"].device)
-        at_zero = _answer(copy.deepcopy(scheduler), call, zeros)
         here = f"{type(scheduler).__name__}, step {index + 1}"
-        if not torch.equal(at_zero, _answer(copy.deepcopy(scheduler), call, zeros, seed=1)):
-            raise UnfoldableError(f"{here}: the solver draws noise", SINGLE_STEP)
-        if not torch.equal(at_zero, _answer(self._other, call, zeros)):
-            raise UnfoldableError(f"{here}: the solver uses earlier model outputs", SINGLE_STEP)
-        slope = _answer(copy.deepcopy(scheduler), call, zeros + 1) - at_zero
-        step = AffineStep(at_zero, slope)
+        if index == 0:
+            self._known[part] = scheduler, copy.deepcopy(scheduler)
+        first, other = self._known.get(part, (None, None))
+        if scheduler is not first:
+            raise UnfoldableError(f"{here}: not the scheduler of the first step", GUIDANCE_ALONE)
+        given = call.arguments["model_output"]
+        zeros = torch.zeros(given.shape, dtype=torch.float64, device=given.device)
         noise = torch.randn(zeros.shape, generator=generator(0, "solver", index)).to(zeros)
-        _check_affine(step, noise, _answer(copy.deepcopy(scheduler), call, noise), here)
-        self.steps[index] = step
 
-    def outputs_that_reach(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The model output of each of the run's steps with which it ends at a given state."""
-        return [self.steps[k].output_that_reaches(state) for k, state in enumerate(states)]
+        def answer(output: torch.Tensor, seed: int = 0) -> torch.Tensor:
+            return _answer(copy.deepcopy(scheduler), call, output, seed)
+
+        at_zero, remedy = answer(zeros), partial(single_step_remedy, scheduler)
+        if not torch.equal(at_zero, answer(zeros, seed=1)):
+            raise UnfoldableError(f"{here}: the solver draws noise", remedy())
+        if not torch.equal(at_zero, _answer(other, call, zeros)):
+            raise UnfoldableError(f"{here}: the solver uses earlier model outputs", remedy())
+        step = AffineStep(at_zero, answer(zeros + 1) - at_zero)
+        _check_affine(step, noise, answer(noise), here, scheduler)
+        self.steps.setdefault(index, {})[part] = step
+
+    def outputs_that_reach(self, led: Sequence[Step]) -> list[torch.Tensor]:
+        """The model output of each of the run's steps with which it ends where others lead.
+
+        Args:
+            led: The teacher's steps from the same states.
+
+        Raises:
+            CaptureError: A state differs where no output moves it.
+        """
+        return [_output([*self.steps[k].values()], step) for k, step in enumerate(led)]
 
 
-def _check_affine(step: AffineStep, output: torch.Tensor, answer: torch.Tensor, here: str) -> None:
+def _output(parts: Sequence[AffineStep], led: Step) -> torch.Tensor:
+    ends, given = (unpack(t, led.shapes) for t in (led.next_state, led.model_output))
+    reached = zip(parts, ends, given, strict=True)
+    outputs = [step.output_that_reaches(end, output) for step, end, output in reached]
+    return pack(outputs) if led.shapes else outputs[0]
+
+
+def _check_affine(
+    step: AffineStep, output: torch.Tensor, answer: torch.Tensor, here: str, scheduler: Any
+) -> None:
     if output.shape != answer.shape:
         raise UnfoldableError(
             f"{here}: model output and state differ in shape "
             f"({tuple(output.shape)} and {tuple(answer.shape)})",
-            SINGLE_STEP,
+            single_step_remedy(scheduler),
         )
     error = (step(output) - answer).abs().max()
     if not error <= AFFINE * answer.abs().max():
         raise UnfoldableError(
             f"{here}: the next state is not affine in the model output (clip_sample, thresholding, "
             "or a step of higher order)",
-            SINGLE_STEP,
+            f"{single_step_remedy(scheduler)} If its states are latents, they need neither: save "
+            "the pipeline with both false in scheduler/scheduler_config.json.",
         )
-    if not step.slope.abs().min() > FLAT * step.slope.abs().max():
-        raise UnfoldableError(
-            f"{here}: a part of the state does not move with the model output",
-            "Fold its guidance alone: leave student.steps out.",
-        )
+    if not step.slope.any():
+        raise UnfoldableError(f"{here}: the model output moves nothing", GUIDANCE_ALONE)
 
 
 def _answer(

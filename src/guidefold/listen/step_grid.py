@@ -25,6 +25,7 @@ class StepGrid:
         solver: The scheduler's class.
         spacing: Its ``timestep_spacing``; None if it has none.
         shift: Its ``shift``; None if it has none.
+        clip_sample: Its ``clip_sample``; None if it has none.
     """
 
     student: int
@@ -33,6 +34,7 @@ class StepGrid:
     solver: str
     spacing: str | None = None
     shift: float | None = None
+    clip_sample: bool | None = None
 
     @property
     def usage(self) -> str:
@@ -43,8 +45,12 @@ class StepGrid:
 
     @property
     def scheduler_settings(self) -> dict[str, Any]:
-        """The settings of the scheduler that decide its timesteps, by name."""
-        settings = {"timestep_spacing": self.spacing, "shift": self.shift}
+        """The settings of the scheduler that decide how it steps, by name."""
+        settings = {
+            "timestep_spacing": self.spacing,
+            "shift": self.shift,
+            "clip_sample": self.clip_sample,
+        }
         return {name: value for name, value in settings.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
@@ -91,8 +97,9 @@ def find_fine_steps(grid: Grid, coarse: int, least: int, name: str) -> tuple[int
     raise UnfoldableError(
         f"{name}: none of {', '.join(map(str, tried))} steps visits the timesteps of {coarse} "
         f"steps{starts}",
-        'Give the pipeline a scheduler with timestep_spacing="trailing", another student.steps, '
-        "or another least number of the teacher's steps (record.steps).",
+        "Choose another student.steps, such as an even number, or another least number of the "
+        "teacher's steps (record.steps); a call that begins part-way (strength) must leave whole "
+        'numbers of steps. Where the scheduler has a timestep_spacing, "trailing" fits most.',
     )
 
 

@@ -33,6 +33,11 @@ from guidefold.pipeline.prompts import (
     split_prompts,
 )
 from guidefold.pipeline.single_file import describe_single_file
+from guidefold.pipeline.solver import (
+    change_solver,
+    install_scheduler,
+    single_step_solvers,
+)
 from guidefold.pipeline.vision_model import (
     CLIP,
     VISION,
@@ -50,12 +55,14 @@ __all__ = [
     "Prompt",
     "as_one_module",
     "bundled_teacher",
+    "change_solver",
     "check_folder",
     "check_vision_models",
     "count_duplicates",
     "denoisers",
     "describe_single_file",
     "fingerprint",
+    "install_scheduler",
     "load_prompts",
     "loading_errors",
     "modules",
@@ -72,6 +79,7 @@ __all__ = [
     "refuse_folded",
     "resolve_device",
     "signs_of_distillation",
+    "single_step_solvers",
     "split_prompts",
     "unwrap",
     "zero_terminal_snr",

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import DiffusionPipeline
 
 from guidefold.ground import ConfigError, PipelineError
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.markers import Marker
+from guidefold.pipeline.solver import SCHEDULER, change_solver, predicts, step_once
 
 PREDICTION, ZERO_SNR = "pipeline.prediction_type", "pipeline.zero_terminal_snr"
 CHOICES = ("epsilon", "v_prediction", "sample")
@@ -27,7 +27,7 @@ RESCALE = "rescale_betas_zero_snr"
 
 def prediction_type(pipeline: DiffusionPipeline) -> str:
     """The denoiser's prediction type by its scheduler's configuration; ``"None"`` without one."""
-    return _predicts(getattr(pipeline, "scheduler", None))
+    return predicts(getattr(pipeline, "scheduler", None))
 
 
 def zero_terminal_snr(pipeline: DiffusionPipeline) -> bool:
@@ -96,7 +96,7 @@ def check_markers(
     if scheduler is None or _matches_flow(scheduler):
         return
     configured = {
-        "prediction_type": _predicts(scheduler),
+        "prediction_type": predicts(scheduler),
         "zero_terminal_snr": bool(scheduler.config.get(RESCALE, False)),
         "preconditioned": "sigma_data" in scheduler.config,
     }
@@ -113,8 +113,10 @@ def check_markers(
     )
 
 
-def set_schedule(scheduler: Any, prediction: str | None, zero_snr: bool | None) -> Any:
-    """Make a scheduler anew with the user's prediction type and noise schedule.
+def set_schedule(
+    scheduler: Any, prediction: str | None, zero_snr: bool | None, solver: str | None = None
+) -> Any:
+    """Make a scheduler anew of the user's class, with their prediction type and noise schedule.
 
     Zero terminal SNR needs the rescaled schedule and a first step at its last timestep (Lin et al.
     2023, arXiv 2305.08891, sections 3.1 and 3.3): 'trailing' spacing, where 'leading' stays short.
@@ -123,6 +125,7 @@ def set_schedule(scheduler: Any, prediction: str | None, zero_snr: bool | None) 
         scheduler: The scheduler; None of a pipeline without one.
         prediction: ``epsilon``, ``v_prediction`` or ``sample``; None leaves it.
         zero_snr: Whether the last timestep is noise alone; None leaves it.
+        solver: The scheduler's class; None leaves it.
 
     Returns:
         A new scheduler; the given one if there is nothing to set.
@@ -130,6 +133,8 @@ def set_schedule(scheduler: Any, prediction: str | None, zero_snr: bool | None) 
     Raises:
         ConfigError: The scheduler has no such choice; the error names the setting and it.
     """
+    if solver is not None:
+        scheduler = change_solver(scheduler, solver)
     if prediction is None and zero_snr is None:
         return scheduler
     _check_choice(scheduler, prediction, zero_snr)
@@ -146,15 +151,8 @@ def set_schedule(scheduler: Any, prediction: str | None, zero_snr: bool | None) 
     return changed
 
 
-def _predicts(scheduler: Any) -> str:
-    named = None if scheduler is None else scheduler.config.get("prediction_type")
-    if named is None and "Flow" in type(scheduler).__name__:
-        return "flow_prediction"
-    return str(named)
-
-
 def _matches_flow(scheduler: Any) -> bool:
-    return _predicts(scheduler) in ("flow_prediction", "None")
+    return predicts(scheduler) in ("flow_prediction", "None")
 
 
 def _check_choice(scheduler: Any, prediction: str | None, zero_snr: bool | None) -> None:
@@ -172,11 +170,9 @@ def _check_choice(scheduler: Any, prediction: str | None, zero_snr: bool | None)
     if zero_snr and RESCALE not in scheduler.config:
         raise ConfigError(
             f"{ZERO_SNR}: {name} has no schedule of zero terminal SNR",
-            "Give the pipeline another scheduler, such as DDIMScheduler or EulerDiscreteScheduler: "
-            "in scheduler/scheduler_config.json and model_index.json of its folder or, for a "
-            "single file, of the folder that pipeline.config names.",
+            f"Set {SCHEDULER} to one that has, such as DDIMScheduler or EulerDiscreteScheduler.",
         )
-    if zero_snr and (prediction or _predicts(scheduler)) == "epsilon":
+    if zero_snr and (prediction or predicts(scheduler)) == "epsilon":
         raise ConfigError(
             f"{ZERO_SNR}: not with the prediction type epsilon: where there is only noise, a "
             "predicted noise says nothing of the picture",
@@ -185,17 +181,13 @@ def _check_choice(scheduler: Any, prediction: str | None, zero_snr: bool | None)
 
 
 def _check_prediction(scheduler: Any, prediction: str) -> None:
-    """Step a copy once: schedulers complain of a prediction type only then."""
-    trial = type(scheduler).from_config(scheduler.config)
-    trial.set_timesteps(10)
-    state = torch.zeros(1, 1, 1, 1)
     try:
-        trial.step(state, trial.timesteps[0], state)
+        step_once(scheduler)
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"{PREDICTION}: {type(scheduler).__name__} does not step with '{prediction}' "
             f"predictions: {str(error).splitlines()[0]}",
-            "Choose another, or give the pipeline a scheduler that does, such as DDIMScheduler.",
+            f"Choose another, or set {SCHEDULER} to one that does, such as DDIMScheduler.",
         ) from error
 
 

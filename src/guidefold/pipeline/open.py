@@ -38,6 +38,7 @@ def open_pipeline(
     only: Collection[str] = (),
     prediction_type: str | None = None,
     zero_terminal_snr: bool | None = None,
+    scheduler: str | None = None,
 ) -> DiffusionPipeline:
     """Open a pipeline without running code or unpickling data that came with it.
 
@@ -52,6 +53,7 @@ def open_pipeline(
         prediction_type: What the denoiser predicts: ``epsilon``, ``v_prediction`` or ``sample``;
             None takes the scheduler's, if a single file states nothing else.
         zero_terminal_snr: Whether the noise schedule ends in noise alone; None as above.
+        scheduler: The class of the scheduler that steps the pipeline; None leaves its own.
 
     Returns:
         The pipeline in evaluation mode, without progress bar.
@@ -59,12 +61,13 @@ def open_pipeline(
     Raises:
         PipelineError: The pipeline is not found, unsafe, incomplete, or in no known format, or a
             single file and its configuration disagree.
-        ConfigError: The scheduler has no choice of prediction type or noise schedule.
+        ConfigError: The scheduler has no choice of prediction type or noise schedule, or one of
+            another class does not fit it.
     """
     for library in (diffusers, transformers):  # loading is short beside what follows
         library.utils.logging.disable_progress_bar()
     check_source(source)
-    schedule = (prediction_type, zero_terminal_snr)
+    schedule = (prediction_type, zero_terminal_snr, scheduler)
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_file():
         pipeline = _open_file(path, config, dtype, *schedule)
@@ -77,13 +80,19 @@ def open_pipeline(
 
 
 def _open_file(
-    path: Path, config: str | None, dtype: torch.dtype, prediction: str | None, zero: bool | None
+    path: Path,
+    config: str | None,
+    dtype: torch.dtype,
+    prediction: str | None,
+    zero: bool | None,
+    solver: str | None,
 ) -> DiffusionPipeline:
     """Open a single file; its noise schedule is checked before its weights are read."""
     config, index = describe_single_file(path, config)
     scheduler = open_scheduler(config, index)
     check_markers(scheduler, read_markers(path), config, prediction, zero)
-    return open_single_file(path, config, index, dtype, set_schedule(scheduler, prediction, zero))
+    changed = set_schedule(scheduler, prediction, zero, solver)
+    return open_single_file(path, config, index, dtype, changed)
 
 
 def _open_parts(
@@ -92,12 +101,13 @@ def _open_parts(
     only: Collection[str],
     prediction: str | None,
     zero: bool | None,
+    solver: str | None,
 ) -> DiffusionPipeline:
     """Open a folder, or a hub id's files, which lie in a folder for each component."""
     index = check_folder(source) if isinstance(source, Path) else load_index(source)
     given: dict[str, Any] = {**left_out(only, index)}
     scheduler = open_scheduler(source, index)
-    if (changed := set_schedule(scheduler, prediction, zero)) is not scheduler:
+    if (changed := set_schedule(scheduler, prediction, zero, solver)) is not scheduler:
         given["scheduler"] = changed
     if isinstance(source, Path):
         given["local_files_only"] = True

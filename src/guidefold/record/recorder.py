@@ -251,15 +251,14 @@ class Recorder:
         """
         call = self.pipeline, on, seeds, self.listened
         if source == "teacher":
-            driven = coarse_steps(drive(*call), grid.indices)
-            ends = [step.next_state for step in driven]
+            driven = led = coarse_steps(drive(*call), grid.indices)
         else:
             driven = self._drive_student(on, off, seeds)
             with self._teacher_mode():
-                ends = restart(*call, driven, grid.indices)
+                led = restart(*call, driven, grid.indices)
         solver = SolverProbe()
         dry_run = self._dry_run(off, seeds, driven, before_step=solver)
-        outputs = solver.outputs_that_reach(ends)
+        outputs = solver.outputs_that_reach(led)
         return dry_run, [o.to(s.model_output) for o, s in zip(outputs, driven, strict=True)]
 
     def _teacher_mode(self) -> AbstractContextManager[None]:

@@ -55,6 +55,9 @@ class PipelineSettings(Section):
         zero_terminal_snr: Whether the noise schedule ends in noise alone; if true, timesteps are
             spaced ``trailing`` too, so that denoising begins there. None as for
             ``prediction_type``.
+        scheduler: The class of diffusers' scheduler that steps the pipeline, teacher and student,
+            such as ``DDIMScheduler``, made from the configuration of its own; None leaves its own.
+            A class that would change the noise schedule is refused.
     """
 
     source: Place = Field(min_length=1)
@@ -67,6 +70,7 @@ class PipelineSettings(Section):
     call: dict[str, Any] = Field(default_factory=dict)
     prediction_type: Prediction | None = None
     zero_terminal_snr: Switch | None = None
+    scheduler: Text | None = None
 
     def described(self) -> dict[str, Any]:
         """What describes the weights beside them, as the pipeline's opener takes it."""
@@ -74,6 +78,7 @@ class PipelineSettings(Section):
             "config": self.config,
             "prediction_type": self.prediction_type,
             "zero_terminal_snr": self.zero_terminal_snr,
+            "scheduler": self.scheduler,
         }
 
     @field_validator("call")

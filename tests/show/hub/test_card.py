@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 from markdown_it import MarkdownIt
 
 from guidefold.listen.findings import Findings
@@ -125,6 +125,29 @@ def test_code_makes_the_scheduler_that_the_run_s_settings_made(
         theirs = DDIMScheduler.from_config(base.config, **words)
         for field in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing"):
             assert theirs.config[field] == ours.config[field]
+
+
+@pytest.mark.parametrize("source", ["owner/base", "base.safetensors", "bundled"])
+def test_code_makes_a_scheduler_of_the_class_that_the_run_s_settings_name(
+    found: Found, source: str
+) -> None:
+    base = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    session_of = session(found("sd15"), source, scheduler="DDIMScheduler")
+    ours = session_of.pipeline.scheduler = set_schedule(base, None, None, "DDIMScheduler")
+    text = code(session_of, images=True)
+    made = calls(text)["DDIMScheduler"]
+    words = {k.arg: ast.literal_eval(k.value) for k in made.keywords}
+    assert words["clip_sample"] is False
+    assert dict(DDIMScheduler(**words).config) | {"_use_default_values": 0} == dict(ours.config) | {
+        "_use_default_values": 0
+    }
+    (imported,) = (
+        line for line in text.splitlines() if "DDIMScheduler" in line and "import" in line
+    )
+    assert imported.startswith("from diffusers import DDIMScheduler")
+    unopened = "\n".join(opening_lines(session_of.settings, found("sd15")))
+    (named,) = (k for k in calls(unopened)["api.open_pipeline"].keywords if k.arg == "scheduler")
+    assert ast.literal_eval(named.value) == "DDIMScheduler"
 
 
 def test_code_leaves_a_base_s_own_scheduler_alone(found: Found) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from guidefold.draw import picture_seeds
 from guidefold.listen import Findings, StepGrid
@@ -37,14 +39,12 @@ def code(session: Session, *, images: bool) -> str:
     arguments = [_literal(prompt.text)] if prompt.text else []
     arguments += [f"{name}={_literal(value)}" for name, value in call.items()]
     arguments += [f"generator=torch.Generator().manual_seed({seed})"]
-    configured = session.pipeline.scheduler.config
-    schedule = {name: configured[name] for name in SCHEDULE if name in configured}
-    lines = ["import torch", *opening_lines(settings, findings, schedule)]
+    lines = ["import torch", *opening_lines(settings, findings, session.pipeline)]
     lines += [
         f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
     ]
-    if findings.steps is not None:
-        lines += _timestep_lines(findings.steps)
+    if findings.steps is not None and settings.pipeline.scheduler is None:
+        lines += _timestep_lines(findings.steps, session.pipeline)
     lines += [
         *loading_lines(findings, settings),
         f"{'picture' if images else 'result'} = pipeline(",
@@ -54,21 +54,28 @@ def code(session: Session, *, images: bool) -> str:
 
 
 def opening_lines(
-    settings: Settings, findings: Findings, schedule: Mapping[str, Any] | None = None
+    settings: Settings, findings: Findings, pipeline: DiffusionPipeline | None = None
 ) -> list[str]:
     """The lines that open the base as it was folded.
 
     Args:
         settings: The run's settings.
         findings: The probe's findings.
-        schedule: The fields ``SCHEDULE`` of the run's scheduler; by default what was found of them.
+        pipeline: The run's pipeline, whose scheduler is the run's; by default what was found of it.
     """
     wanted, base = settings.pipeline, public_name(settings.pipeline.source) or ""
+    if pipeline is None and wanted.scheduler is not None:
+        given = {name: value for name, value in wanted.described().items() if value is not None}
+        arguments = "".join(f", {name}={_literal(value)}" for name, value in given.items())
+        opened = f"pipeline = api.open_pipeline({_literal(base)}{arguments})"
+        return ["from guidefold import api", "", opened]
     dtype = str(DTYPES[wanted.dtype])
-    chosen = (wanted.prediction_type, wanted.zero_terminal_snr) != (None, None)
-    known = _schedule_lines(_schedule(wanted, findings) if schedule is None else schedule)
+    chosen = (wanted.prediction_type, wanted.zero_terminal_snr, wanted.scheduler) != (None,) * 3
+    known = _scheduler_lines(settings, findings, pipeline)
+    kinds = {wanted.scheduler} if wanted.scheduler else set()
     if wanted.source == "bundled":
         return [
+            *(f"from diffusers import {kind}" for kind in kinds),
             "from guidefold import api",
             "",
             'pipeline = api.open_pipeline("bundled")  # Guidefold\'s own teacher',
@@ -81,7 +88,7 @@ def opening_lines(
     config = wanted.config
     described = f", config={_literal(public_name(config))}" if config and single_file else ""
     return [
-        f"from diffusers import {kind}",
+        f"from diffusers import {', '.join(sorted({kind, *kinds}))}",
         *peft,
         "",
         f"pipeline = {kind}.{load}({_literal(base)}{described}, dtype={dtype})",
@@ -101,8 +108,17 @@ def _schedule(settings: PipelineSettings, findings: Findings) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _schedule_lines(known: Mapping[str, Any]) -> list[str]:
-    """The lines that set what the denoiser's output means, which the base's files may not say."""
+def _scheduler_lines(
+    settings: Settings, findings: Findings, pipeline: DiffusionPipeline | None
+) -> list[str]:
+    """The lines that set how the base is stepped, which its files may not say."""
+    if pipeline is None:
+        known = _schedule(settings.pipeline, findings)
+    elif settings.pipeline.scheduler is None:
+        config = pipeline.scheduler.config
+        known = {name: config[name] for name in SCHEDULE if name in config}
+    else:
+        return _made_lines(pipeline)
     if not known:
         return []
     values = ", ".join(f"{name}={_literal(value)}" for name, value in known.items())
@@ -114,13 +130,34 @@ def _schedule_lines(known: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _timestep_lines(grid: StepGrid) -> list[str]:
+def _made_lines(pipeline: DiffusionPipeline) -> list[str]:
+    """The lines that make a scheduler of another class than the base's, field by field."""
+    scheduler = pipeline.scheduler
+    fields, config = inspect.signature(type(scheduler).__init__).parameters, scheduler.config
+    given = {n: config[n] for n, f in fields.items() if config.get(n, f.default) != f.default}
+    return [
+        f"{_holders(pipeline)} = {type(scheduler).__name__}(",
+        *(f"    {name}={_literal(value)}," for name, value in given.items()),
+        ")",
+    ]
+
+
+def _holders(pipeline: DiffusionPipeline) -> str:
+    """What holds the scheduler: the pipeline, and pipelines within it."""
+    inner = [
+        f"pipeline.{name}.scheduler"
+        for name, part in vars(pipeline).items()
+        if isinstance(part, DiffusionPipeline) and part.scheduler is pipeline.scheduler
+    ]
+    return " = ".join(["pipeline.scheduler", *inner])
+
+
+def _timestep_lines(grid: StepGrid, pipeline: DiffusionPipeline) -> list[str]:
     """The lines that give the base's scheduler the timesteps that the student was trained at."""
     values = "".join(f", {n}={_literal(v)}" for n, v in grid.scheduler_settings.items())
     scheduler = "pipeline.scheduler"
-    return [
-        f"{scheduler} = type({scheduler}).from_config({scheduler}.config{values})  # {grid.solver}"
-    ]
+    made = f"type({scheduler}).from_config({scheduler}.config{values})"
+    return [f"{_holders(pipeline)} = {made}  # {grid.solver}"]
 
 
 def loading_lines(findings: Findings, settings: Settings, adapter: str = REPOSITORY) -> list[str]:

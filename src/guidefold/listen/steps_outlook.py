@@ -1,0 +1,130 @@
+"""Whether a pipeline's steps can be folded as well, with which solver, and for which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from guidefold.ground import GuidefoldError
+from guidefold.listen.call import call_inputs
+from guidefold.listen.few_steps import GridSearch, space_trailing
+from guidefold.listen.findings import Findings
+from guidefold.listen.probe_checks import PROMPT, SEED
+from guidefold.listen.solver_step import GUIDANCE_ALONE
+from guidefold.listen.step_grid import StepGrid
+from guidefold.pipeline import (
+    Prompt,
+    change_solver,
+    denoisers,
+    install_scheduler,
+    single_step_solvers,
+)
+
+STUDENTS = (4, 5, 8, 10)
+"""The numbers of a student's steps that are tried."""
+
+
+@dataclass(frozen=True)
+class StepsOutlook:
+    """What a probe says of a pipeline's steps.
+
+    Attributes:
+        grids: The students that can be had, each with the teacher's number of steps.
+        scheduler: What ``pipeline.scheduler`` must be for them; None where the pipeline's own
+            serves.
+        why: The reason where there are none.
+        remedy: What would help then.
+    """
+
+    grids: tuple[StepGrid, ...] = ()
+    scheduler: str | None = None
+    why: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        if not self.grids:
+            return f"cannot be folded: {self.why}"
+        first = self.grids[0]
+        named = f"pipeline.scheduler={self.scheduler}" if self.scheduler else first.solver
+        spacing = f", {first.spacing} spacing" if first.spacing else ""
+        numbers = ", ".join(f"{grid.student} for {grid.teacher}" for grid in self.grids)
+        return f"can be folded with {named}{spacing}: {numbers} of the teacher's"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        if not self.grids:
+            return {"foldable": False, "why": self.why, "remedy": self.remedy}
+        first = self.grids[0]
+        return {
+            "foldable": True,
+            "scheduler": self.scheduler,
+            "solver": first.solver,
+            "timestep_spacing": first.spacing,
+            "teacher_steps": {str(grid.student): grid.teacher for grid in self.grids},
+        }
+
+
+def look_ahead(
+    pipeline: DiffusionPipeline,
+    findings: Findings,
+    call: Mapping[str, Any],
+    negative_prompt: str | None,
+    rows: Sequence[Prompt],
+    least_steps: int,
+    students: Sequence[int] = STUDENTS,
+) -> StepsOutlook:
+    """Find out which few-step students a probed pipeline can have.
+
+    Tried are the pipeline's own solver, then the single-step solvers that fit it. The denoiser is
+    stubbed, and the pipeline's scheduler is its own again at the end.
+
+    Args:
+        pipeline: The pipeline.
+        findings: What the probe found.
+        call: The user's further call arguments.
+        negative_prompt: The negative prompt of all pictures, if any.
+        rows: Rows of the user's inputs, whose further fields the pipeline is called with.
+        least_steps: The least number of the teacher's steps.
+        students: The students' numbers of steps, at least one.
+    """
+    own = pipeline.scheduler
+    prompt = rows[0] if rows else Prompt.of(PROMPT)
+    inputs = {
+        **call_inputs(pipeline, [prompt], call, negative_prompt),
+        **findings.scale_arguments(findings.off),
+    }
+    listened, refused = denoisers(pipeline, findings.denoisers), list[tuple[str, GuidefoldError]]()
+    try:
+        for name in (None, *single_step_solvers(own)):
+            if name is not None:
+                install_scheduler(pipeline, change_solver(own, name))
+            space_trailing(pipeline)
+            grids, error = _grids(
+                GridSearch(pipeline, inputs, listened, SEED), students, least_steps
+            )
+            if grids:
+                return StepsOutlook(grids, name)
+            assert error is not None
+            refused.append((f"with pipeline.scheduler={name}, " if name else "", error))
+    finally:
+        install_scheduler(pipeline, own)
+    return StepsOutlook(
+        why="; ".join(prefix + error.message for prefix, error in refused),
+        remedy=refused[0][1].remedy if len(refused) == 1 else GUIDANCE_ALONE,
+    )
+
+
+def _grids(
+    search: GridSearch, students: Sequence[int], least: int
+) -> tuple[tuple[StepGrid, ...], GuidefoldError | None]:
+    """The grids that are found, and the first reason against one that is not."""
+    grids, refused = [], None
+    for student in students:
+        try:
+            grids.append(search.find(student, least))
+        except GuidefoldError as error:
+            refused = refused or error
+    return tuple(grids), refused

@@ -1,0 +1,113 @@
+"""What a probe says of a pipeline's steps: with which solver they can be folded, and for which."""
+
+import json
+from typing import Any
+
+import pytest
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from terminal import run_here
+from zoo import WIDE
+
+from guidefold.ground.errors import UnfoldableError
+from guidefold.listen.capture import drive
+from guidefold.listen.probe import probe
+from guidefold.listen.steps_outlook import StepsOutlook, look_ahead
+from guidefold.pipeline.denoisers import denoisers
+
+CALL = {"height": 16, "width": 16}
+SANA = {"height": 32, "width": 32, "max_sequence_length": 16, "use_resolution_binning": "false"}
+
+
+def outlook(
+    pipeline: Any, findings: Any, scheduler: Any, students: tuple[int, ...]
+) -> StepsOutlook:
+    before = pipeline.scheduler
+    pipeline.scheduler = scheduler
+    try:
+        found = look_ahead(pipeline, findings, CALL, None, [], 8, students)
+        assert pipeline.scheduler is scheduler
+    finally:
+        pipeline.scheduler = before
+    return found
+
+
+def test_a_pipeline_s_own_solver_comes_first(built: Any, found: Any) -> None:
+    pipeline = built("sd15")
+    seen = outlook(pipeline, found("sd15"), pipeline.scheduler, (2, 4))
+    assert [(grid.student, grid.teacher) for grid in seen.grids] == [(2, 8), (4, 8)]
+    assert seen.scheduler is None
+    assert str(seen) == (
+        "can be folded with DDIMScheduler, trailing spacing: 2 for 8, 4 for 8 of the teacher's"
+    )
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, DPMSolverMultistepScheduler])
+def test_a_solver_with_a_memory_is_replaced_by_one_that_fits(
+    built: Any, found: Any, kind: Any
+) -> None:
+    pipeline = built("sd15")
+    seen = outlook(pipeline, found("sd15"), kind.from_config(pipeline.scheduler.config), (3,))
+    assert seen.scheduler == "DDIMScheduler"
+    assert seen.to_json() == {
+        "foldable": True,
+        "scheduler": "DDIMScheduler",
+        "solver": "DDIMScheduler",
+        "timestep_spacing": "trailing",
+        "teacher_steps": {"3": 9},
+    }
+    assert "with pipeline.scheduler=DDIMScheduler" in str(seen)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+def test_numbers_that_do_not_nest_are_left_out(built: Any) -> None:
+    """Mochi's noise levels are two curves that meet in the middle of an even number of steps."""
+    pipeline, call = built("mochi"), dict(WIDE["mochi"].call)
+    findings = probe(pipeline, call, 5.0)
+    seen = look_ahead(pipeline, findings, call, None, [], 6, (3, 4))
+    assert [(grid.student, grid.teacher) for grid in seen.grids] == [(4, 8)]
+
+
+def test_where_nothing_fits_every_reason_stands(built: Any, found: Any) -> None:
+    pipeline = built("sd15")
+    thresholds = DPMSolverMultistepScheduler(thresholding=True)
+    seen = outlook(pipeline, found("sd15"), thresholds, (3,))
+    assert not seen.grids
+    own, other = seen.why.split("; with pipeline.scheduler=DDIMScheduler, ")
+    assert own.startswith("DPMSolverMultistepScheduler, step 1: the next state is not affine")
+    assert other.startswith("DDIMScheduler, step 1: the next state is not affine")
+    assert "leave student.steps out" in seen.remedy
+    assert seen.to_json() == {"foldable": False, "why": seen.why, "remedy": seen.remedy}
+    assert str(seen).startswith("cannot be folded: DPMSolverMultistepScheduler")
+
+
+def test_a_pipeline_that_does_not_scale_its_input_refuses_a_solver_that_asks_for_it(
+    built: Any,
+) -> None:
+    pipeline = built("kandinsky3")
+    before = pipeline.scheduler
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(before.config)
+    listened = denoisers(pipeline, ("unet",))
+    call = {"prompt": "a cat", "height": 16, "width": 16, "num_inference_steps": 2}
+    try:
+        with pytest.raises(UnfoldableError, match="never scales the denoiser's input"):
+            drive(pipeline, call, [1], listened)
+    finally:
+        pipeline.scheduler = before
+
+
+def test_the_command_says_it_in_words_and_as_json(saved: Any) -> None:
+    done = run_here("probe", saved("sana"), *(f"pipeline.call.{n}={v}" for n, v in SANA.items()))
+    assert done.code == 0, done.err
+    named = "pipeline.scheduler=FlowMatchEulerDiscreteScheduler"
+    assert f"Its steps can be folded with {named}: 4 for 22, 5 for 21, 8 for" in done.out
+    done = run_here("probe", saved("sd15"), "--json")
+    assert json.loads(done.out)["few_steps"]["teacher_steps"] == {
+        "4": 20,
+        "5": 20,
+        "8": 24,
+        "10": 20,
+    }
