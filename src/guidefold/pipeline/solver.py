@@ -16,7 +16,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from guidefold.ground import ConfigError, quiet_loading
+from guidefold.ground import ConfigError
+from guidefold.pipeline.loading import quiet_loading
 
 SCHEDULER = "pipeline.scheduler"
 SINGLE_STEP = (
