@@ -17,6 +17,7 @@ SLOW = """
     test_portable test_already_distilled test_denoiser_stage test_components test_optimizer
     test_corruption test_trackers test_batches test_quiet test_prediction_check
     test_weight_files test_single_file test_shortage test_refused_verbs test_few_steps
+    test_two_loras test_demo
 """.split()  # noqa: SIM905 - read as a line
 
 SLOW_FOLDERS = ("zoo", "browser")
