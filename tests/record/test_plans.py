@@ -106,3 +106,13 @@ def test_over_many_trajectories_every_step_is_kept_about_equally_often() -> None
     )
     assert set(used) == set(range(20))
     assert max(used.values()) < 2 * min(used.values())
+
+
+def test_every_tenth_batch_is_unguided_where_guidance_and_steps_have_a_lora_each() -> None:
+    given = settings(trajectories=40, batch_size=2, guidance=(1.0, 8.0)).model_dump()
+    two = Settings.model_validate({**given, "student": {"steps": 4}})
+    batches = plan_round(two, TRAINING, HELD_OUT, 0)
+    unguided = [k for k, batch in enumerate(batches) if batch[0].guidance == 1.0]
+    assert unguided == [1, 11]
+    plain = Settings.model_validate(given)
+    assert not any(p.guidance == 1.0 for p in flat(plan_round(plain, TRAINING, HELD_OUT, 0)))

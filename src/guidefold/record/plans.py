@@ -11,9 +11,9 @@ from guidefold.pipeline import Prompt
 from guidefold.record.trajectory_files import Split
 from guidefold.run import RecordSettings, Settings
 
-# The share of a round at the lowest scale where guidance and steps have a LoRA each. Without it the
-# steps LoRA learns guidance as well, and strength 0 is no longer unguided.
-ORIGIN_SHARE = 0.1
+# Where guidance and steps have a LoRA each, every tenth training batch is recorded at the lowest
+# scale. Without them the steps LoRA learns guidance as well, and strength 0 is no longer unguided.
+UNGUIDED_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def _plan(
     for start in range(0, count, record.batch_size):
         key = ("batch", number, split_name, start)
         guidance, steps = _draw(record, unit(seed, *key, "g"), unit(seed, *key, "steps"))
-        if settings.steps_rank is not None and unit(seed, *key, "origin") < ORIGIN_SHARE:
+        # The second of ten: a round of a single batch is guided.
+        unguided = start // record.batch_size % UNGUIDED_EVERY == 1 and split_name == "training"
+        if settings.steps_rank is not None and unguided:
             guidance = record.guidance[0]
         batches.append(
             [
