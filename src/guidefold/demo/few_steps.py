@@ -6,7 +6,7 @@ from guidefold.run import Settings
 
 STEPS = 5
 # Of the first run's trajectories, training steps and pictures: a steps LoRA alone is learnt sooner.
-TRAJECTORIES, UPDATES, PICTURES = 0.3, 0.4, 0.5
+TRAJECTORIES, UPDATES, PICTURES = 0.2, 0.4, 0.5
 
 
 def with_fewer_steps(settings: Settings) -> Settings:
@@ -31,7 +31,6 @@ def with_fewer_steps(settings: Settings) -> Settings:
             "distill": distill.model_copy(
                 update={
                     "steps": max(1, round(UPDATES * distill.steps)),
-                    "batch_size": 2 * distill.batch_size,
                     "preview_prompts": 0,
                 }
             ),
