@@ -27,6 +27,7 @@ COMMON = (
     "distill.validate_every=200",
     "distill.checkpoint_every=100",
     "distill.preview_prompts=0",
+    "evaluate.prompts=512",
     "evaluate.state_prompts=32",
     "evaluate.diversity_seeds=4",
     "evaluate.dial_prompts=0",
