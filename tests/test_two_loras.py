@@ -213,6 +213,9 @@ def test_the_page_and_the_live_page_turn_the_dial(made: Settings, written: Path)
     api.evaluate(made)
     page = api.report(made).read_text(encoding="utf-8")
     assert "student, 2 steps" in page
+    assert "guidance_scale=1.0, num_inference_steps=2)" in page  # the code to copy
+    assert "timestep_spacing=&#34;trailing&#34;" in page or 'timestep_spacing="trailing"' in page
+    assert "stays at strength 1" in page
     results = json.loads((Path(made.run) / "results.json").read_text())
     assert results["adapter_bytes"] == sum(f.stat().st_size for f in written.rglob("*.safetensors"))
     index = json.loads((Path(made.run) / "evaluation" / "index.json").read_text())

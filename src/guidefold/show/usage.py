@@ -10,7 +10,7 @@ from guidefold.deliver import client_facts
 from guidefold.ground import CorruptFileError
 from guidefold.listen import Findings
 from guidefold.run import Settings
-from guidefold.show.hub.card_code import loading_lines, opening_lines
+from guidefold.show.hub.card_code import loading_lines, opening_lines, timestep_lines
 
 EXPORT = "guidefold export . --format all"
 
@@ -45,7 +45,7 @@ def usage(settings: Settings, metadata: Mapping[str, Any]) -> list[Use]:
     uses = [u for u in client_facts()["use"] if kind in u["formats"] and "layers" not in u]
     return [
         Use("Python", _code(settings, findings), "Fused, the adapter costs no time of its own."),
-        *(Use(use["name"], EXPORT, _note(use, kind)) for use in uses),
+        *(Use(use["name"], EXPORT, _note(use, kind, settings)) for use in uses),
     ]
 
 
@@ -53,6 +53,7 @@ def _code(settings: Settings, findings: Findings) -> str:
     """Python code that loads the adapter and draws."""
     scaled = findings.scale_arguments(findings.off)
     call = {name: value for name, value in scaled.items() if "." not in name}
+    call |= {"num_inference_steps": findings.steps.student} if findings.steps else {}
     parts = [f"pipeline.{name} = {value!r}" for name, value in scaled.items() if "." in name]
     fuse = ["pipeline.fuse_lora()"] if findings.loader == "diffusers" else []
     arguments = ", ".join(["prompt", *(f"{name}={value!r}" for name, value in call.items())])
@@ -60,6 +61,7 @@ def _code(settings: Settings, findings: Findings) -> str:
         [
             "import torch",
             *opening_lines(settings, findings),
+            *timestep_lines(settings, findings),
             *loading_lines(findings, settings, "adapter"),
             *fuse,
             *parts,
@@ -68,10 +70,17 @@ def _code(settings: Settings, findings: Findings) -> str:
     )
 
 
-def _note(use: Mapping[str, Any], kind: str) -> str:
+def _note(use: Mapping[str, Any], kind: str, settings: Settings) -> str:
     """What to do in a client; the facts are written in Markdown, of which the marks are dropped."""
+    both = (
+        " Load both files: the one whose name ends in 'steps' stays at strength 1, the other's "
+        "strength is the dial."
+        if settings.steps_rank is not None
+        else ""
+    )
+    few = f" Set {settings.student.steps} steps." if settings.student.steps is not None else ""
     text = (
         f"Where the command says that {use['client']} reads every key: put export/{kind} into "
-        f"{use['place']}; set {use['set']}. It makes {use['passes']}."
+        f"{use['place']}; set {use['set']}. It makes {use['passes']}.{few}{both}"
     )
     return text.replace("*", "").replace("`", "")

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.draw import picture_seeds
-from guidefold.listen import Findings, StepGrid
+from guidefold.listen import Findings
 from guidefold.lora import loading_code
 from guidefold.pipeline import DTYPES
 from guidefold.run import PipelineSettings, Settings, public_name
@@ -43,8 +43,7 @@ def code(session: Session, *, images: bool) -> str:
     lines += [
         f"pipeline.{name} = {_literal(value)}" for name, value in scaled.items() if "." in name
     ]
-    if findings.steps is not None and settings.pipeline.scheduler is None:
-        lines += _timestep_lines(findings.steps, session.pipeline)
+    lines += timestep_lines(settings, findings, session.pipeline)
     lines += [
         *loading_lines(findings, settings),
         f"{'picture' if images else 'result'} = pipeline(",
@@ -142,18 +141,29 @@ def _made_lines(pipeline: DiffusionPipeline) -> list[str]:
     ]
 
 
-def _holders(pipeline: DiffusionPipeline) -> str:
+def _holders(pipeline: DiffusionPipeline | None) -> str:
     """What holds the scheduler: the pipeline, and pipelines within it."""
     inner = [
         f"pipeline.{name}.scheduler"
-        for name, part in vars(pipeline).items()
+        for name, part in (vars(pipeline) if pipeline is not None else {}).items()
         if isinstance(part, DiffusionPipeline) and part.scheduler is pipeline.scheduler
     ]
     return " = ".join(["pipeline.scheduler", *inner])
 
 
-def _timestep_lines(grid: StepGrid, pipeline: DiffusionPipeline) -> list[str]:
-    """The lines that give the base's scheduler the timesteps that the student was trained at."""
+def timestep_lines(
+    settings: Settings, findings: Findings, pipeline: DiffusionPipeline | None = None
+) -> list[str]:
+    """The lines that give the base's scheduler the timesteps that a few-step student is for.
+
+    Args:
+        settings: The run's settings.
+        findings: The probe's findings.
+        pipeline: The run's pipeline; None takes it to hold one scheduler.
+    """
+    grid = findings.steps
+    if grid is None or settings.pipeline.scheduler is not None:
+        return []
     values = "".join(f", {n}={_literal(v)}" for n, v in grid.scheduler_settings.items())
     scheduler = "pipeline.scheduler"
     made = f"type({scheduler}).from_config({scheduler}.config{values})"
