@@ -143,9 +143,11 @@ def _made_lines(pipeline: DiffusionPipeline) -> list[str]:
 
 def _holders(pipeline: DiffusionPipeline | None) -> str:
     """What holds the scheduler: the pipeline, and pipelines within it."""
+    if pipeline is None:
+        return "pipeline.scheduler"
     inner = [
         f"pipeline.{name}.scheduler"
-        for name, part in (vars(pipeline) if pipeline is not None else {}).items()
+        for name, part in vars(pipeline).items()
         if isinstance(part, DiffusionPipeline) and part.scheduler is pipeline.scheduler
     ]
     return " = ".join(["pipeline.scheduler", *inner])
