@@ -172,7 +172,8 @@ def test_code_loads_every_denoiser_s_adapter(found: Found) -> None:
         k.arg: ast.literal_eval(k.value)
         for k in made["pipeline.transformer_2.load_lora_adapter"].keywords
     }
-    assert (words["subfolder"], words["prefix"]) == ("transformer_2", "transformer")
+    file = "transformer_2/pytorch_lora_weights.safetensors"
+    assert (words["weight_name"], words["prefix"]) == (file, "transformer")
     plain_peft = calls(code(session(found("pixart")), images=True))
     assert "PeftModel.from_pretrained" in plain_peft
 
