@@ -93,7 +93,7 @@ def _root(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """Fold the bundled teacher's guidance on a CPU, in minutes; then its steps as well.
+    """Fold the bundled teacher's guidance on a CPU, then its steps.
 
     The same as distill and evaluate with the preset 'demo'. A second run beside it then trains a
     LoRA for five steps, with the guidance LoRA of the first.
