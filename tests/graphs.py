@@ -40,7 +40,7 @@ CHOICES = {
     "sampler_name": (
         "euler euler_ancestral heun dpm_2 dpm_2_ancestral lms dpmpp_2m dpmpp_2m_sde ddim"
     ),
-    "scheduler": "normal karras simple ddim_uniform",
+    "scheduler": "normal karras exponential beta simple ddim_uniform",
     "type": "sd3 flux pixart lumina2 qwen_image",
     "weight_dtype": "default",
     "control_after_generate": "fixed",

@@ -99,8 +99,11 @@ def test_the_files_say_what_a_client_must_set(made: Made) -> None:
         "spacing": "trailing",
         "shift": None,
         "clip_sample": False,
+        "sigmas": None,
+        "timesteps": [999.0, 499.0],
     }
-    hint = "2 steps, DDIMScheduler, trailing spacing, guidance_scale=1; strength 1 = guidance 5"
+    steps = "2 steps, DDIMScheduler, trailing spacing (in ComfyUI ddim, simple)"
+    hint = f"{steps}, guidance_scale=1; strength 1 = guidance 5"
     assert about["usage_hint"] == hint
     assert about["dial_table"] == []
 

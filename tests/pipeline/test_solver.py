@@ -44,6 +44,21 @@ def test_a_class_s_own_defaults_do_not_clip_what_the_pipeline_does_not() -> None
     assert change_solver(clips, "DDIMScheduler").config.clip_sample is True
 
 
+def test_evenly_spaced_timesteps_become_trailing_which_lie_where_they_lay() -> None:
+    """And DDIM's steps lead from each to the next, which those of its own 'linspace' do not."""
+    multistep = made("DPMSolverMultistepScheduler", timestep_spacing="linspace", **LATENT)
+    changed = change_solver(multistep, "DDIMScheduler")
+    for scheduler in (multistep, changed):
+        scheduler.set_timesteps(10)
+    assert (changed.timesteps - multistep.timesteps).abs().max() <= 1
+    noise = torch.ones(1, 1, 1, 1)
+    before, after = (changed.alphas_cumprod[t] for t in changed.timesteps[:2])
+    stepped = changed.step(noise, changed.timesteps[0], (1 - before) ** 0.5 * noise).prev_sample
+    torch.testing.assert_close(stepped.item(), float((1 - after) ** 0.5), rtol=1e-3, atol=0)
+    karras = made("DPMSolverMultistepScheduler", use_karras_sigmas=True, **LATENT)
+    assert change_solver(karras, "EulerDiscreteScheduler").config.timestep_spacing == "linspace"
+
+
 def test_a_class_s_own_betas_stay_those_of_the_pipeline() -> None:
     """Heun begins at other betas than Euler where neither is told."""
     heun = made("HeunDiscreteScheduler")

@@ -5,6 +5,12 @@ of itself; other people's files converted; a stock pipeline with the student in 
 """
 
 from guidefold.deliver.clients import Reading
+from guidefold.deliver.comfyui_names import (
+    comfyui_solver,
+    few_steps_config,
+    few_steps_shift,
+    steps_usage,
+)
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver, deliver_kinds, export, title_of_steps, write_adapter
 from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
@@ -28,11 +34,14 @@ __all__ = [
     "Verdict",
     "check_adapter",
     "client_facts",
+    "comfyui_solver",
     "convert",
     "deliver",
     "deliver_kinds",
     "describe_adapter",
     "export",
+    "few_steps_config",
+    "few_steps_shift",
     "find_adapter",
     "layer_names",
     "measured_dial",
@@ -41,6 +50,7 @@ __all__ = [
     "read_adapter",
     "read_dial",
     "read_trained",
+    "steps_usage",
     "title_of_steps",
     "verify",
     "write_adapter",

@@ -12,6 +12,7 @@ from typing import Any
 
 from guidefold.deliver.base_model import Base, base_of_run
 from guidefold.deliver.clients import read_by_clients
+from guidefold.deliver.comfyui_names import steps_usage
 from guidefold.deliver.formats import FORMATS, cast, named, unfit
 from guidefold.deliver.lora_file import FILES, read_lora, write_lora
 from guidefold.deliver.metadata import describe_adapter, read_dial
@@ -305,7 +306,7 @@ def _description(session: Session, metadata: Mapping[str, Any], title: str) -> d
     part = ", ".join(metadata["read_in_part_by"])
     also = "".join(f", {name} {value:g}" for name, value in findings.also_off.items())
     grid = findings.steps
-    steps, folds = "" if grid is None else f"{grid.usage}, ", metadata["folds"]
+    steps, folds = "" if grid is None else f"{steps_usage(grid)}, ", metadata["folds"]
     also += ", strength 1" if folds == "steps" else f", strength 1 = {meant}"
     return {
         "title": title_of_steps(title) if folds == "steps" else title,

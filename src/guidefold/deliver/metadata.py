@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import save
 
 from guidefold import __version__
+from guidefold.deliver.comfyui_names import steps_usage
 from guidefold.deliver.formats import Tensors, factors
 from guidefold.deliver.layer_names import LayerNames, client_facts
 from guidefold.ground import RunError
@@ -87,7 +88,7 @@ def _hint(findings: Findings, dial: Dial, folds: Folds, strength: float) -> str:
     off = {findings.guidance_argument: findings.off, **findings.also_off}
     call = ", ".join(f"{name}={value:g}" for name, value in off.items())
     if findings.steps is not None:
-        call = f"{findings.steps.usage}, {call}"
+        call = f"{steps_usage(findings.steps)}, {call}"
     if folds == "steps":
         return f"{call}; strength 1, beside the guidance LoRA"
     hint = f"{call}; strength 1 = {dial.stands_for}"

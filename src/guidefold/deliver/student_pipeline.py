@@ -19,6 +19,7 @@ from guidefold.pipeline import (
     as_one_module,
     denoisers,
     fingerprint,
+    install_scheduler,
     prediction_type,
     zero_terminal_snr,
 )
@@ -196,7 +197,7 @@ def _check_base(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -
         raise MismatchError(
             f"{folder}: trained for steps of {solver}; this pipeline's solver is "
             f"{type(pipeline.scheduler).__name__}",
-            f"pipeline.scheduler = diffusers.{solver}.from_config(pipeline.scheduler.config)",
+            f"Open it with api.open_pipeline(..., scheduler='{solver}').",
         )
     denoiser = as_one_module(denoisers(pipeline, names))
     if adapted_layers(denoiser):
@@ -217,7 +218,7 @@ def _set_timesteps(pipeline: DiffusionPipeline, grid: StepGrid) -> None:
     """Give the pipeline's scheduler the timesteps that the adapter was trained at."""
     config, wanted = pipeline.scheduler.config, grid.scheduler_settings
     if any(config.get(name) != value for name, value in wanted.items()):
-        pipeline.scheduler = type(pipeline.scheduler).from_config(config, **wanted)
+        install_scheduler(pipeline, type(pipeline.scheduler).from_config(config, **wanted))
 
 
 def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:

@@ -12,14 +12,17 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.ground import CaptureError, UnfoldableError
-from guidefold.listen.capture import drive
+from guidefold.listen.capture import drive, follow
 from guidefold.listen.dry_run import RandomStub
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import fit_rows
 from guidefold.listen.parts import pack, unpack
-from guidefold.listen.solver_step import SolverProbe, single_step_remedy
+from guidefold.listen.solver_step import GUIDANCE_ALONE, SolverProbe, single_step_remedy
 from guidefold.listen.step_grid import StepGrid, find_fine_steps
 from guidefold.pipeline import install_scheduler
+
+SIGMAS = ("karras", "exponential", "beta")
+"""Spacings of noise levels that a scheduler's configuration switches on by ``use_..._sigmas``."""
 
 
 @dataclass
@@ -40,6 +43,7 @@ class GridSearch:
     listened: Mapping[str, nn.Module]
     seed: int
     _visited: dict[int, tuple[list[float], torch.Tensor]] = field(default_factory=dict)
+    _last: list[Step] = field(default_factory=list)
 
     def find(self, student: int, least: int) -> StepGrid:
         """Find the teacher's number of steps for a student's.
@@ -54,7 +58,7 @@ class GridSearch:
         """
         scheduler = self.pipeline.scheduler
         name, config = type(scheduler).__name__, scheduler.config
-        _, first = self._visit(student, before_step=SolverProbe())
+        timesteps, first = self._visit(student, before_step=SolverProbe())
         teacher, indices = find_fine_steps(lambda n: self._visit(n)[0], student, least, name)
         # Equal timesteps may stand for other noise: the first states must be the same as well.
         if not torch.equal(first, self._visit(teacher)[1]):
@@ -62,24 +66,49 @@ class GridSearch:
                 f"{name}: runs of {student} and of {teacher} steps begin at other states",
                 single_step_remedy(scheduler),
             )
+        self._walk(student, teacher, indices, name)
         return StepGrid(
             student=student,
             teacher=teacher,
             indices=indices,
             solver=name,
             spacing=config.get("timestep_spacing"),
-            shift=config.get("shift"),
+            shift=None if config.get("use_dynamic_shifting") else config.get("shift"),
             clip_sample=config.get("clip_sample"),
+            sigmas=next((name for name in SIGMAS if config.get(f"use_{name}_sigmas")), None),
+            timesteps=tuple(timesteps),
         )
 
     def _visit(self, count: int, **listening: Any) -> tuple[list[float], torch.Tensor]:
         """The timesteps of a run of some steps, and its first state."""
         if listening or count not in self._visited:
-            call = {**self.inputs, "num_inference_steps": count}
-            stub = RandomStub(self.seed)
-            steps = drive(self.pipeline, call, [self.seed], self.listened, stub=stub, **listening)
-            self._visited[count] = [step.timestep for step in steps], steps[0].state
+            self._last = drive(*self._call(count), stub=RandomStub(self.seed), **listening)
+            timesteps = [step.timestep for step in self._last]
+            self._visited[count] = timesteps, self._last[0].state
         return self._visited[count]
+
+    def _walk(self, student: int, teacher: int, indices: tuple[int, ...], name: str) -> None:
+        """Check that a student's run passes through a teacher's states."""
+        if len(self._last) != len(self._visited[teacher][0]):  # kept of the last run alone
+            self._visited.pop(teacher)
+            self._visit(teacher)
+        led, probe = coarse_steps(self._last, indices), SolverProbe()
+        try:
+            stub = RandomStub(self.seed)
+            follow(*self._call(student), led, stub=stub, before_step=probe)
+            probe.outputs_that_reach(led)
+        except CaptureError as error:
+            raise UnfoldableError(
+                f"{name}: {student} steps do not pass through the states of {teacher}: "
+                f"{error.message}",
+                GUIDANCE_ALONE,
+            ) from error
+
+    def _call(
+        self, count: int
+    ) -> tuple[DiffusionPipeline, dict[str, Any], list[int], Mapping[str, nn.Module]]:
+        call = {**self.inputs, "num_inference_steps": count}
+        return self.pipeline, call, [self.seed], self.listened
 
 
 def space_trailing(pipeline: DiffusionPipeline) -> bool:

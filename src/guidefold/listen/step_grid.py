@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from guidefold.ground import UnfoldableError
@@ -24,8 +24,10 @@ class StepGrid:
         indices: The index of each of the student's timesteps among the teacher's.
         solver: The scheduler's class.
         spacing: Its ``timestep_spacing``; None if it has none.
-        shift: Its ``shift``; None if it has none.
+        shift: Its ``shift``; None if it has none, or shifts with the picture's size.
         clip_sample: Its ``clip_sample``; None if it has none.
+        sigmas: ``karras``, ``exponential`` or ``beta``, if it spaces its noise levels so.
+        timesteps: The student's timesteps.
     """
 
     student: int
@@ -35,13 +37,16 @@ class StepGrid:
     spacing: str | None = None
     shift: float | None = None
     clip_sample: bool | None = None
+    sigmas: str | None = None
+    timesteps: tuple[float, ...] = field(default=(), compare=False)  # rounded otherwise elsewhere
 
     @property
     def usage(self) -> str:
         """What a client must set, in words: ``5 steps, DDIMScheduler, trailing spacing``."""
         spacing = f", {self.spacing} spacing" if self.spacing else ""
+        sigmas = f", {self.sigmas} sigmas" if self.sigmas else ""
         shift = f", shift {self.shift:g}" if self.shift is not None else ""
-        return f"{self.student} steps, {self.solver}{spacing}{shift}"
+        return f"{self.student} steps, {self.solver}{spacing}{sigmas}{shift}"
 
     @property
     def scheduler_settings(self) -> dict[str, Any]:
@@ -50,17 +55,20 @@ class StepGrid:
             "timestep_spacing": self.spacing,
             "shift": self.shift,
             "clip_sample": self.clip_sample,
+            **({f"use_{self.sigmas}_sigmas": True} if self.sigmas else {}),
         }
         return {name: value for name, value in settings.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "indices": list(self.indices)}
+        lists = {"indices": list(self.indices), "timesteps": list(self.timesteps)}
+        return {**asdict(self), **lists}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> StepGrid:
         """From JSON."""
-        return StepGrid(**{**values, "indices": tuple(values["indices"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("indices", "timesteps")}
+        return StepGrid(**{**values, **lists})
 
 
 def find_fine_steps(grid: Grid, coarse: int, least: int, name: str) -> tuple[int, tuple[int, ...]]:

@@ -120,11 +120,11 @@ def look_ahead(
 def _grids(
     search: GridSearch, students: Sequence[int], least: int
 ) -> tuple[tuple[StepGrid, ...], GuidefoldError | None]:
-    """The grids that are found, and the first reason against one that is not."""
-    grids, refused = [], None
+    """The grids that are found, and the last reason against one that is not."""
+    grids, refused = list[StepGrid](), None
     for student in students:
         try:
             grids.append(search.find(student, least))
         except GuidefoldError as error:
-            refused = refused or error
+            refused = error
     return tuple(grids), refused

@@ -28,24 +28,10 @@ SINGLE_STEP = (
     "EDMEulerScheduler",
 )
 """Solvers without a memory and without noise of their own."""
-KEPT = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_dynamic_shifting",
-    "clip_sample",
-    "thresholding",
-)
+SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Fields that space noise levels otherwise than the timesteps."""
+KEPT = (*SPACED, "use_dynamic_shifting", "clip_sample", "thresholding")
 """Fields that a scheduler cannot lose, where they are true, without stepping elsewhere."""
-NOISE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-)
-"""Fields that are carried over also where they are a class's own defaults: those differ."""
 STEPS = 10  # of the runs whose noise levels are compared
 RELATIVE, ABSOLUTE = 1e-4, 1e-6  # differences of noise levels, which are kept in float32
 
@@ -61,8 +47,8 @@ def predicts(scheduler: Any) -> str:
 def change_solver(scheduler: Any, name: str) -> Any:
     """Make a scheduler of another class from a scheduler's configuration.
 
-    What the other class would take from its own defaults, and the configuration does not mean, is
-    set: no clipped samples, and the shift of flow matching, which has two names.
+    What the other class would take otherwise than the configuration means it is set: no clipped
+    samples, the shift of flow matching, which has two names, and trailing timesteps for 'linspace'.
 
     Args:
         scheduler: The scheduler; None of a pipeline without one.
@@ -136,8 +122,9 @@ def _make(scheduler: Any, kind: type[Any]) -> tuple[Any, str]:
     lost = [name for name in KEPT if config.get(name) and name not in known]
     if lost:
         return None, f"it has no {lost[0]}, which the pipeline's own has switched on"
-    # What the other class does not know is left out: pipelines read such fields as well.
-    kept = {key: value for key, value in config.items() if key in known or key.startswith("_")}
+    # What the other class does not know is left out, since pipelines read such fields as well;
+    # what is a default of the one class is stated, since the other's is another.
+    kept = {name: value for name, value in config.items() if name in known}
     with quiet_loading():
         try:
             made = kind.from_config(kept, **_meant(config, known))
@@ -151,12 +138,17 @@ def _make(scheduler: Any, kind: type[Any]) -> tuple[Any, str]:
 
 
 def _meant(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that a configuration means, where another class's defaults would say otherwise."""
-    changes = {name: config[name] for name in NOISE if name in config and name in known}
+    """Values for fields that a configuration lacks, or means otherwise in another class."""
+    changes: dict[str, Any] = {}
     if "clip_sample" in known and "clip_sample" not in config:
         changes["clip_sample"] = False
     if "shift" in known and "shift" not in config and "flow_shift" in config:
         changes["shift"] = config["flow_shift"]
+    spaced = any(config.get(name) for name in SPACED)
+    if config.get("timestep_spacing") == "linspace" and "timestep_spacing" in known and not spaced:
+        # Solvers with a memory leave the last of these timesteps out, which makes them almost
+        # 'trailing'; DDIM's steps land elsewhere.
+        changes["timestep_spacing"] = "trailing"
     return changes
 
 

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from guidefold.deliver.clients import Reading
 from guidefold.deliver.verify import Verdict
 from guidefold.listen.findings import Findings
+from guidefold.listen.step_grid import StepGrid
 from guidefold.lora.dial import Compared
 from guidefold.pipeline.prompts import Prompt
 from guidefold.run.settings import Settings
@@ -90,3 +91,15 @@ def test_the_comparison_is_the_run_s(built: Build, found: Found) -> None:
     sized = session(built, found, "sd15", pipeline={"call": {"width": 24, "height": 40}})
     assert describe_workflow(sized, "lora.safetensors", (64, 32)).size == (24, 40)
     assert describe_workflow(session(built, found, "sd3"), "lora.safetensors", None).encoders == 3
+
+
+def test_a_student_of_few_steps_steps_where_its_run_did(built: Build, found: Found) -> None:
+    trailing = StepGrid(5, 20, (), "DDIMScheduler", "trailing")
+    made = describe_workflow(session(built, found, "sd15", steps=trailing), "lora", None)
+    assert made.grid["timestep_spacing"] == "trailing"
+    own = (1000.0, 857.1429, 600.0)  # 3 u / (1 + 2 u) at 1, 2/3 and 1/3
+    flow = StepGrid(3, 6, (), "FlowMatchEulerDiscreteScheduler", shift=3.0, timesteps=own)
+    made = describe_workflow(session(built, found, "sd3", steps=flow), "lora", None)
+    assert made.grid["timestep_spacing"] == "trailing"
+    (remark,) = made.remarks
+    assert "a shift of 3: where the model has another" in remark

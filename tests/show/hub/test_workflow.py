@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from graphs import CHOICES, SIGNATURES, check, check_api
 
-from guidefold.deliver.layer_names import LayerNames, Layout
-from guidefold.show.hub.workflow import Workflow, facts, graph, note, solver, to_api, to_ui
+from guidefold.deliver.comfyui_names import comfyui_solver
+from guidefold.deliver.layer_names import LayerNames, Layout, client_facts
+from guidefold.show.hub.workflow import Workflow, facts, graph, note, to_api, to_ui
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
 UNET = LayerNames(frozenset(["conv_in"]), original={"conv_in": "input_blocks.0.0"}, config=SD)
@@ -95,8 +96,9 @@ def test_the_table_of_nodes_is_the_one_in_comfyui_s_sources() -> None:
 
 
 def test_every_name_of_a_sampler_is_comfyui_s() -> None:
-    assert {e["name"] for e in facts()["sampler"]} <= set(CHOICES["sampler_name"].split())
-    assert {e["name"] for e in facts()["grid"]} == set(CHOICES["scheduler"].split())
+    known = client_facts()
+    assert {e["name"] for e in known["sampler"]} <= set(CHOICES["sampler_name"].split())
+    assert {e["name"] for e in known["grid"]} == set(CHOICES["scheduler"].split())
 
 
 def test_teacher_and_student_differ_in_the_lora_and_in_cfg_alone() -> None:
@@ -113,6 +115,17 @@ def test_teacher_and_student_differ_in_the_lora_and_in_cfg_alone() -> None:
     assert models == ["CheckpointLoaderSimple", "LoraLoaderModelOnly"]
 
 
+def test_a_student_of_few_steps_takes_its_own_number_of_them_where_it_was_trained_to() -> None:
+    few = compared(student_steps=5, grid={"timestep_spacing": "trailing"})
+    nodes = to_api(graph(few)).values()
+    teacher, student = (n["inputs"] for n in nodes if n["class_type"] == "KSampler")
+    assert (teacher["steps"], student["steps"]) == (20, 5)
+    for sampler in (teacher, student):
+        assert (sampler["sampler_name"], sampler["scheduler"]) == ("ddim", "simple")
+    assert (teacher["cfg"], student["cfg"]) == (7.5, 1.0)
+    assert "The LoRA is for 5 steps at strength 1" in note(few)
+
+
 def test_a_unet_that_predicts_v_is_told_so_before_both_samplers() -> None:
     nodes = check(to_ui(graph(BASES["a UNet that predicts v"])))
     (told,) = (node for node in nodes.values() if node["type"] == "ModelSamplingDiscrete")
@@ -121,14 +134,14 @@ def test_a_unet_that_predicts_v_is_told_so_before_both_samplers() -> None:
 
 
 def test_a_solver_without_a_sure_name_is_said_to_be_another() -> None:
-    assert solver("PNDMScheduler", {}) == ("euler", "normal", False)
+    assert comfyui_solver("PNDMScheduler", {}) == ("euler", "normal", False)
     assert "no sure name" in note(compared(scheduler="PNDMScheduler"))
     assert "no sure name" not in note(compared())
     multistep = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
     kind = "DPMSolverMultistepScheduler"
-    karras = {**multistep, "use_karras_sigmas": True}
-    assert solver(kind, karras) == ("dpmpp_2m", "karras", True)
-    assert solver(kind, {**multistep, "solver_order": 3})[2] is False
+    karras = {**multistep, "use_karras_sigmas": True, "timestep_spacing": "linspace"}
+    assert comfyui_solver(kind, karras) == ("dpmpp_2m", "karras", True)
+    assert comfyui_solver(kind, {**multistep, "solver_order": 3})[2] is False
 
 
 def test_the_note_says_what_to_set_and_what_is_not_carried_over() -> None:

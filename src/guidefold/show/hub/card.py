@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.deliver import Verdict, client_facts, layer_names
+from guidefold.deliver import Verdict, client_facts, layer_names, steps_usage
 from guidefold.ground import compat
 from guidefold.judge import LIBRARIES
 from guidefold.listen import Findings
@@ -91,6 +91,7 @@ def card(session: Session, content: PackedContent) -> str:
         "passes": f"{findings.passes_on:g}",
         "steps": findings.steps,
         "two": settings.steps_rank is not None,
+        "steps_usage": steps_usage(findings.steps) if findings.steps else "",
         "metadata": content.metadata,
         "stands_for": dial.stands_for,
         "warning": undertrained(folded_share(content.results, read_log(session.run.log)), settings),

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guidefold.deliver import LayerNames, Verdict, layer_names, title_of_steps
+from guidefold.deliver import (
+    LayerNames,
+    Verdict,
+    few_steps_config,
+    few_steps_shift,
+    layer_names,
+    title_of_steps,
+)
 from guidefold.run import public_name
 from guidefold.session import Session
 from guidefold.show.hub.workflow import Workflow, base_entry, known_sizes
@@ -72,7 +79,7 @@ def describe_workflow(session: Session, lora: str, size: Sequence[int] | None) -
         strength=session.compared.strength,
         prediction_type=findings.prediction_type,
         scheduler=findings.scheduler,
-        grid=dict(session.pipeline.scheduler.config),
+        grid=_grid(session),
         embedded_guidance=_embedded(session, names),
         steps_lora=_steps_file(session, lora),
         remarks=_remarks(session),
@@ -120,6 +127,12 @@ def _size(session: Session, names: LayerNames, size: Sequence[int] | None) -> tu
     return pixels, pixels
 
 
+def _grid(session: Session) -> dict[str, Any]:
+    """The scheduler's configuration, of a few-step student as it really steps."""
+    config, steps = session.pipeline.scheduler.config, session.findings.steps
+    return {**config, **(few_steps_config(steps) if steps else {})}
+
+
 def _embedded(session: Session, names: LayerNames) -> float | None:
     """The guidance that is embedded into the denoiser, where CFG has an argument of its own."""
     cfg_argument = names.config.get("guidance_embeds") and session.findings.guidance_argument
@@ -142,7 +155,13 @@ def _remarks(session: Session) -> list[str]:
             "Not carried over: the run's teacher was guided in the first "
             f"{settings.guided_share:.0%} of its steps only."
         )
-    if grid.get("use_dynamic_shifting"):
+    steps = session.findings.steps
+    if steps is not None and (shift := few_steps_shift(steps)):
+        remarks.append(
+            f"The student's steps are those of a shift of {shift:.3g}: where the model has another "
+            "in ComfyUI, put a ModelSamplingSD3 node of that shift before both samplers."
+        )
+    elif grid.get("use_dynamic_shifting"):
         remarks.append(
             "The pipeline's scheduler shifts its steps with the picture's size; ComfyUI takes the "
             "model's own shift."

@@ -12,10 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.deliver import LayerNames
+from guidefold.deliver import LayerNames, comfyui_solver
 
-DEFAULT = ("euler", "normal")
-"""The sampler and scheduler for a solver without a certain name in ComfyUI."""
 GAP, WIDTH, HEIGHT = 60, 320, 200
 
 
@@ -102,7 +100,7 @@ def graph(workflow: Workflow) -> Graph:
     """The nodes of a comparison: the template ``workflow.json.jinja``, its nodes numbered."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = (files("guidefold.show.hub") / "workflow.json.jinja").read_text(encoding="utf-8")
-    sampler, scheduler, _ = solver(workflow.scheduler, workflow.grid)
+    sampler, scheduler, _ = comfyui_solver(workflow.scheduler, workflow.grid)
     entry = base_entry(workflow.names)
     filled = environment.from_string(template).render(
         workflow=workflow,
@@ -168,7 +166,7 @@ def to_api(nodes: Graph) -> dict[str, Any]:
 
 def note(workflow: Workflow) -> str:
     """The text of the workflow's note."""
-    sampler, grid, sure = solver(workflow.scheduler, workflow.grid)
+    sampler, grid, sure = comfyui_solver(workflow.scheduler, workflow.grid)
     loras = filter(None, (workflow.lora, workflow.steps_lora))
     where = "models/checkpoints" if workflow.names.original else "models/diffusion_models"
     lines = [
@@ -210,19 +208,6 @@ def _settings_lines(workflow: Workflow) -> list[str]:
         f"The LoRA's strength is the dial: {workflow.strength:g} stands for CFG {workflow.cfg:g}, "
         "0 for CFG 1. The student's CFG stays 1.",
     ]
-
-
-def solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """ComfyUI's sampler and scheduler for a scheduler of diffusers.
-
-    Returns:
-        ``(sampler, scheduler, whether the solver is surely the same)``.
-    """
-    for entry in facts()["sampler"]:
-        if entry["class"] == scheduler and _fits(entry.get("when", {}), config):
-            grid = next(e["name"] for e in facts()["grid"] if _fits(e["when"], config))
-            return entry["name"], grid, True
-    return *DEFAULT, False
 
 
 def base_entry(names: LayerNames) -> Mapping[str, Any]:
