@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.ground import GuidefoldError
+from guidefold.ground import GuidefoldError, task
 from guidefold.listen.call import call_inputs
 from guidefold.listen.few_steps import GridSearch, space_trailing
 from guidefold.listen.findings import Findings
@@ -97,18 +97,21 @@ def look_ahead(
         **findings.scale_arguments(findings.off),
     }
     listened, refused = denoisers(pipeline, findings.denoisers), list[tuple[str, GuidefoldError]]()
+    solvers = [None, *single_step_solvers(own)]
     try:
-        for name in (None, *single_step_solvers(own)):
-            if name is not None:
-                install_scheduler(pipeline, change_solver(own, name))
-            space_trailing(pipeline)
-            grids, error = _grids(
-                GridSearch(pipeline, inputs, listened, SEED), students, least_steps
-            )
-            if grids:
-                return StepsOutlook(grids, name)
-            assert error is not None
-            refused.append((f"with pipeline.scheduler={name}, " if name else "", error))
+        with task("Trying fewer steps", len(solvers)) as progress:
+            for name in solvers:
+                progress.note(f"with {name or type(own).__name__}")
+                if name is not None:
+                    install_scheduler(pipeline, change_solver(own, name))
+                space_trailing(pipeline)
+                search = GridSearch(pipeline, inputs, listened, SEED)
+                grids, error = _grids(search, students, least_steps)
+                if grids:
+                    return StepsOutlook(grids, name)
+                assert error is not None
+                refused.append((f"with pipeline.scheduler={name}, " if name else "", error))
+                progress.advance()
     finally:
         install_scheduler(pipeline, own)
     return StepsOutlook(

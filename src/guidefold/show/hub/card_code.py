@@ -164,8 +164,8 @@ def timestep_lines(
         pipeline: The run's pipeline; None takes it to hold one scheduler.
     """
     grid = findings.steps
-    if grid is None or settings.pipeline.scheduler is not None:
-        return []
+    if grid is None or (settings.pipeline.scheduler is not None and pipeline is not None):
+        return []  # or the whole scheduler stands in the opening lines
     values = "".join(f", {n}={_literal(v)}" for n, v in grid.scheduler_settings.items())
     scheduler = "pipeline.scheduler"
     made = f"type({scheduler}).from_config({scheduler}.config{values})"
