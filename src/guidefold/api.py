@@ -97,7 +97,7 @@ class Run:
         return write_adapter(self.session)
 
     def evaluate(self, judge: Judge | None = None) -> dict[str, Any]:
-        """:func:`evaluate`."""
+        """:func:`evaluate`, which says when ``alignment`` is None."""
         return evaluate_adapter(self.session, judge).to_json()
 
 

@@ -183,7 +183,7 @@ def test_probe_says_what_is_saved(run: Guidefold, config: Path) -> None:
 
 MISTAKES: dict[str, str] = {
     "no such file, run folder or preset": "distill nosuch",
-    "broken.toml: not a TOML file": "record {here}/broken.toml",
+    "broken.toml:1: not a TOML file": "record {here}/broken.toml",
     "distill.steps: must be at least 1": "distill {config} distill.steps=0",
     "override 'steps': not key=value": "distill {config} steps",
     "bad.txt:2: not valid UTF-8 at byte 2": "distill {config} prompts.path={here}/bad.txt",

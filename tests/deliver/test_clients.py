@@ -307,6 +307,21 @@ def test_comfyui_and_invokeai_read_the_whole_file(
 OUTER = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 
 
+def test_diffusers_own_files_are_read_by_older_ones_and_in_part_by_sd_cpp(
+    plain: LayerNames,
+) -> None:
+    outer = {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"}
+    for layers, lost in ((plain.layers, outer), (plain.layers - outer, set[str]())):
+        keys = dotted("unet.", *layers)
+        found = {r.client: r for r in read_by_clients(keys, "diffusers", plain, "diffusers")}
+        assert [name for name, r in found.items() if r.meant or r.gap] == [
+            *("diffusers", "diffusers before 0.39", "sd.cpp")
+        ]
+        assert found["diffusers before 0.39"].dropped == ()
+        assert found["sd.cpp"].dropped == tuple(sorted(dotted("unet.", *lost)))
+        assert found["sd.cpp"].gap == bool(lost)
+
+
 def test_older_diffusers_loses_four_layers_and_refuses_sdxl(
     plain: LayerNames, sized: LayerNames
 ) -> None:

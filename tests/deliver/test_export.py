@@ -455,7 +455,8 @@ def test_export_says_which_file_is_for_which_client_and_nothing_of_the_others(
     code, out, _ = command("export", run[0].run, "--format", "diffusers", "--out", tmp_path)
     assert code == 0
     lines = [line.strip() for line in out.splitlines() if line.strip()]
-    assert "for diffusers: every key is read" in lines
+    assert "for diffusers, diffusers before 0.39: every key is read" in lines
+    assert any(line.startswith("sd.cpp: drops 4 layers: unet.conv_in") for line in lines)
     assert "ComfyUI" not in out
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from original_layout import write_original_layout
 from safetensors.torch import load_file, save_file
 
 from guidefold.cli import main as cli
@@ -21,10 +22,10 @@ from guidefold.deliver.export import deliver
 from guidefold.deliver.integrity import GivenPipeline, denoiser_of, other_base
 from guidefold.deliver.tensor_checks import off_student
 from guidefold.deliver.verify import Verdict, verify
-from guidefold.ground.errors import InputError
+from guidefold.ground.errors import InputError, PipelineError
 from guidefold.pipeline.open import DTYPES, fingerprint, open_pipeline
 from guidefold.run.settings import Settings
-from guidefold.run.tensors import read_labels, read_tensors
+from guidefold.run.tensors import read_labels, read_metadata, read_tensors
 from guidefold.train.distill import distill
 
 KINDS = ("diffusers", "kohya", "peft", "fused")
@@ -151,6 +152,53 @@ def test_a_file_that_names_no_base_may_be_for_any_of_its_shapes(
     assert not verdict.problems
 
 
+@pytest.fixture
+def single(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The base as a v-prediction file with zero terminal SNR, its configuration says epsilon."""
+    folder = Path(shutil.copytree(settings.pipeline.source, tmp_path / "described"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    DDIMScheduler(clip_sample=False, steps_offset=1).save_pretrained(folder / "scheduler")
+    monkeypatch.setattr("guidefold.ground.compat.single_file_config", lambda _: str(folder))
+    path = write_original_layout(open_pipeline(str(folder)), tmp_path / "base.safetensors")
+    save_file(load_file(path) | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}, path)
+    return str(path)
+
+
+def test_a_single_file_is_opened_as_the_lora_s_metadata_says_of_its_base(
+    settings: Settings, single: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PipelineError, match="states v_prediction"):
+        open_pipeline(single)
+    whole = file(settings, "kohya")
+    about = read_metadata(whole)
+    about["findings"] |= {"prediction_type": "v_prediction", "zero_terminal_snr": True}
+    labels = {**read_labels(whole), "guidefold": json.dumps(about)}
+    made = tmp_path / "made.safetensors"
+    save_file(load_file(whole), made, labels)
+    (verdict,) = verify(made, pipeline=single)
+    assert verdict.problems == ()
+    assert verdict.loaded_by == "diffusers"
+    out = tmp_path / "out.safetensors"
+    assert convert(made, "diffusers", single, out).problems == ()
+    assert read_labels(out)["modelspec.prediction_type"] == "v"
+    # One that was made for epsilon on the same weights decides too: so its run was told.
+    assert verify(whole, pipeline=single)[0].problems == ()
+
+
+@pytest.mark.parametrize("labels", [{}, {"ss_v_parameterization": "True"}])
+def test_of_another_program_s_lora_its_header_decides_else_the_base_itself(
+    settings: Settings, single: str, tmp_path: Path, labels: dict[str, str]
+) -> None:
+    theirs = tmp_path / "theirs.safetensors"
+    save_file(load_file(file(settings, "kohya")), theirs, labels)
+    assert verify(theirs, pipeline=single)[0].problems == ()
+    out = tmp_path / "out.safetensors"
+    assert convert(theirs, "diffusers", single, out).problems == ()
+    assert read_labels(out)["modelspec.prediction_type"] == "v"
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_a_base_in_half_precision_is_known_again(
     settings: Settings, dtype: str, another: Callable[..., str]
@@ -158,10 +206,10 @@ def test_a_base_in_half_precision_is_known_again(
     source = settings.pipeline.source
     half = fingerprint(open_pipeline(source, dtype=DTYPES[dtype]).unet)
     about = {"findings": {"fingerprint": half, "denoisers": ["unet"]}}
-    here = GivenPipeline(source, open_pipeline(source))
+    here = GivenPipeline(source, [])
     assert next(iter(here.fingerprints(("unet",)))) != half
     assert other_base(about, "epsilon", here.fingerprints(("unet",))) == []
-    there = GivenPipeline(other := another(), open_pipeline(other))
+    there = GivenPipeline(another(), [])
     assert other_base(about, "epsilon", there.fingerprints(("unet",)))
     assert other_base(about, "epsilon", there.fingerprints(("prior",)))
 

@@ -124,7 +124,7 @@ def test_wrong_input_is_refused_by_name():
     picture = Image.new("RGB", (32, 64))
     with pytest.raises(ValueError, match="64 x 64, not"):
         judge_pictures([picture], ["a red circle"])
-    with pytest.raises(ValueError, match="1 pictures, but 2 captions"):
+    with pytest.raises(ValueError, match="1 picture, but 2 captions"):
         judge_pictures([picture], ["a red circle", "a blue circle"])
     with pytest.raises(ValueError, match="not a caption of the demo world"):
         judge_pictures([picture], ["a cat"])

@@ -50,12 +50,14 @@ JSON = {
     "digits": f'{{"a": {DIGITS}}}',
     "no number": '{"a": NaN}',
     "no JSON": "{",
+    "a name twice": '{"a": 1, "b": {"c": 1, "c": 2}}',
 }
 TOML = {
     "nesting": f"a = {NESTED}",
     "dotted names": f"{'a.' * 5000}a = 1",
     "digits": f"seed = {DIGITS}",
     "no TOML": "a =",
+    "a name twice": "seed = 1\nseed = 2",
 }
 TEXT = {"not UTF-8": b"\xff\xfe\x00", "NUL": b"\0", "half a pair": b"\xed\xa0\x80"}
 
@@ -159,6 +161,26 @@ def test_the_line_of_a_long_number_or_of_the_deepest_nesting_is_named() -> None:
             parse.parse_json(text, "f.json", CorruptFileError, line=7)
     with pytest.raises(ConfigError, match=r"^f\.toml: .* whole number of 5,000 .*, in line 2$"):
         parse.parse_toml(f"a = 1\nb = {DIGITS}", "f.toml", ConfigError)
+
+
+def test_the_name_that_stands_twice_is_named_with_its_line() -> None:
+    twice = JSON["a name twice"]
+    with pytest.raises(ConfigError, match=r"^f\.jsonl:7: 'c' stands twice in one object$"):
+        parse.parse_json(twice, "f.jsonl", ConfigError, line=7)
+    with pytest.raises(
+        ConfigError, match=r"^f\.toml:2: not a TOML file: a name that stands twice$"
+    ):
+        parse.parse_toml(TOML["a name twice"], "f.toml", ConfigError)
+
+
+def test_values_and_their_kinds_are_told_in_plain_words() -> None:
+    for value, kind in ((None, "nothing"), ({}, "a table"), ([], "a list"), ("a", "text")):
+        assert parse.kind_of(value) == kind
+    assert [parse.in_words(value) for value in (None, True, [1.5, "a"], "a")] == [
+        *("not set", "true", "[1.5, 'a']", "'a'")
+    ]
+    assert parse.kind_of_file(Path("a.bin")) == "a '.bin' file"
+    assert parse.kind_of_file(Path("a")) == "a file without an ending"
 
 
 def test_what_is_nested_up_to_the_limit_is_read() -> None:

@@ -9,13 +9,28 @@ from itertools import product
 import numpy as np
 import pytest
 
-from guidefold.judge.alignment import by_category, ratio_interval, share
+from guidefold.demo.judge import judge_of
+from guidefold.ground import console
+from guidefold.judge.alignment import able, by_category, ratio_interval, share
+from guidefold.pipeline.prompts import Prompt
 
 
 def test_a_share_is_how_many_are_true() -> None:
     assert share([True]) == 1
     assert share([False, False]) == 0
     assert share([True, False, True]) == 2 / 3
+
+
+def test_a_judge_is_left_out_with_a_line_that_says_why_where_it_does_not_know_a_prompt() -> None:
+    judge = judge_of("bundled")
+    assert judge is not None
+    known = [Prompt("a red circle", "mine.txt:1"), Prompt("three green triangles", "mine.txt:2")]
+    assert able(None, known) is None
+    assert able(judge, known) is judge
+    with console.capture() as caught:
+        assert able(judge, [*known, Prompt("a cat", "mine.txt:3")]) is None
+    said = " ".join(caught.get().split())
+    assert said.startswith("Alignment is not measured: mine.txt:3 is no caption of the bundled")
 
 
 def test_categories_are_counted_apart_in_order_of_first_appearance() -> None:

@@ -17,6 +17,7 @@ from zoo import ZOO
 
 from guidefold.ground.errors import ConfigError, PromptError, UnfoldableError
 from guidefold.listen.call import BLANK, call_inputs, check_rows, guidance_argument, parameters_of
+from guidefold.listen.refusal import arguments_taken
 from guidefold.pipeline.prompts import Prompt, load_prompts
 
 PROMPTS = ["a cat", "a dog"]
@@ -98,6 +99,19 @@ def test_unknown_call_arguments_are_refused_with_those_there_are(built: Any) -> 
 def test_what_guidefold_sets_itself_cannot_be_set_in_the_call(built: Any, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} cannot be set there"):
         call_inputs(built("sd15"), PROMPTS, {name: 3})
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "qwen_image"])
+def test_a_remedy_names_no_argument_that_is_refused(built: Any, name: str) -> None:
+    pipeline = built(name)
+    said = arguments_taken(parameters_of(pipeline))
+    taken = said.removeprefix("It takes: ").removesuffix(".").split(", ")
+    assert {"height", "width", "latents"} <= set(taken)
+    assert guidance_argument(pipeline) not in taken
+    assert not [argument for argument in taken if argument.startswith("callback")]
+    for argument in taken:
+        assert argument in call_inputs(pipeline, PROMPTS, {argument: 1})
+        assert argument in call_inputs(pipeline, [Prompt("a cat", "a:1", ((argument, 1),))], {})
 
 
 def test_one_prompt_is_given_as_text_and_several_as_a_list(built: Any) -> None:

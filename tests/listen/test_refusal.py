@@ -10,7 +10,9 @@ from zoo import WARNINGS
 
 from guidefold.ground.errors import CallError, MismatchError, PipelineError
 from guidefold.listen.capture import drive
-from guidefold.listen.refusal import explained_call
+from guidefold.listen.probe import probe
+from guidefold.listen.refusal import explained_call, naming_rows
+from guidefold.pipeline.prompts import Prompt
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
@@ -49,6 +51,14 @@ def test_its_own_words_and_the_arguments_are_one_sentence(
     assert "\n" not in caught.value.message
     assert "[pipeline.call]" in caught.value.remedy
     assert caught.value.__cause__ is not None  # for who looks for a fault of the pipeline's
+
+
+def test_a_row_that_is_refused_is_named_by_its_line(pipeline: DiffusionPipeline) -> None:
+    row = Prompt("a cat", "rows.jsonl:3", (("height", 17), ("width", 16)))
+    with pytest.raises(CallError, match=r"^rows\.jsonl:3: StableDiffusionPipeline refuses"):
+        probe(pipeline, {}, 5.0, rows=[row])
+    with pytest.raises(CallError, match=r"^StableDiffusionPipeline refuses"), naming_rows([]):
+        drive(pipeline, {**CALL, **SIZE, "height": 17}, [0], {})
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def test_a_device_that_is_not_here_is_refused_by_name(
     with pytest.raises(ConfigError, match=r"^pipeline\.device: '") as caught:
         resolve_device(device)
     assert f"'{device}' cannot be used here" in caught.value.message
-    assert "pipeline.device=" in caught.value.remedy
+    others = "auto, cuda, cuda:0 to cuda:1 or cpu" if usable else "auto or cpu"
+    assert caught.value.remedy == f"Use pipeline.device={others}."
+    assert len(caught.value.message) < 120
 
 
 def test_no_other_module_looks_for_an_accelerator() -> None:

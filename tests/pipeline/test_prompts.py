@@ -91,6 +91,11 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "short-row.csv": ("id,prompt\n1\n", "short-row.csv:2: empty prompt"),
     "no-column.csv": ("id,title\n1,a cat\n", "no-column.csv:1: no column named prompt, text or"),
     "empty.csv": ("", "empty.csv:1: no column named"),
+    "twice.csv": ("prompt,id,prompt\na cat,1,a dog\n", "twice.csv:1: 'prompt' stands twice"),
+    "twice.jsonl": (
+        '{"prompt": "a cat"}\n{"prompt": "a dog", "height": 16, "height": 32}\n',
+        "twice.jsonl:2: 'height' stands twice in one object",
+    ),
     "quotes.csv": ('prompt\n"a" cat\n', "quotes.csv:2: not a CSV line"),
     "open-quote.csv": ('prompt\n"a cat\na dog\n', "open-quote.csv:3: not a CSV line"),
     "bytes.jsonl": (b'"a cat"\n"\x80"\n', "bytes.jsonl:2: not valid UTF-8 at byte 1"),
@@ -102,8 +107,14 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "list.jsonl": ('["a cat"]\n', "list.jsonl:1: a list, where text or an object is expected"),
     "absent.jsonl": ('"a cat"\n{"image": "a.png"}\n', "absent.jsonl:2: no such file"),
     "same-row.jsonl": ('{"seed": 1, "size": 2}\n{"size": 2, "seed": 1}', "too few prompts (1)"),
-    "number.jsonl": ('{"prompt": 7}\n', "number.jsonl:1: the prompt is int, not text"),
-    "null.jsonl": ('{"prompt": null}\n', "null.jsonl:1: the prompt is NoneType, not text"),
+    "number.jsonl": (
+        '{"prompt": 7}\n',
+        "number.jsonl:1: the prompt is a number, not text",
+    ),
+    "null.jsonl": (
+        '{"prompt": null}\n',
+        "null.jsonl:1: the prompt is nothing, not text",
+    ),
     "blank.jsonl": ('"a cat"\n" "\n', "blank.jsonl:2: empty prompt"),
     "surrogate.jsonl": (
         '"a cat"\n"\\ud800"\n',
@@ -112,7 +123,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "damaged.parquet": (b"PAR1" * 9, "damaged.parquet: not a Parquet file"),
     "empty.parquet": (b"", "empty.parquet: not a Parquet file"),
     "prompts.json": ("[]", "prompts.json: prompts cannot be read from a '.json' file"),
-    "bare": ("a cat\na dog\n", "bare: prompts cannot be read from a '' file"),
+    "bare": ("a cat\na dog\n", "bare: prompts cannot be read from a file without an ending"),
     "folder/a.png": (b"", "a.png: no caption"),
     "other/a.md": ("a cat", "other: no pictures in this folder"),
 }
@@ -152,7 +163,7 @@ def test_a_parquet_file_gives_back_what_was_written(tmp_path: Path, column: str)
 
 def test_a_parquet_file_s_complaints_name_the_row_or_the_column(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", prompt=["a cat", "a dog", None])
-    with pytest.raises(PromptError, match=r"a\.parquet, row 3: the prompt is NoneType, not text"):
+    with pytest.raises(PromptError, match=r"a\.parquet, row 3: the prompt is nothing, not text"):
         load_prompts(path)
     with pytest.raises(PromptError, match="no column named prompt, text or caption"):
         load_prompts(table(tmp_path / "b.parquet", title=["a cat", "a dog"]))

@@ -159,9 +159,9 @@ def test_no_setting_takes_a_value_of_another_type(table: str, name: str, kind: t
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("distill.steps=true", "distill.steps: must be a whole number (got True)"),
-        ("record.steps=[true, 3]", "record.steps.0: must be a whole number (got True)"),
-        ("record.guidance=[2, true]", "record.guidance.1: must be a number (got True)"),
+        ("distill.steps=true", "distill.steps: must be a whole number (got true)"),
+        ("record.steps=[true, 3]", "record.steps.0: must be a whole number (got true)"),
+        ("record.guidance=[2, true]", "record.guidance.1: must be a number (got true)"),
         (f"seed={2**70}", f"seed: must be at most {2**63 - 1} (got {2**70})"),
         ("seed=-1", "seed: must be at least 0 (got -1)"),
         ("threads=100000", "threads: must be at most 1024 (got 100000)"),
@@ -361,7 +361,13 @@ def test_a_folder_in_the_place_of_a_run_s_settings_is_named(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [b"run = \n", b"run = 'a'\nrun = 'b'\n"])
 def test_a_file_that_is_not_toml_is_named(toml: Path, content: bytes) -> None:
     toml.write_bytes(content)
-    assert complaint(toml).startswith(f"{toml}: not a TOML file: ")
+    assert ": not a TOML file: " in complaint(toml)
+
+
+def test_a_name_that_stands_twice_is_refused_by_its_line(toml: Path) -> None:
+    toml.write_text("run = 'a'\n\nrun = 'b'\n")
+    said = complaint(toml)
+    assert said.startswith(f"{toml}:3: not a TOML file: a name that stands twice")
 
 
 def test_an_unknown_source_is_answered_with_the_presets(tmp_path: Path) -> None:
@@ -462,7 +468,7 @@ def test_every_other_change_is_refused_with_field_and_both_values(tmp_path: Path
         check_same(settings(), other, tmp_path)
     assert [line.strip() for line in caught.value.message.splitlines()[1:]] == [
         f"distill.batch_size: 8 in {tmp_path}, 4 given",
-        f"pipeline.call.height: None in {tmp_path}, 16 given",
+        f"pipeline.call.height: not set in {tmp_path}, 16 given",
         f"pipeline.source: 'p' in {tmp_path}, 'q' given",
         f"record.guidance: [2.0, 8.0] in {tmp_path}, [2.0, 5.0] given",
         f"seed: 0 in {tmp_path}, 3 given",

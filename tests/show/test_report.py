@@ -42,6 +42,7 @@ from guidefold.run.paths import without_paths
 from guidefold.run.settings import KINDS
 from guidefold.show.report import _smooth, gather, render, report
 from guidefold.show.report_pictures import LARGEST, MANY, SHOWN_STEPS
+from guidefold.show.summary import speed_in_words
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-0.1.0"
 SECONDS = ["seconds", "seconds, LoRA not fused"]
@@ -492,8 +493,21 @@ def test_the_headline_holds_the_results_figures(whole: Shown) -> None:
     assert [figure for figure, _ in found] == ["20 passes", "4x", "95.0%", "88%"]
     assert "makes 40" in found[0][1]
     assert "0.25 s to 0.0625 s per picture" in found[1][1]
-    assert "2x with the LoRA loaded" in found[1][1]
+    assert found[1][1].endswith("not fused it is 2 times as fast as the teacher")
     assert "over 3 paired prompts (95% interval 90% to 100%)" in found[2][1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (1.94, "is 1.9 times as fast as the teacher"),
+        (1.004, "is as fast as the teacher"),
+        (0.998, "is as fast as the teacher"),
+        (0.86, "is slower than the teacher: it takes 1.2 times as long"),
+    ],
+)
+def test_a_slower_student_is_called_slower(ratio: float, said: str) -> None:
+    assert speed_in_words(ratio) == said
 
 
 def test_without_a_judge_nothing_is_said_of_alignment(tmp_path: Path) -> None:

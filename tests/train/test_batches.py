@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from guidefold.ground.shortage import out_of_memory
 from guidefold.record.trajectory_files import KeptState, StateRef, write_trajectory
 from guidefold.train.batches import (
     Batch,
@@ -177,6 +178,25 @@ def test_mixing_is_found_out_by_trying(tmp_path: Path, predict: object, mixed: b
     pair = refs(tmp_path, state(1, 900), state(2, 5))
     assert mixing_is_exact(predict, pair, LAYOUT, torch.device("cpu")) is mixed
     assert not mixing_is_exact(predict, pair, None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("theirs")]
+)
+def test_memory_that_runs_out_does_not_pass_for_a_batch_that_is_not_taken(
+    tmp_path: Path, error: Exception
+) -> None:
+    def predict(batch: Batch, strengths: torch.Tensor) -> torch.Tensor:
+        if len(strengths) > 1:
+            raise error
+        return per_sample(batch, strengths)
+
+    pair = refs(tmp_path, state(1, 900), state(2, 5))
+    if out_of_memory(error):
+        with pytest.raises(type(error)):
+            mixing_is_exact(predict, pair, LAYOUT, torch.device("cpu"))
+    else:
+        assert not mixing_is_exact(predict, pair, LAYOUT, torch.device("cpu"))
 
 
 def test_two_states_of_two_kinds_are_never_mixed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from guidefold.cli.options import AsJson, Overrides, progress_on_stderr
 from guidefold.ground import InputError, console
-from guidefold.run import Precision, Preset, check_source, load_settings
+from guidefold.run import Precision, Preset, check_place, check_source, load_settings
 
 if TYPE_CHECKING:
     from guidefold.bench.speed import Options, Row, TimedModel
@@ -173,6 +173,7 @@ def fidelity(
 
     The paper's methods and Guidefold's default, at about equal denoiser passes.
     """
+    check_place(out)
     from guidefold.bench.choices import select
     from guidefold.bench.fidelity import (
         METHODS,
@@ -216,6 +217,7 @@ def reproduce(
     ] = None,
 ) -> None:
     """Measure every claim of the source paper; write paper.md with its figures beside ours."""
+    check_place(out)
     from guidefold.bench.choices import select
     from guidefold.bench.reproduce import PARTS, fidelity_part
     from guidefold.bench.reproduce import reproduce as run

@@ -95,8 +95,8 @@ def _root(
 def demo(overrides: Overrides = None) -> None:
     """Fold the bundled teacher's guidance on a CPU, then its steps.
 
-    The same as distill and evaluate with the preset 'demo'. A second run beside it then trains a
-    LoRA for five steps, with the guidance LoRA of the first.
+    The same as distill and evaluate with the preset 'demo'. A second run beside it then folds its
+    steps: it trains a LoRA for five steps, with the guidance LoRA of the first.
     """
     from guidefold.demo import with_fewer_steps
 

@@ -70,7 +70,7 @@ def _print_warning(folded: float | None, settings: Settings) -> None:
 
 
 def _print_results(results: Results, run: RunFolder, page: Path) -> None:
-    from guidefold.show import seconds_of, speed_up
+    from guidefold.show import seconds_of, speed_in_words, speed_up
 
     table = Table(box=None, pad_edge=False)
     headings = ("", "alignment", "passes / picture", "denoiser s / picture", "LoRA not fused")
@@ -84,14 +84,19 @@ def _print_results(results: Results, run: RunFolder, page: Path) -> None:
     console.print(table)
     if (faster := speed_up(results)) is not None:
         console.print(
-            f"\nThe student, its adapter fused, is {faster[0]:.2g} times as fast as the teacher "
-            f"({faster[1]:.2g} times with the LoRA loaded and not fused)."
+            f"\nThe student, its adapter fused, {speed_in_words(faster[0])}. "
+            f"With the LoRA loaded and not fused it {speed_in_words(faster[1])}."
+        )
+    if results.teacher.alignment is None:
+        console.print(
+            "\nalignment is measured for captions of the bundled world alone; evaluate.clip=MODEL "
+            "scores pictures of any prompt"
         )
     residual = results.residual_guidance
     name = "residual guidance" if results.few_steps is None else "step residual"
     console.print(
         f"\n{plural(results.prompts, 'held-out prompt')}, guidance {results.guidance:g} "
-        f"against strength {results.strength:g}, {results.steps} steps\n"
+        f"against strength {results.strength:g}, {plural(results.steps, 'step')}\n"
         f"{name}: {residual.teacher_states.mean:.3f} at the teacher's states, "
         f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
         f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -12,7 +16,7 @@ from guidefold.deliver.layer_names import LayerNames, layer_names
 from guidefold.deliver.lora_file import LoraFile
 from guidefold.ground import MismatchError
 from guidefold.listen import lora_loader
-from guidefold.pipeline import modules
+from guidefold.pipeline import modules, open_pipeline, stated_schedule
 from guidefold.session import Session
 
 
@@ -35,6 +39,28 @@ class Base:
     denoiser: nn.Module
     loader: str
     names: LayerNames
+
+
+def open_base(
+    source: str, files: Sequence[LoraFile], dtype: torch.dtype = torch.float32
+) -> DiffusionPipeline:
+    """Open the pipeline that a user names as the base of LoRA files.
+
+    A checkpoint of one file is described by a configuration that may not be its own: its noise
+    schedule is the one that the files were made for, else the one that it states itself.
+
+    Args:
+        source: A folder, a single file or a hub id.
+        files: The files, all for this base.
+        dtype: Precision of the weights.
+
+    Raises:
+        PipelineError: It cannot be opened.
+    """
+    path, schedule = Path(source), dict[str, Any]()
+    if path.is_file() and path.suffix == ".safetensors":
+        schedule = stated_schedule(path, files[0].header, files[0].metadata.get("findings", {}))
+    return open_pipeline(source, dtype=dtype, **schedule)
 
 
 def base_of(pipeline: DiffusionPipeline, file: LoraFile) -> Base:

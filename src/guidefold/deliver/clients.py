@@ -229,6 +229,8 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "peft": ("peft",),
 }
 """The clients that a format is meant for, where they can load a LoRA onto the base model at all."""
+ALSO: Mapping[str, tuple[str, ...]] = {"diffusers": (OLDER, "sd.cpp")}
+"""Those that read it too, whole or but for known layers; what else they drop is no fault of it."""
 
 
 def read_by_clients(
@@ -250,10 +252,12 @@ def read_by_clients(
         lost = names.gap(client)
         reader = names.layout.read_by.get(client) if names.layout else None
         rest = [key for key in keys if known.get(stem(key)) not in lost]
-        meant = client in MEANT[kind] and dropped is not None and not _other_names(kind, reader)
+        able = dropped is not None and not _other_names(kind, reader)
+        meant = able and client in (*MEANT[kind], *ALSO.get(kind, ()))
         gap = meant and len(rest) < len(keys) and bool(dropped) and not rule(rest, names)
         note = reader.note if reader and gap else ""
         plain = None if dropped is None else tuple(dropped)
+        meant = meant and (client in MEANT[kind] or not dropped)
         readings.append(Reading(client, meant and not gap, plain, gap, note))
     return readings
 

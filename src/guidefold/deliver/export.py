@@ -29,6 +29,7 @@ from guidefold.run import (
     Layers,
     RunFolder,
     Settings,
+    check_replaceable,
     finished_folder,
     require_run,
     write_record,
@@ -125,7 +126,7 @@ def deliver(
     Raises:
         InputError: The format is unknown or does not fit, the scale is outside the dial, or the run
             has a single LoRA, which cannot be merged.
-        RunError: Nothing is trained yet.
+        RunError: Nothing is trained yet, or a folder cannot be made or holds something else.
         VerifyError: A file differs from the trained student, or a client that it is meant for would
             drop keys; that format's folder is not kept.
     """
@@ -140,11 +141,12 @@ def deliver(
         raise InputError(f"--merged: {run} has a single LoRA", "Leave it out.")
     suffix += "-merged" if merged else ""
     suffix += "-portable" if layers == "portable" else ""
+    places = {kind: (out or run.export) / f"{kind}{suffix}" for kind in kinds}
+    for place in places.values():
+        check_replaceable(place)
     with open_session(settings) as session:
         if warning := session.dial.warning(strength):
             console.print(warning, markup=False)
-        folder = out or run.export
-        places = {kind: folder / f"{kind}{suffix}" for kind in kinds}
         read = partial(read_trained, session, strength, layers=layers)
         made = deliver_kinds(session, read, places, dtype, merged=merged)
     if wanted != "all" and made.unfit:
@@ -163,10 +165,11 @@ def _baked(run: RunFolder, strength: float, guidance: float | None) -> tuple[flo
     if guidance is not None:
         strength, suffix = read_dial(run.adapter).measured_strength(guidance), f"-g{guidance:g}"
     if not 0 < strength < math.inf:
-        option = f"--strength {strength:g}" if guidance is None else f"--guidance {guidance:g}"
+        given = f"--strength {strength:g}: it"
+        if guidance is not None:
+            given = f"--guidance {guidance:g}: its strength by the dial, {strength:g},"
         raise InputError(
-            f"{option}: stands for strength {strength:g}",
-            "The strength must be finite and greater than 0.",
+            f"{given} must be finite and greater than 0", "1 is the adapter as it was trained."
         )
     return strength, suffix
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from guidefold.deliver.base_model import open_base
 from guidefold.deliver.lora_file import SINCE, LoraFile
 from guidefold.deliver.metadata import HASH, content_hash
 from guidefold.ground import CorruptFileError
@@ -19,7 +20,6 @@ from guidefold.pipeline import (
     as_one_module,
     fingerprint,
     modules,
-    open_pipeline,
     prediction_type,
 )
 from guidefold.run import MANIFEST, check_file, read_json, sha256
@@ -31,12 +31,18 @@ class GivenPipeline:
 
     Attributes:
         source: The folder, single file or hub id that it was opened from.
+        files: The files.
         pipeline: The pipeline in float32.
     """
 
     source: str
-    pipeline: DiffusionPipeline
+    files: Sequence[LoraFile]
+    pipeline: DiffusionPipeline = field(init=False)
     _known: dict[tuple[tuple[str, ...], str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the pipeline."""
+        self.pipeline = open_base(self.source, self.files)
 
     def fingerprints(self, names: tuple[str, ...]) -> Iterator[str]:
         """Fingerprint the named components in one precision after another.
@@ -48,7 +54,7 @@ class GivenPipeline:
             if (names, dtype) not in self._known:
                 opened = self.pipeline
                 if dtype != "fp32":
-                    opened = open_pipeline(self.source, dtype=DTYPES[dtype])
+                    opened = open_base(self.source, self.files, DTYPES[dtype])
                 components = modules(opened)
                 if not components.keys() >= set(names):
                     return

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.deliver.metadata import read_adapter
-from guidefold.ground import InputError, MismatchError, RunError
+from guidefold.ground import InputError, MismatchError, RunError, given_by_user, plural
 from guidefold.listen import GUIDER, Findings, StepGrid, guiders
 from guidefold.lora import Dial, adapted_layers, check_turned_on, load_adapter, set_strength
 from guidefold.pipeline import (
@@ -117,7 +117,8 @@ class StockStudent:
         wanted = given.get(STEPS_ARGUMENT, grid.student)
         if wanted != grid.student and not force:
             raise InputError(
-                f"{STEPS_ARGUMENT}={wanted!r}: this adapter is trained for {grid.student} steps",
+                f"{STEPS_ARGUMENT}={wanted!r}: this adapter is trained for "
+                f"{plural(grid.student, 'step')}",
                 f"Leave {STEPS_ARGUMENT} out; or pass force=True.",
             )
         if STEPS_ARGUMENT not in given:
@@ -226,14 +227,18 @@ def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
 
     Raises:
         RunError: The run has no adapter yet, or the folder holds none of Guidefold's.
-        CorruptFileError: A file of the adapter is missing or altered.
+        InputError: A file of the given adapter is missing or altered.
+        CorruptFileError: One of the run's own is.
     """
     if folder is None:
         folder = run.adapter
         restore_folder(folder)
         if not folder.exists():
             raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
-    read_adapter(folder)
+        read_adapter(folder)
+        return folder
+    with given_by_user():
+        read_adapter(folder)
     return folder
 
 

@@ -25,10 +25,17 @@ from guidefold.deliver.tensor_checks import (
     wrong_widths,
 )
 from guidefold.deliver.trained import Trained, read_trained
-from guidefold.ground import GuidefoldError, InputError, MismatchError, VerifyError, out_of_memory
+from guidefold.ground import (
+    GuidefoldError,
+    InputError,
+    MismatchError,
+    VerifyError,
+    given_by_user,
+    out_of_memory,
+)
 from guidefold.listen import call_recorded, predictions, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
-from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers, open_pipeline
+from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers
 from guidefold.record import KeptState
 from guidefold.run import Folds, Format, Layers, load_settings, require_run
 from guidefold.session import Session, open_session
@@ -85,7 +92,8 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
         pipeline: Without a run, the pipeline that the file is for.
 
     Raises:
-        InputError: There is no file, or not exactly one of ``run`` and ``pipeline``.
+        InputError: There is no file, it is damaged, or not exactly one of ``run`` and ``pipeline``
+            is given.
     """
     if run is None and pipeline is None:
         raise InputError(f"{path}: for which base model?", "Give --run RUN, or --pipeline FOLDER.")
@@ -93,13 +101,14 @@ def verify(path: Path, run: Path | None = None, pipeline: str | None = None) -> 
         raise InputError(
             f"{path}: --run and --pipeline both", "Give one: a run names its pipeline."
         )
-    files = safetensors_of(path)
+    with given_by_user():  # and before anything is opened
+        files = [read_lora(file, own=run is not None) for file in safetensors_of(path)]
     if run is not None:
         require_run(run)
         with open_session(load_settings(run)) as session:
             return _of_a_run(files, session)
-    given = GivenPipeline(str(pipeline), open_pipeline(str(pipeline)))
-    return [_of_a_pipeline(read_lora(file), given) for file in files]
+    given = GivenPipeline(str(pipeline), files)
+    return [_of_a_pipeline(file, given) for file in files]
 
 
 def safetensors_of(path: Path) -> list[Path]:
@@ -116,13 +125,12 @@ def safetensors_of(path: Path) -> list[Path]:
     return files
 
 
-def _of_a_run(files: list[Path], session: Session) -> list[Verdict]:
+def _of_a_run(files: Sequence[LoraFile], session: Session) -> list[Verdict]:
     """Check files against a run: its base model and its trained student."""
     findings = session.findings
     trained: dict[tuple[float, Layers, Folds | None], Trained] = {}
     verdicts = []
-    for path in files:
-        file = read_lora(path, own=True)
+    for file in files:
         content = file.strength, file.layers, file.folds
         if content not in trained:
             trained[content] = read_trained(

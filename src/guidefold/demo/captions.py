@@ -157,6 +157,11 @@ def parse(caption: str) -> Facts:
     return facts
 
 
+def is_caption(text: str) -> bool:
+    """Whether a text is a caption of the world, exactly as `Facts.caption` writes it."""
+    return text in _facts_of_captions()
+
+
 def words() -> list[str]:
     """Every word that a caption of the world can hold, sorted."""
     return sorted({word for caption in _facts_of_captions() for word in caption.split()})

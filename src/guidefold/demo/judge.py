@@ -9,10 +9,11 @@ import torch
 from PIL.Image import Image
 from torch.nn import functional as F
 
-from guidefold.demo.captions import COLOURS, Facts, Thing, parse
+from guidefold.demo.captions import COLOURS, Facts, Thing, is_caption, parse
 from guidefold.demo.reading import UNKNOWN, Reading, SeenThing, read_pictures
 from guidefold.demo.shapes import SHAPES
 from guidefold.demo.world import PICTURE_SIZE, SIZE_LIMIT
+from guidefold.ground import plural
 from guidefold.judge import Judge, Matrix
 
 _AT_ONCE = 64
@@ -96,7 +97,7 @@ def judge_pictures(pictures: Sequence[Image], captions: Sequence[str]) -> list[b
     """
     facts = [parse(caption) for caption in captions]
     if len(facts) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures, but {len(facts)} captions")
+        raise ValueError(f"{plural(len(pictures), 'picture')}, but {plural(len(facts), 'caption')}")
     wrong_sizes = {picture.size for picture in pictures} - {(PICTURE_SIZE, PICTURE_SIZE)}
     if wrong_sizes:
         raise ValueError(f"pictures of the demo world are 64 x 64, not {sorted(wrong_sizes)}")
@@ -115,7 +116,8 @@ def _pixels(pictures: Sequence[Image]) -> torch.Tensor:
 
 def judge_of(source: str) -> Judge | None:
     """The judge of a pipeline's pictures, by its source; None for all but the bundled teacher."""
-    return Judge(judge_pictures, category, see_features) if source == "bundled" else None
+    known = Judge(judge_pictures, category, see_features, is_caption)
+    return known if source == "bundled" else None
 
 
 def see_features(pictures: Sequence[Image]) -> Matrix:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from guidefold.draw.pictures import Drawn, Picture
-from guidefold.ground import InputError, derive_seed, planned_steps
-from guidefold.listen import Listener, run, run_inputs
+from guidefold.ground import InputError, derive_seed, kind_of, planned_steps
+from guidefold.listen import Listener, naming_rows, run, run_inputs
 from guidefold.pipeline import Prompt
 from guidefold.run import Kind
 from guidefold.session import Session
@@ -117,6 +117,7 @@ def draw(
         prompts = [request.prompt for request in batch]
         inputs = run_inputs(session.pipeline, findings, settings.pipeline, prompts, guidance, steps)
         with (
+            naming_rows(prompts),
             planned_steps(steps * len(batch), on_step) as count,
             Listener(
                 session.pipeline, session.denoisers, on_step=partial(count, len(batch))
@@ -138,7 +139,7 @@ def _add_result(drawn: Drawn, result: Any, count: int) -> None:
     items = list(result[0])
     if len(items) != count or not all(isinstance(item, Picture | list) for item in items):
         raise InputError(
-            f"the pipeline returned {type(result[0]).__name__}, neither pictures nor videos",
+            f"the pipeline returned {kind_of(result[0])}, neither pictures nor videos",
             "Guidefold folds its guidance, but cannot draw what it makes: use the adapter in "
             "diffusers.",
         )

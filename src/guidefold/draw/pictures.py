@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from guidefold.ground import plural
 from guidefold.run import Kind
 
 Picture = Image.Image
@@ -48,7 +49,8 @@ def read_picture(path: Path) -> Picture:
 def heading(kind: Kind, drawn: Drawn) -> str:
     """A column's heading: the kind and its passes."""
     name = "CFG teacher" if kind == "teacher" else kind
-    return f"{name}\n{drawn.passes_per_image:g} passes"
+    passes = float(f"{drawn.passes_per_image:g}")
+    return f"{name}\n{plural(passes, 'pass', 'passes')}"
 
 
 def grid(

@@ -20,6 +20,14 @@ Every message says what was wrong, where (``file:line``, field, value), and ever
 the remedy: what to do instead.
 """
 
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class GuidefoldError(Exception):
     """A failure that Guidefold foresees.
@@ -96,3 +104,16 @@ class NonFiniteError(FailedError):
 
 class VerifyError(FailedError):
     """A written adapter does not give back what was trained."""
+
+
+@contextmanager
+def given_by_user() -> Iterator[None]:
+    """Within the context, a damaged file is one that the user has named, and no run's own.
+
+    Raises:
+        InputError: In the place of a CorruptFileError.
+    """
+    try:
+        yield
+    except CorruptFileError as error:
+        raise InputError(error.message, error.remedy) from error

@@ -22,6 +22,17 @@ from guidefold.ground.errors import GuidefoldError
 
 DEEPEST = 100
 """Levels of lists and tables within each other; more would exhaust the stack of what reads them."""
+KINDS_OF_VALUES: dict[type, str] = {
+    type(None): "nothing",
+    dict: "a table",
+    list: "a list",
+    tuple: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+OVERWRITTEN, TWICE = "Cannot overwrite a value", "a name that stands twice"  # tomllib's, ours
 LONGEST_NAME = 120  # characters of a path in a message
 KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -99,7 +110,10 @@ def parse_json(
     """
     where = place if line is None else f"{place}:{line}"
     try:
-        return _checked_depth(json.loads(text, parse_constant=_refuse_constant))
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_table)
+        return _checked_depth(value)
+    except _RepeatedError as problem:
+        raise error(f"{where}: {problem}", remedy) from problem
     except json.JSONDecodeError as problem:
         at = "" if line else f"line {problem.lineno}, "
         reason = f"{problem.msg} at {at}column {problem.colno}"
@@ -127,11 +141,29 @@ def parse_toml(text: str, place: Path | str, error: Error, remedy: str = "") -> 
     try:
         values: dict[str, Any] = _checked_depth(tomllib.loads(text))
     except tomllib.TOMLDecodeError as problem:
-        raise error(f"{place}: not a TOML file: {problem}", remedy) from problem
+        reason, _, position = str(problem).replace(OVERWRITTEN, TWICE).partition(" (at ")
+        found = re.search(r"line (\d+), column (\d+)", position)
+        line = int(found[1]) if found else text.rstrip().count("\n") + 1  # the end
+        column = f" at column {found[2]}" if found else ""
+        raise error(f"{place}:{line}: not a TOML file: {reason}{column}", remedy) from problem
     except (RecursionError, ValueError) as problem:
         number, reason = _beyond_limits(text, problem)
         raise error(f"{place}: not a TOML file: {reason}, in line {number}", remedy) from problem
     return values
+
+
+def kind_of(value: object) -> str:
+    """What a value of JSON or TOML is, in words: ``a table``; of any other, its class."""
+    return KINDS_OF_VALUES.get(type(value), type(value).__name__)
+
+
+def in_words(value: object) -> str:
+    """A value as people write it in TOML; ``not set`` where there is none."""
+    if value is None:
+        return "not set"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_words, value))}]"
+    return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def too_deep(value: object) -> bool:
@@ -158,6 +190,11 @@ def shown(path: Path | str) -> str:
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 30]}...{text[-27:]}"
 
 
+def kind_of_file(path: Path) -> str:
+    """A file's kind by its name, in words: ``a '.bin' file``."""
+    return f"a '{path.suffix}' file" if path.suffix else "a file without an ending"
+
+
 def _within(table: Any) -> Iterable[object]:
     values: Iterable[object] = table.values() if isinstance(table, dict) else table
     return values
@@ -175,6 +212,20 @@ def _checked_depth(value: Any) -> Any:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise _ConstantError(f"{constant} is no number")
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's table; of two values under one name Python's parser keeps the last alone."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _RepeatedError(f"'{shown(twice)}' stands twice in one object")
+    return table
+
+
+class _RepeatedError(ValueError):
+    """A name that stands twice in one object."""
 
 
 class _ConstantError(ValueError):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL.Image import Image
 
+from guidefold.ground import console
 from guidefold.judge.features import Features
+from guidefold.pipeline import Prompt
 from guidefold.run import Kind
 
 RESAMPLES = 2000
@@ -22,11 +24,26 @@ class Judge:
         aligned: Whether each picture shows its prompt.
         category: The category of a prompt.
         features: Features of pictures, for comparing sets of them; None where it has none.
+        knows: Whether it can read pictures of a prompt at all.
     """
 
     aligned: Callable[[Sequence[Image], Sequence[str]], Sequence[bool]]
     category: Callable[[str], str]
     features: Features | None = None
+    knows: Callable[[str], bool] = lambda _: True
+
+
+def able(judge: Judge | None, prompts: Sequence[Prompt]) -> Judge | None:
+    """The judge if it knows all of the prompts; else None, after a line that says why."""
+    strange = next((p for p in prompts if judge and not judge.knows(p.text)), None)
+    if strange is None:
+        return judge
+    console.print(
+        f"Alignment is not measured: {strange.source} is no caption of the bundled world, and its "
+        "judge reads pictures of no other prompt. evaluate.clip=MODEL scores any.",
+        markup=False,
+    )
+    return None
 
 
 def share(verdicts: Sequence[bool]) -> float:

@@ -23,7 +23,7 @@ from guidefold.draw import (
     png,
 )
 from guidefold.ground import ConfigError, Stopped, plural, task
-from guidefold.judge.alignment import Judge, by_category, ratio_interval, share
+from guidefold.judge.alignment import Judge, able, by_category, ratio_interval, share
 from guidefold.judge.diversity import diversity, draw_seeds
 from guidefold.judge.features import Features, VisionModel, compare
 from guidefold.judge.pixels import relative_distance, saturation
@@ -98,7 +98,10 @@ def evaluate(settings: Settings, judge: Judge | None = None) -> dict[str, Any]:
         judge: Decides for each picture whether it shows its prompt; None measures no alignment.
 
     Returns:
-        The content of ``results.json``.
+        The content of ``results.json``. Without a judge, and with prompts that it does not know,
+        every ``alignment`` is None: no other program here tells whether a picture shows its
+        prompt. ``guidefold.demo.judge_of("bundled")`` knows the bundled world's captions alone;
+        ``evaluate.clip`` scores pictures of any prompt.
 
     Raises:
         RunError: There is no adapter yet.
@@ -166,6 +169,7 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     features = feature_extractor(session, judge)
     clip = _open_model(session, options.clip, CLIP)
     prompts = session.held_out[: options.prompts]
+    judge = able(judge, prompts)
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
     # Steps and guidance in one LoRA have no dial to be shown.

@@ -32,6 +32,7 @@ from guidefold.listen.parts import Shapes, unpack
 from guidefold.listen.probe import lora_loader, probe
 from guidefold.listen.probe_checks import PROMPT, SEED, STEPS, check_tokenizers
 from guidefold.listen.probe_record import read_findings, still_valid, write_findings
+from guidefold.listen.refusal import naming_rows
 from guidefold.listen.solver_step import SolverProbe
 from guidefold.listen.step_grid import StepGrid
 from guidefold.listen.steps_outlook import StepsOutlook, look_ahead
@@ -73,6 +74,7 @@ __all__ = [
     "join",
     "look_ahead",
     "lora_loader",
+    "naming_rows",
     "output_tensor",
     "predictions",
     "probe",

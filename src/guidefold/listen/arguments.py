@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from guidefold.ground import UnfoldableError
+from guidefold.ground import UnfoldableError, kind_of
 from guidefold.listen.objects import fields_of, is_object, with_fields, with_items
 
 Tree = Any
@@ -240,7 +240,8 @@ def describe_value(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    kind = kind_of(value)
+    return f"a {kind}" if kind == type(value).__name__ else kind
 
 
 def _tensor_layout(one: torch.Tensor, two: torch.Tensor, path: str) -> Layout:

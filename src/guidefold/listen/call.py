@@ -14,7 +14,7 @@ from guidefold.ground import ConfigError, PromptError, UnfoldableError
 from guidefold.listen.capture import GUIDER, guiders
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import stop_guiding
-from guidefold.listen.refusal import RESERVED, arguments_taken
+from guidefold.listen.refusal import RESERVED, arguments_taken, scale_argument, settable
 from guidefold.pipeline import Media, Prompt, open_media
 from guidefold.run import PipelineSettings
 
@@ -39,13 +39,9 @@ def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) ->
     Raises:
         UnfoldableError: The pipeline has no such argument.
     """
-    parameters = parameters_of(pipeline)
-    true_cfg = parameters.get("true_cfg_scale")
-    embedded = "guidance_scale" in parameters
-    if true_cfg is not None and (negative or true_cfg.default != 1.0 or not embedded):
-        return "true_cfg_scale"
-    if embedded:
-        return "guidance_scale"
+    named = scale_argument(parameters_of(pipeline), negative=negative)
+    if named is not None:
+        return named
     if any("guidance_scale" in guider.config for guider in guiders(pipeline).values()):
         return f"{GUIDER}.guidance_scale"
     raise UnfoldableError(
@@ -184,7 +180,7 @@ def steps_taken(pipeline: DiffusionPipeline, inputs: Mapping[str, Any], count: i
 
 
 def _suggestion(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
-    close = get_close_matches(name, [p for p in parameters if p not in RESERVED], n=1)
+    close = get_close_matches(name, settable(parameters), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

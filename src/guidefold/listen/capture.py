@@ -24,6 +24,7 @@ from guidefold.ground import (
     compat,
     derive_seed,
     generator,
+    plural,
 )
 from guidefold.listen.listener import Listener, Step
 from guidefold.listen.output_map import fit_rows
@@ -104,7 +105,7 @@ def follow(
     ) -> torch.Tensor:
         if index >= len(driven):
             raise CaptureError(
-                f"the pipeline takes more than the {len(driven)} steps it took before"
+                f"the pipeline takes more than the {plural(len(driven), 'step')} it took before"
             )
         if not bool(state.isfinite().all()):
             raise NonFiniteError(
@@ -126,7 +127,7 @@ def follow(
     steps = drive(pipeline, inputs, seeds, listened, redirect=redirect, **listening)
     if len(steps) != len(driven):
         raise CaptureError(
-            f"the pipeline takes {len(steps)} steps where it took {len(driven)} before"
+            f"the pipeline takes {plural(len(steps), 'step')} where it took {len(driven)} before"
         )
     return steps
 

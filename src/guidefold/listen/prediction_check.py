@@ -23,12 +23,13 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import GuidefoldError, generator
+from guidefold.ground import GuidefoldError, generator, out_of_memory
 from guidefold.listen.capture import drive
 from guidefold.listen.listener import Step
 from guidefold.pipeline import prediction_type
 
 LEVELS = 4  # steps of the run: two or three of them have a middling noise level
+ENDED = (GuidefoldError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 SIGNAL = (0.15, 0.9)  # of ``a``: beyond, one type's answer is hardly there, or both are alike
 NEAR = 0.2  # of ``b`` to its type's
 ALIGNED = 0.6  # cosine of output and noise at the least noise: below, no trained denoiser
@@ -121,9 +122,9 @@ def _read(
             listened,
             redirect=redirect,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except (GuidefoldError, ValueError, TypeError, AttributeError, LookupError, RuntimeError):
+    except ENDED as error:
+        if out_of_memory(error):
+            raise
         return []  # such as a scheduler without add_noise; what matters here is only a clear answer
     return [
         _reading(steps[index], noise, signal)

@@ -52,7 +52,7 @@ from guidefold.listen.probe_checks import (
     check_prompts_differ,
     check_tokenizers,
 )
-from guidefold.listen.refusal import raised_by_guidefold
+from guidefold.listen.refusal import naming_rows, raised_by_guidefold
 from guidefold.lora import candidates, count_targets, watched
 from guidefold.pipeline import (
     Prompt,
@@ -213,16 +213,15 @@ class _Probe:
         every = modules(self.pipeline)
         steps: list[Step] = []
         for count in (STEPS, MORE_STEPS):
-            inputs = {
-                **given,
-                "num_inference_steps": steps_taken(self.pipeline, given, count),
-            }
+            taken = steps_taken(self.pipeline, given, count)
+            inputs = {**given, "num_inference_steps": taken}
             if "num_inference_steps" not in parameters_of(self.pipeline):
                 raise UnfoldableError(
                     f"{type(self.pipeline).__name__}: its call takes no num_inference_steps"
                 )
             on = {**inputs, **scale_arguments(argument, self.guidance, self.guidance - 1)}
-            steps = first_run(self.pipeline, on, every)
+            with naming_rows([prompt]):
+                steps = first_run(self.pipeline, on, every)
             called = set(denoisers_of(steps))
             classes = {type(every[name]) for name in called}
             if not any(type(m) in classes and n not in called for n, m in every.items()):

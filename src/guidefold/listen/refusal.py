@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import dropwhile
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from guidefold.ground import CallError, GuidefoldError, PipelineError, out_of_memory
+from guidefold.ground import CallError, GuidefoldError, PipelineError, kind_of, out_of_memory
+from guidefold.pipeline import Prompt
 
 # Call arguments that Guidefold sets itself.
 RESERVED = {
@@ -81,10 +82,47 @@ def _remedy(pipeline: DiffusionPipeline) -> str:
     )
 
 
-def arguments_taken(parameters: Mapping[str, Any]) -> str:
+def scale_argument(
+    parameters: Mapping[str, inspect.Parameter], *, negative: bool = False
+) -> str | None:
+    """The argument that scales guidance among those of a call; None where there is none.
+
+    Args:
+        parameters: The call's parameters.
+        negative: Whether the user gives a negative prompt.
+    """
+    true_cfg = parameters.get("true_cfg_scale")
+    embedded = "guidance_scale" in parameters
+    if true_cfg is not None and (negative or true_cfg.default != 1.0 or not embedded):
+        return "true_cfg_scale"
+    return "guidance_scale" if embedded else None
+
+
+def settable(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The names of the call's arguments that users can set: no other setting decides them."""
+    others = {"self", "kwargs", "true_cfg_scale", scale_argument(parameters), *RESERVED}
+    return [n for n in parameters if n not in others and not n.startswith("callback")]
+
+
+def arguments_taken(parameters: Mapping[str, inspect.Parameter]) -> str:
     """A sentence with the names of the call's arguments that users can set."""
-    names = (name for name in parameters if name not in {"self", "kwargs", *RESERVED})
-    return f"It takes: {', '.join(names)}."
+    return f"It takes: {', '.join(settable(parameters))}."
+
+
+@contextmanager
+def naming_rows(prompts: Iterable[Prompt]) -> Iterator[None]:
+    """Name the rows of an inputs file whose call is refused within the context.
+
+    Raises:
+        CallError: With the rows' places, if they have fields beside the prompt.
+    """
+    try:
+        yield
+    except CallError as error:
+        rows = dict.fromkeys(prompt.source for prompt in prompts if prompt.columns)
+        if not rows:
+            raise
+        raise CallError(f"{', '.join(rows)}: {error.message}", error.remedy) from error
 
 
 def _given(arguments: Mapping[str, Any]) -> str:
@@ -99,7 +137,7 @@ def _given(arguments: Mapping[str, Any]) -> str:
 
 def _shown(value: object) -> str:
     plain = isinstance(value, bool | int | float | str)
-    return repr(value)[:40] if plain else type(value).__name__
+    return repr(value)[:40] if plain else kind_of(value)
 
 
 def raised_by_guidefold(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from guidefold.ground import UnfoldableError
+from guidefold.ground import UnfoldableError, plural
 
 Grid = Callable[[int], Sequence[float]]
 """The timesteps of a run with a number of steps."""
@@ -46,7 +46,7 @@ class StepGrid:
         spacing = f", {self.spacing} spacing" if self.spacing else ""
         sigmas = f", {self.sigmas} sigmas" if self.sigmas else ""
         shift = f", shift {self.shift:g}" if self.shift is not None else ""
-        return f"{self.student} steps, {self.solver}{spacing}{sigmas}{shift}"
+        return f"{plural(self.student, 'step')}, {self.solver}{spacing}{sigmas}{shift}"
 
     @property
     def scheduler_settings(self) -> dict[str, Any]:
@@ -100,11 +100,13 @@ def find_fine_steps(grid: Grid, coarse: int, least: int, name: str) -> tuple[int
         if indices is not None:
             return count, indices
     starts = ""
+    steps = plural(coarse, "step")
     if not _same(inner[0], outer[0], outer[0]):
-        starts = f" ({coarse} steps begin at timestep {inner[0]:g}, {tried[-1]} at {outer[0]:g})"
+        begin = "begins" if coarse == 1 else "begin"
+        starts = f" ({steps} {begin} at timestep {inner[0]:g}, {tried[-1]} at {outer[0]:g})"
     raise UnfoldableError(
-        f"{name}: none of {', '.join(map(str, tried))} steps visits the timesteps of {coarse} "
-        f"steps{starts}",
+        f"{name}: none of {', '.join(map(str, tried))} steps visits the timesteps of {steps}"
+        f"{starts}",
         "Choose another student.steps, such as an even number, or another least number of the "
         "teacher's steps (record.steps); a call that begins part-way (strength) must leave whole "
         'numbers of steps. Where the scheduler has a timestep_spacing, "trailing" fits most.',

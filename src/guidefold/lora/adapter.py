@@ -30,6 +30,7 @@ from guidefold.ground import (
     MismatchError,
     UnfoldableError,
     derive_seed,
+    plural,
 )
 from guidefold.lora.loaded import (
     NAME,
@@ -202,7 +203,9 @@ class Adapter:
             return output * self._strength
         rows, batch = output.shape[0], self._strength.shape[0]
         if rows % batch:
-            raise UnfoldableError(f"a layer sees {rows} rows for {batch} samples")
+            raise UnfoldableError(
+                f"a layer sees {plural(rows, 'row')} for {plural(batch, 'sample')}"
+            )
         strength = self._strength.repeat_interleave(rows // batch).to(output)
         # Not by peft's `scaling`: it is one number for all samples, and diffusers multiplies it in
         # place.

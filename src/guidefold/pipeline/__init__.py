@@ -14,6 +14,7 @@ from guidefold.pipeline.memory import peak_memory
 from guidefold.pipeline.noise_schedule import (
     open_scheduler,
     prediction_type,
+    stated_schedule,
     zero_terminal_snr,
 )
 from guidefold.pipeline.open import (
@@ -81,6 +82,7 @@ __all__ = [
     "signs_of_distillation",
     "single_step_solvers",
     "split_prompts",
+    "stated_schedule",
     "unwrap",
     "zero_terminal_snr",
 ]

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from diffusers import DiffusionPipeline
 
-from guidefold.ground import ConfigError, console
+from guidefold.ground import ConfigError, console, shown
 
 
 def resolve_device(device: str) -> str:
@@ -19,17 +19,10 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         found = _accelerator()
         return "cpu" if found is None else found.type
-    try:
-        wanted = torch.device(device)
-        reason = _unusable(wanted)
-        if not reason:
-            torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-    if reason:
+    if reason := _unusable(device):
         raise ConfigError(
-            f"pipeline.device: '{device}' cannot be used here ({reason})",
-            f"Use pipeline.device={resolve_device('auto')}, or auto.",
+            f"pipeline.device: '{shown(device)}' cannot be used here ({reason})",
+            f"Use pipeline.device={_usable()}.",
         )
     return device
 
@@ -66,8 +59,32 @@ def _accelerator() -> torch.device | None:
     return None
 
 
-def _unusable(device: torch.device) -> str:
-    """Why a device cannot be used; empty if it can, as far as its name tells."""
+def _usable() -> str:
+    """The values of ``pipeline.device`` that can be used here, in words."""
+    found = _accelerator()
+    if found is None:
+        return "auto or cpu"
+    last = torch.accelerator.device_count() - 1
+    numbered = f"{found.type}:0" + (f" to {found.type}:{last}" if last else "")
+    return f"auto, {found.type}, {numbered} or cpu"
+
+
+def _unusable(name: str) -> str:
+    """Why a device cannot be used; empty if it can."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # torch's message lists everything that it was ever built for
+        return "torch knows no such device"
+    try:
+        if not (reason := _unusable_by_name(device)):
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return reason
+
+
+def _unusable_by_name(device: torch.device) -> str:
+    """Why a device cannot be used, as far as its name tells."""
     if device.type == "cpu":
         return "there is one CPU, without a number" if device.index else ""
     found = _accelerator()

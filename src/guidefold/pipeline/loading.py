@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from guidefold import VERBOSITIES
-from guidefold.ground import PipelineError, compat, named, out_of_memory
+from guidefold.ground import PipelineError, compat, named, out_of_memory, plural
 
 REMEDY = "Check that every component named in model_index.json is there, as safetensors."
 # transformers' warning about weights that are in no file: it fills them with random values.
@@ -59,7 +59,7 @@ def load_pipeline(
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and (missing := _without_weights(module)):
             raise PipelineError(
-                f"{source}: {name}: {len(missing)} weights are missing, such as {missing[0]}",
+                f"{source}: {name} lacks {plural(len(missing), 'weight')}, such as {missing[0]}",
                 f"{REMEDY} A pipeline that was saved with a LoRA on it lacks them too: call "
                 "unload_lora_weights (after fuse_lora, to keep its effect) and save it again.",
             )

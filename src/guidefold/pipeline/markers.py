@@ -62,7 +62,11 @@ def _from_tensors(path: Path) -> Iterator[Marker]:
 
 def _from_metadata(path: Path) -> Iterator[Marker]:
     with opened(path) as file:
-        metadata = dict(file.metadata() or {})
+        yield from markers_of(file.metadata() or {}, path)
+
+
+def markers_of(metadata: Mapping[str, str], path: Path) -> Iterator[Marker]:
+    """What a safetensors file's metadata states, a LoRA's too."""
     for entry in _table()["metadata"]:
         name = entry["name"]
         yield from _read(metadata.get(name), entry["values"], f"{path}: its metadata {name}")

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageSequence
 from safetensors import safe_open
 
-from guidefold.ground import PromptError, shown
+from guidefold.ground import PromptError, out_of_memory, shown
 from guidefold.run import lies_within
 
 BESIDE = "Put the file itself, not a link to it, into that folder"
@@ -96,6 +96,8 @@ def find_media(value: Any, folder: Path, where: str) -> Any:
         remedy = f"Names are relative to the folder '{folder}'."
         raise PromptError(f"{where}: no such file: {path}", remedy) from error
     except Exception as error:  # on damaged files, decoders raise exceptions of any type
+        if out_of_memory(error):
+            raise
         reason = getattr(error, "strerror", None) or error  # without the path once more
         raise PromptError(
             f"{where}: {shown(path)} cannot be read: {reason}",

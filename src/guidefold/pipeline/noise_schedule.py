@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 
 from guidefold.ground import ConfigError, PipelineError
 from guidefold.pipeline.loading import loading_errors
-from guidefold.pipeline.markers import Marker
+from guidefold.pipeline.markers import Marker, markers_of, read_markers
 from guidefold.pipeline.solver import SCHEDULER, change_solver, predicts, step_once
 
 PREDICTION, ZERO_SNR = "pipeline.prediction_type", "pipeline.zero_terminal_snr"
@@ -111,6 +111,29 @@ def check_markers(
         f"{stated}; the scheduler of {config} ({type(scheduler).__name__}) has {has}",
         _remedy({m.field: m.value for m in reversed(wrong)}, configured),
     )
+
+
+def stated_schedule(
+    path: Path, lora: Mapping[str, str], made_for: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The noise schedule of a checkpoint of one file, as a LoRA for it states it, else itself.
+
+    Args:
+        path: The checkpoint.
+        lora: The metadata of the LoRA's file.
+        made_for: What Guidefold's own metadata in it says of the base; may be empty.
+
+    Returns:
+        Arguments of :func:`~guidefold.pipeline.open.open_pipeline`.
+
+    Raises:
+        PipelineError: The checkpoint cannot be read.
+    """
+    stated = {m.field: m.value for m in [*read_markers(path), *markers_of(lora, path)]}
+    fields = ("prediction_type", "zero_terminal_snr")
+    schedule = {name: made_for.get(name, stated.get(name)) for name in fields}
+    # Flow matching has one prediction type, and no choice of it.
+    return schedule if schedule["prediction_type"] in (None, *CHOICES) else {}
 
 
 def set_schedule(

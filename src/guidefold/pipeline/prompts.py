@@ -20,6 +20,8 @@ from guidefold.ground import (
     check_regular,
     derive_seed,
     is_there,
+    kind_of,
+    kind_of_file,
     parse_json,
     read_text,
     shown,
@@ -172,7 +174,7 @@ def _read(source: Path) -> Iterator[Prompt]:
     }
     if source.suffix.lower() not in readers:
         raise PromptError(
-            f"{source}: prompts cannot be read from a '{source.suffix}' file",
+            f"{source}: prompts cannot be read from {kind_of_file(source)}",
             "Use a .txt, .csv, .jsonl or .parquet file, or a folder of captioned pictures.",
         )
     return readers[source.suffix.lower()](source)
@@ -180,7 +182,7 @@ def _read(source: Path) -> Iterator[Prompt]:
 
 def _prompt(text: object, where: str) -> Prompt:
     if not isinstance(text, str):
-        raise PromptError(f"{where}: the prompt is {type(text).__name__}, not text")
+        raise PromptError(f"{where}: the prompt is {kind_of(text)}, not text")
     text = text.strip()
     if not text:
         raise PromptError(f"{where}: empty prompt", "Remove the line, or write a prompt there.")
@@ -212,6 +214,8 @@ def _column(names: Collection[str], source: Path) -> str:
             f"{source}:1: no column named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}",
             "Name the column of prompts in the first line.",
         )
+    if list(names).count(column) > 1:
+        raise PromptError(f"{source}:1: '{column}' stands twice", "Name each column once.")
     return column
 
 
@@ -227,7 +231,7 @@ def _read_jsonl(source: Path) -> Iterator[Prompt]:
 def _row(row: object, folder: Path, where: str) -> Prompt:
     """A prompt and the call's further arguments."""
     if not isinstance(row, dict):
-        raise PromptError(f"{where}: a {type(row).__name__}, where text or an object is expected")
+        raise PromptError(f"{where}: {kind_of(row)}, where text or an object is expected")
     named = next((name for name in COLUMNS if name in row), None)
     others = {n: v for n, v in row.items() if n != named and not n.startswith("_")}
     if named is None and not others:

@@ -11,7 +11,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import PipelineError, compat
+from guidefold.ground import PipelineError, compat, kind_of_file, out_of_memory
 from guidefold.pipeline.index import components, load_index, read_index
 from guidefold.pipeline.loading import load_pipeline, loading_errors, weight_files
 from guidefold.pipeline.weight_files import check_whole
@@ -35,7 +35,7 @@ def describe_single_file(path: Path, config: str | None) -> tuple[str, dict[str,
     """
     if path.suffix.lower() not in SINGLE_FILES:
         raise PipelineError(
-            f"{path}: a '{path.suffix}' file may be a pickle, which can run code when it is read",
+            f"{path}: {kind_of_file(path)} may be a pickle, which can run code when it is read",
             "Convert it to safetensors once, where you trust it.",
         )
     check_whole([path])
@@ -106,6 +106,8 @@ def _from_folder(
             folder / name, dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except loading_errors() as error:
+        if out_of_memory(error):
+            raise
         raise PipelineError(f"{folder / name}: cannot be opened: {error}") from error
     return component
 
@@ -115,6 +117,8 @@ def _infer_config(path: Path) -> str:
     try:
         return compat.single_file_config(str(path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise PipelineError(
             f"{path}: cannot tell what kind of pipeline it is ({error})",
             "Name a diffusers folder that describes it with pipeline.config=FOLDER.",

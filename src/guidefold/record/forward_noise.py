@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from guidefold.ground import UnfoldableError, generator
+from guidefold.ground import UnfoldableError, generator, out_of_memory
 
 
 def add_noise(
@@ -37,6 +37,8 @@ def add_noise(
         if hasattr(scheduler, "add_noise"):
             return scheduler.add_noise(clean, noise, timesteps)  # type: ignore[no-any-return]
     except (RuntimeError, TypeError, ValueError, IndexError) as own:  # such as one of tokens
+        if out_of_memory(own):
+            raise
         error = own
     raise UnfoldableError(
         f"{type(scheduler).__name__} cannot add noise{f' ({error})' if error else ''}",

@@ -31,6 +31,7 @@ from guidefold.listen import (
     drive,
     follow,
     follow_stubbed,
+    naming_rows,
     restart,
     split,
     tree_map,
@@ -94,7 +95,8 @@ def record_round(
                     stop.signal, f"Stopped: {len(done)} of {len(wanted)} trajectories recorded."
                 )
             before, start = len(done), time.perf_counter()
-            recorded = recorder.record(source, batch)
+            with naming_rows(plan.prompt for plan in batch):
+                recorded = recorder.record(source, batch)
             took = time.perf_counter() - start
             seconds = round(took / len(batch), 4)
             for plan, states in recorded:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guidefold.ground import MismatchError
+from guidefold.ground import MismatchError, in_words
 from guidefold.run.config import flatten
 from guidefold.run.paths import PATHS, place_of
 from guidefold.run.settings import Settings
@@ -36,7 +36,7 @@ def check_same(stored: Settings, given: Settings, run: Path) -> None:
     free = free_settings(stored)
     before = flatten(stored.model_dump(mode="json"))
     differing = [
-        f"{key}: {old!r} in {run}, {new!r} given"
+        f"{key}: {in_words(old)} in {run}, {in_words(new)} given"
         for key, (old, new) in changed_settings(before, given).items()
         if key not in free
     ]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from guidefold.ground import (
     LARGEST_SEED,
     ConfigError,
+    in_words,
     is_there,
     parse_toml,
     read_text,
@@ -265,9 +266,9 @@ def _value(value: object) -> str:
 
 
 def _digits(value: object) -> str:
-    """A value as Python writes it; of a number too long for that, its size."""
+    """A value as it is written in TOML; of a number too long for that, its size."""
     try:
-        return repr(value)
+        return in_words(value)
     except ValueError:
         return "a number of thousands of digits"
 

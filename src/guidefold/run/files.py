@@ -192,7 +192,7 @@ def _remove(leftover: Path) -> None:
 def restore_folder(folder: Path) -> None:
     """Bring back what stood before, where a crash fell between the two renames."""
     old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
+    if old.exists() and not folder.exists() and not old.is_symlink():
         _rename(old, folder)
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 from filelock import lock_descriptor
 
 from guidefold.ground import RunError, is_there
-from guidefold.run.files import explained, restore_folder
+from guidefold.run.files import MANIFEST, explained, restore_folder
 from guidefold.run.paths import refuse_link
 
 METADATA = "guidefold.json"
@@ -212,12 +212,31 @@ def check_place(folder: Path) -> None:
         RunError: It can be neither.
     """
     whole = folder.absolute()
-    near = next(place for place in (whole, *whole.parents) if is_there(place))
+    places = (p for p in (whole, *whole.parents) if is_there(p) or p.is_symlink())
+    near = next(places, Path(whole.anchor))
     if not near.is_dir():
-        raise RunError(f"{folder}: cannot be made ({near} is a file)", "Choose another folder.")
+        what = "a file" if is_there(near) else "a link that leads nowhere"
+        raise RunError(f"{folder}: cannot be made ({near} is {what})", "Choose another folder.")
     if not os.access(near, os.W_OK):
         what = "written to" if near == whole else "made (Permission denied)"
         raise RunError(f"{folder}: cannot be {what}", "Choose another folder.")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder can be made, or is one of Guidefold's, which may be replaced.
+
+    Raises:
+        RunError: It cannot be made, holds something else, or is a link.
+    """
+    if folder.is_symlink():
+        raise RunError(f"{folder}: a link, which is not followed here", "Choose another folder.")
+    check_place(folder)
+    check_place(folder.parent)  # the new folder stands beside the old one before it replaces it
+    restore_folder(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise RunError(
+            f"{folder}: holds something else, which would be lost", "Choose another folder."
+        )
 
 
 def ensure_folder(folder: Path) -> None:
@@ -226,12 +245,10 @@ def ensure_folder(folder: Path) -> None:
     Raises:
         RunError: It cannot be made, or not be written to.
     """
+    check_place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be made ({error.strerror})", "Choose another folder."
         ) from error
-    if not writable:
-        raise RunError(f"{folder}: cannot be written to", "Choose another folder.")

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from guidefold.ground import CorruptFileError
+from guidefold.ground import CorruptFileError, plural
 from guidefold.run.files import LINE_REMEDY, read_json, read_lines
 from guidefold.run.settings import KINDS, Kind
 
@@ -192,7 +192,7 @@ class Results(Record):
         few = self.few_steps
         if few is None:
             return [(kind, "", self.of(kind)) for kind in KINDS]
-        long, short = f", {self.steps} steps", f", {few.steps} steps"
+        long, short = (f", {plural(count, 'step')}" for count in (self.steps, few.steps))
         teachers: list[tuple[Kind, str, KindResults]] = [
             ("teacher", long, self.teacher),
             ("teacher", short, few.teacher),

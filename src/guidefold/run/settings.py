@@ -89,7 +89,7 @@ class PipelineSettings(Section):
                 infinite = isinstance(leaf, float) and not math.isfinite(leaf)
                 if infinite or not isinstance(leaf, bool | int | float | str):
                     raise ValueError(
-                        f"{name} is {leaf!r}, which a run's file cannot hold; leave it out"
+                        f"{name} is {leaf}, which a run's file cannot hold; leave it out"
                     )
                 if isinstance(leaf, str):
                     encodable(leaf)

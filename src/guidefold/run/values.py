@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
-from guidefold.ground import unencodable
+from guidefold.ground import in_words, unencodable
 
 LONGEST_NAME, LONGEST_PATH = 255, 4096
 """Bytes of a file's name and of a path, on the usual file systems."""
@@ -50,7 +50,7 @@ def wrong_size(name: str, value: object) -> str | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return None
-    return f"{name} must be a whole number of at least 1 (got {value!r})"
+    return f"{name} must be a whole number of at least 1 (got {in_words(value)})"
 
 
 class Section(BaseModel):

@@ -11,7 +11,7 @@ from guidefold.show.live import open_live
 from guidefold.show.report import report
 from guidefold.show.sample import sample
 from guidefold.show.server import serving
-from guidefold.show.summary import folded_share, seconds_of, speed_up, undertrained
+from guidefold.show.summary import folded_share, seconds_of, speed_in_words, speed_up, undertrained
 
 __all__ = [
     "Upload",
@@ -24,6 +24,7 @@ __all__ = [
     "sample",
     "seconds_of",
     "serving",
+    "speed_in_words",
     "speed_up",
     "undertrained",
 ]

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from guidefold.ground import plural
+
 
 def fill(template: str, style: str, script: str, policy: str, **values: Any) -> str:
     """Fill a template with its style, its script and values; every value is escaped.
@@ -31,6 +33,7 @@ def fill(template: str, style: str, script: str, policy: str, **values: Any) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plural"] = plural
     return environment.get_template(template).render(
         **values, policy=policy, style=Markup(style), script=Markup(script)
     )

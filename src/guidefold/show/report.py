@@ -38,7 +38,7 @@ from guidefold.show.report_pictures import (
     pictures_by_step,
     pictures_by_strength,
 )
-from guidefold.show.summary import folded_share, seconds_of, speed_up, undertrained
+from guidefold.show.summary import folded_share, seconds_of, speed_in_words, speed_up, undertrained
 from guidefold.show.usage import usage
 
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
@@ -138,7 +138,8 @@ def _state(
         return "trained; 'guidefold evaluate' measures it"
     if log.step:
         return f"training: step {log.step} of {settings.distill.steps}"
-    return f"recording: {len(recorded)} trajectories so far" if recorded else "begun"
+    so_far = plural(len(recorded), "trajectory", "trajectories")
+    return f"recording: {so_far} so far" if recorded else "begun"
 
 
 def _warning(settings: Settings, log: Log, results: Results | None) -> str:
@@ -155,12 +156,15 @@ def _headline(results: Results) -> list[tuple[str, str]]:
     """The main results, each a figure with its meaning."""
     student, teacher = results.student, results.teacher
     passes = f"per picture; the guided teacher makes {teacher.passes_per_image:g}"
-    figures = [(f"{student.passes_per_image:g} passes", passes)]
+    own = float(f"{student.passes_per_image:g}")
+    figures = [(plural(own, "pass", "passes"), passes)]
     if (faster := speed_up(results)) is not None:
         times = f"{teacher.denoiser_seconds_per_image:.3g} s to {seconds_of(student)[0]:.3g} s"
-        meaning = f"as fast in the denoiser with the adapter fused ({times} per picture)"
-        loaded = f"{faster[1]:.2g}x with the LoRA loaded and not fused"
-        figures.append((f"{faster[0]:.2g}x", f"{meaning}; {loaded}"))
+        slower = faster[0] < 1
+        meaning = "the teacher's time" if slower else "as fast"
+        meaning += f" in the denoiser with the adapter fused ({times} per picture)"
+        loaded = f"with the LoRA loaded and not fused it {speed_in_words(faster[1])}"
+        figures.append((f"{1 / faster[0] if slower else faster[0]:.2g}x", f"{meaning}; {loaded}"))
     if teacher.alignment and student.alignment is not None:
         ratio = student.alignment / teacher.alignment
         meaning = f"of the teacher's alignment, over {plural(results.prompts, 'paired prompt')}"
@@ -263,7 +267,8 @@ def _costs(
     for line in log.validations[-1:]:
         if line.training_seconds is not None:
             time, batch = readable_duration(line.training_seconds), settings.distill.batch_size
-            costs.append(("training", f"{time} for {line.step} steps of {batch} states"))
+            steps, states = plural(line.step, "step"), plural(batch, "state")
+            costs.append(("training", f"{time} for {steps} of {states}"))
     if log.peak_memory:
         size, where = readable_size(log.peak_memory.bytes), MEMORY[log.peak_memory.kind]
         costs.append(("peak memory", f"{size} {where}"))

@@ -28,6 +28,15 @@ def speed_up(results: Results) -> tuple[float, float] | None:
     return (teacher / fused, teacher / loaded) if teacher and fused and loaded else None
 
 
+def speed_in_words(ratio: float) -> str:
+    """How fast a student is, from :func:`speed_up`: ``is 1.9 times as fast as the teacher``."""
+    if f"{ratio:.2g}" == "1":
+        return "is as fast as the teacher"
+    if ratio < 1:
+        return f"is slower than the teacher: it takes {1 / ratio:.2g} times as long"
+    return f"is {ratio:.2g} times as fast as the teacher"
+
+
 def folded_share(results: Results | None, log: Log) -> float | None:
     """The share of the guidance signal that is folded: 1 all, 0 nothing.
 

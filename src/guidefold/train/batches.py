@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from guidefold.ground import permutation
+from guidefold.ground import out_of_memory, permutation
 from guidefold.listen import Layout, NotBatchableError, Shapes, Tree, flatten, join, tree_map
 from guidefold.record import KeptState, StateRef
 
@@ -122,7 +122,9 @@ def mixing_is_exact(
     alone = torch.cat([predict(s, strengths[i : i + 1]) for i, s in enumerate(singles)])
     try:
         joint = predict(mixed[0].to(device), strengths)
-    except Exception:  # a denoiser may fail in any way on a batch that it does not support
+    except Exception as error:  # a denoiser may fail in any way on a batch that it does not take
+        if out_of_memory(error):
+            raise
         return False
     close = torch.allclose(joint, alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max()))
     return joint.shape == alone.shape and close

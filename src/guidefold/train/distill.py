@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from guidefold.draw import Previews
-from guidefold.ground import MismatchError, NonFiniteError, Stopped, Task, console, task
+from guidefold.ground import MismatchError, NonFiniteError, Stopped, Task, console, plural, task
 from guidefold.lora import Adapter
 from guidefold.pipeline import peak_memory
 from guidefold.record import StateRef
@@ -147,7 +147,8 @@ class Training:
         self.step, self.training_seconds = state.step, state.training_seconds
         if self.step > self.settings.steps:
             raise MismatchError(
-                f"distill.steps: {self.settings.steps}, but {last} already has {self.step} steps",
+                f"distill.steps: {self.settings.steps}, but {last} already has "
+                f"{plural(self.step, 'step')}",
                 "Set at least as many, or choose another folder with run=FOLDER.",
             )
         self.updates.restore(state.scaler)

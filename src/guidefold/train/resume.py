@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guidefold.ground import MismatchError, console, plural
+from guidefold.ground import MismatchError, console, in_words, plural
 from guidefold.run import (
     PATHS,
     CheckpointState,
@@ -64,7 +64,7 @@ def refuse_other_run(folder: Path, state: CheckpointState, settings: Settings) -
     if state.step >= settings.distill.steps:  # no step is left that could be trained with others
         allowed -= {name for name in CHANGEABLE if name.startswith("distill.")}
     differing = [
-        f"{name}: {before!r} in {folder}, {now!r} given"
+        f"{name}: {in_words(before)} in {folder}, {in_words(now)} given"
         for name, (before, now) in _changed(state.settings, settings).items()
         if name not in allowed
     ]
@@ -105,7 +105,8 @@ def resume_log(run: RunFolder, state: CheckpointState, settings: Settings) -> No
         missing_lines=lines_lost(state, len(kept)),
     )
     for name, (before, now) in told.changed.items():
-        console.print(f"From step {state.step} on: {name} {now}, until here {before}", markup=False)
+        values = f"{in_words(now)}, until here {in_words(before)}"
+        console.print(f"From step {state.step} on: {name} {values}", markup=False)
     if told.missing_lines:
         lost = plural(told.missing_lines, "line")
         console.print(f"Beware: {run.log} lacks {lost} up to step {state.step}.", markup=False)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from PIL import Image, ImageChops
 from guidefold.deliver.export import export
 from guidefold.ground.errors import CorruptFileError, InputError, RunError
 from guidefold.judge.evaluate import evaluate
-from guidefold.run.files import check_folder, read_json, write_record
+from guidefold.run.files import append_line, check_folder, read_json, write_record
 from guidefold.run.folder import RunFolder
+from guidefold.run.lines import ResumeLine
 from guidefold.run.records import Results
 from guidefold.run.settings import KINDS, Settings
 from guidefold.run.tensors import read_metadata
@@ -188,6 +190,21 @@ def test_an_unmeasured_run_says_how_to_measure_it(packed: Callable[[str], Run]) 
     assert "Gallery" not in text
     assert "`guidefold evaluate RUN` measures it" in text
     assert any("is not measured yet" in remark for remark in run[1])
+
+
+def test_the_card_names_the_settings_that_were_changed_on_the_way(
+    packed: Callable[[str], Run], tmp_path: Path
+) -> None:
+    settings = packed("sdxl")[0]
+    assert "changed on the way" not in read_card(hub(packed("sdxl"))).text
+    run = RunFolder(shutil.copytree(settings.run, tmp_path / "run"))
+    changed = {"distill.learning_rate": (0.01, 0.02), "pipeline.source": ("/home/me/a", "b")}
+    append_line(run.log, ResumeLine(step=1, changed=changed).to_json())
+    pack(settings.model_copy(update={"run": str(run)}), tmp_path / "out", "openrail")
+    text = (tmp_path / "out" / "README.md").read_text()
+    shown = "from step 1 on distill.learning\\_rate = 0.02, until there 0.01."
+    assert f"They were changed on the way: {shown}" in text
+    assert "/home/me" not in text
 
 
 def test_the_clients_are_those_that_read_the_file_whole(packed: Callable[[str], Run]) -> None:

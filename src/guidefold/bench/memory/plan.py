@@ -18,6 +18,7 @@ from guidefold.bench.memory.meta_pipeline import (
     open_meta_pipeline,
     unplannable,
 )
+from guidefold.ground import plural
 from guidefold.listen import Call, Tree, output_tensor, tree_map
 from guidefold.lora import BITS
 from guidefold.pipeline import DTYPES, modules, resolve_device
@@ -192,7 +193,7 @@ def describe(plan: Plan, settings: Settings) -> str:
     lines = [
         f"{plan.denoiser}, {plan.parameters:,} parameters in {settings.pipeline.dtype}{frozen}; "
         f"adapter of rank {settings.adapter.rank} on '{settings.adapter.targets}', "
-        f"{plan.trained_parameters:,} parameters; {plan.rows} samples in a call",
+        f"{plan.trained_parameters:,} parameters; {plural(plan.rows, 'sample')} in a call",
         "",
         *(
             f"{name:20}{size / GIB:8.2f} GiB"

@@ -14,12 +14,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from guidefold.deliver import Verdict, client_facts, layer_names, steps_usage
-from guidefold.ground import compat
+from guidefold.ground import compat, in_words, plural
 from guidefold.judge import LIBRARIES
 from guidefold.listen import Findings
 from guidefold.lora import Dial
 from guidefold.run import (
+    PATHS,
     Results,
+    RunFolder,
     dump_toml,
     hub_id,
     public_name,
@@ -109,6 +111,7 @@ def card(session: Session, content: PackedContent) -> str:
         "workflow": "" if content.no_workflow else WORKFLOW,
         "no_workflow": content.no_workflow,
         "off": ", ".join(f"`{n}={v}`" for n, v in findings.scale_arguments(findings.off).items()),
+        "changes": list(_changes(session.run)),
         "versions": {name: version(name) for name in LIBRARIES},
         "settings": dump_toml(without_paths(settings)).strip(),
         "licence": content.licence.get("license_name") or content.licence.get("license", ""),
@@ -134,7 +137,7 @@ def render(front: Mapping[str, Any], body: Mapping[str, Any]) -> str:
         body: The template's variables.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = plain
+    environment.filters |= {"plain": plain, "plural": plural}
     template = (files("guidefold.show.hub") / "card.md").read_text(encoding="utf-8")
     fields = {name: value for name, value in front.items() if value}
     text = environment.from_string(template).render(**body)
@@ -239,6 +242,15 @@ def _in_part(verdicts: Sequence[Verdict]) -> Iterator[dict[str, str]]:
         for reading in verdict.readings:
             if reading.gap:
                 yield {"name": reading.client, "file": file, "loss": reading.loss(verdict.keys)}
+
+
+def _changes(run: RunFolder) -> Iterator[str]:
+    """The settings that were changed while the run was trained, as its log has them."""
+    for line in read_log(run.log).resumed:
+        for name, (before, now) in line.changed.items():
+            if tuple(name.split(".")) not in PATHS:  # of this machine; what they hold is the same
+                values = f"{in_words(now)}, until there {in_words(before)}"
+                yield f"from step {line.step} on {name} = {values}"
 
 
 def _share(seconds: float | None, total: float) -> str:

@@ -27,6 +27,7 @@ from guidefold.run import (
     RunFolder,
     Settings,
     check_file,
+    check_replaceable,
     find_picture,
     finished_folder,
     hub_id,
@@ -79,8 +80,8 @@ def pack(settings: Settings, out: Path | None = None, licence: str | None = None
         licence: The base's licence as the hub's identifier, where its card is not available.
 
     Raises:
-        InputError: The folder holds something else, or its card was edited; or the licence differs
-            from the base's.
+        InputError: The folder cannot be made, holds something else, or its card was edited; or the
+            licence differs from the base's.
         RunError: There is no adapter, or training has gone on since it was written.
         CorruptFileError: A file of the run is damaged.
         VerifyError: A written file differs from what was trained.
@@ -129,12 +130,12 @@ def check_writable(folder: Path) -> None:
     """Refuse to replace a folder that was not packed, or whose card was edited.
 
     Raises:
-        InputError: The folder holds something else, or its card was edited.
+        InputError: The folder cannot be made, holds something else, or its card was edited.
     """
-    restore_folder(folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    check_replaceable(folder)
+    if not (folder / MANIFEST).exists():
         return
-    if not (folder / MANIFEST).exists() or not packed_as(folder):
+    if not packed_as(folder):
         raise InputError(
             f"{folder}: holds something else, which would be lost", "Name a new folder with --out."
         )

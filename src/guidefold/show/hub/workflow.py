@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from guidefold.deliver import LayerNames, comfyui_solver
+from guidefold.ground import plural
 
 GAP, WIDTH, HEIGHT = 60, 320, 200
 
@@ -199,7 +200,7 @@ def _settings_lines(workflow: Workflow) -> list[str]:
         ]
     if workflow.student_steps != workflow.steps:
         return [
-            f"The LoRA is for {workflow.student_steps} steps at strength "
+            f"The LoRA is for {plural(workflow.student_steps, 'step')} at strength "
             f"{workflow.strength:g}, which stands for CFG {workflow.cfg:g}; the student's CFG "
             "stays 1. Seed, sampler and scheduler must be the same in both samplers.",
         ]
