@@ -160,12 +160,12 @@ def test_a_shift_that_depends_on_the_picture_is_read_off_the_timesteps(steps: in
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_a_course_of_another_form_has_no_sure_name(steps: int) -> None:
-    """Mochi's, which is half a line and half a parabola."""
+    """Half a line and half a parabola, which Mochi counts from noise on."""
     levels = linear_quadratic_schedule(steps, 0.025)
-    timesteps = tuple(TABLE * float(level) for level in levels)
     kind = "FlowMatchEulerDiscreteScheduler"
-    grid = StepGrid(steps, 2 * steps, (), kind, shift=1.0, timesteps=timesteps)
-    assert steps_usage(grid) == f"{steps} steps, {kind}, shift 1"
+    for timesteps in ([TABLE * u for u in levels], [TABLE * (1 - u) for u in levels]):
+        grid = StepGrid(steps, 2 * steps, (), kind, shift=1.0, timesteps=tuple(timesteps))
+        assert steps_usage(grid) == f"{steps} steps, {kind}, shift 1"
 
 
 def test_a_client_is_told_steps_solver_and_spacing_in_both_words() -> None:

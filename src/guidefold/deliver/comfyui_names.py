@@ -66,8 +66,10 @@ def _course(grid: StepGrid) -> tuple[str, float | None]:
     1: to one step's length in the noise levels that pipelines bring (trailing), to the lowest
     noise level, itself shifted, in the scheduler's own (linspace).
     """
+    if not grid.timesteps or grid.timesteps[0] <= 0:  # some pipelines count from noise on
+        return OTHER, None
     count, shift = len(grid.timesteps), grid.shift or 1.0
-    ends = {"trailing": 1 / max(count, 1), "linspace": shift * LEAST / (1 + (shift - 1) * LEAST)}
+    ends = {"trailing": 1 / count, "linspace": shift * LEAST / (1 + (shift - 1) * LEAST)}
     levels = [timestep / grid.timesteps[0] for timestep in grid.timesteps]
     for spacing, end in ends.items():
         even = [1 - k / max(count - 1, 1) * (1 - end) for k in range(count)]
