@@ -4,7 +4,8 @@
 
 Each pipeline of tests/zoo goes the whole road: probe, record from three state sources, train,
 write, load it in a stock pipeline with guidance off, compare. What is refused, the probe refuses.
-What was seen is kept in FOLDER, so that a stopped run goes on.
+What was seen is kept in FOLDER, so that a stopped run goes on. The column of few steps is the
+zoo's own (tests/zoo/few_steps.json), which its tests walk.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from zoo import UNFOLDABLE, WIDE, ZOO, Entry  # noqa: E402
 from zoo.entry import SOURCES  # noqa: E402
 from zoo.road import CLOSE, refusal, travel  # noqa: E402
+from zoo.selection import FEW_STEPS  # noqa: E402
 
 ENTRIES: dict[str, Entry] = ZOO | WIDE
 TRIED = json.loads((HERE / "pipelines.json").read_text(encoding="utf-8"))
@@ -51,11 +53,17 @@ road on {date}, with the components of diffusers' own tests or with parts of the
 *Fails*: the pipeline itself fails, before or without Guidefold. No code in `src/` knows the name of
 a pipeline: what works here works because the pipeline does what the others do.
 
+*Few steps*: the road of a student of three or four steps, one LoRA at one guidance scale, from
+rounds of both state sources to the stock pipeline (`tests/zoo/few_steps.py`): with the pipeline's
+own solver, with the `pipeline.scheduler` that is named, or why not; empty where nobody has gone it.
+
 {works} classes of {families} families work ({outside} outside the zoo), {refused} are refused,
 {fails} fail, {untried} have not been tried.
+{few} classes of {few_families} families fold steps as well, {replaced} of them with another
+scheduler than their own.
 
-| pipeline | | passes per step | guidance | output map | adapter loads with |
-|---|---|---|---|---|---|
+| pipeline | | passes per step | guidance | output map | adapter loads with | few steps |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -105,13 +113,19 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         if row["class"] not in by_class or "refused" in by_class[row["class"]]:
             by_class[row["class"]] = row
     counts = Counter[str]()
-    table, families = [], set()
+    table, families, few_families = [], set(), set()
     for kind in classes():
         row = by_class.get(kind.__name__)
         outside = TRIED["classes"].get(kind.__name__)
         state, cells = cells_of(kind, row or outside, "" if row else ", outside the zoo")
         counts[state] += 1
         counts["outside"] += state == "works" and row is None
+        few = few_steps_of(kind.__name__)
+        cells.append(few_steps_cell(few))
+        if few is not None and "steps" in few:
+            counts["few"] += 1
+            counts["replaced"] += few["scheduler"] is not None
+            few_families.add(kind.__module__.split(".")[2])
         if state == "works":
             families.add(kind.__module__.split(".")[2])
         table.append(f"| {kind.__name__} | {' | '.join(cells)} |")
@@ -124,6 +138,9 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         untried=counts["not tried"],
         date=TRIED["date"],
         families=len(families),
+        few=counts["few"],
+        few_families=len(few_families),
+        replaced=counts["replaced"],
     )
     return head + "\n".join(table) + "\n"
 
@@ -149,6 +166,21 @@ def cells_of(
     if not guided and "guider" not in inspect.signature(kind.__init__).parameters:
         return "refused", ["refused: its call has no argument that scales guidance", *[""] * 4]
     return "not tried", ["not tried", *[""] * 4]
+
+
+def few_steps_of(name: str) -> dict[str, Any] | None:
+    """What the zoo knows of few steps of a class: of several pipelines, one that folds them."""
+    rows = [row for row in FEW_STEPS.values() if row["class"] == name]
+    return next((row for row in rows if "steps" in row), rows[0] if rows else None)
+
+
+def few_steps_cell(row: dict[str, Any] | None) -> str:
+    """What the page says of few steps."""
+    if row is None:
+        return ""
+    if "refused" in row:
+        return f"no: {row['refused'].partition('; with pipeline.scheduler')[0]}"
+    return f"`pipeline.scheduler={row['scheduler']}`" if row["scheduler"] else "yes"
 
 
 def classes() -> Iterator[type[DiffusionPipeline]]:

@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from slow import SLOW, SLOW_FOLDERS
 from tiny import make_settings
-from zoo import CHOSEN, ZOO, build
+from zoo import CHOSEN, CHOSEN_IN_FEW_STEPS, ZOO, build
 
 from guidefold.listen.findings import Findings
 from guidefold.listen.probe import probe
@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.whole_zoo or by_name:
         return
     walked = {f"test_the_whole_road[{name}]" for name in CHOSEN}
+    walked |= {f"test_few_steps_go_the_whole_road[{name}]" for name in CHOSEN_IN_FEW_STEPS}
     passed_over = [
         item for item in items if "the_whole_road[" in item.name and item.name not in walked
     ]

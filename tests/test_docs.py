@@ -61,7 +61,19 @@ def test_classes_tried_outside_the_zoo_have_the_rows_that_their_runs_give():
     assert f"on {page['TRIED']['date']}" in text
     for name, row in page["TRIED"]["classes"].items():
         _, cells = page["cells_of"](getattr(diffusers, name), row, ", outside the zoo")
-        assert f"| {name} | {' | '.join(cells)} |" in text.splitlines()
+        assert f"| {name} | {' | '.join(cells)} |  |" in text.splitlines()
+
+
+def test_the_column_of_few_steps_is_what_the_zoo_walks():
+    page = runpy.run_path(str(ROOT / "docs" / "pipelines.py"), run_name="page")
+    text = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| pipeline |"):
+            name, cell = line[2:].split(" | ")[0], line.removesuffix(" |").rpartition(" | ")[2]
+            assert cell == page["few_steps_cell"](page["few_steps_of"](name)), name
+    counted = re.search(r"(\d+) classes of (\d+) families fold steps", text)
+    assert int(counted[1]) >= 40
+    assert int(counted[2]) >= 20
 
 
 def test_the_table_of_clients_is_the_one_that_model_cards_show():

@@ -31,9 +31,19 @@ from . import (
     wan_family,
 )
 from .entry import Entry
-from .selection import FACTS, choose, features_of
+from .selection import FACTS, FEW_STEPS, choose, features_of, few_steps_features_of
 
-__all__ = ["CHOSEN", "REST", "UNFOLDABLE", "WARNINGS", "WIDE", "ZOO", "Entry", "build"]
+__all__ = [
+    "CHOSEN",
+    "CHOSEN_IN_FEW_STEPS",
+    "REST",
+    "UNFOLDABLE",
+    "WARNINGS",
+    "WIDE",
+    "ZOO",
+    "Entry",
+    "build",
+]
 
 CORE = (stable_diffusion, image, video)
 REST = {
@@ -72,6 +82,11 @@ WIDE: dict[str, Entry] = {
 
 CHOSEN = choose({name: features_of(entry, FACTS[name]) for name, entry in WIDE.items()})
 """Those of the wide zoo that every push walks; ``pytest --whole-zoo`` walks all."""
+
+CHOSEN_IN_FEW_STEPS = choose(
+    {name: few_steps_features_of((ZOO | WIDE)[name], facts) for name, facts in FEW_STEPS.items()}
+)
+"""Those of all that every push walks with a student of fewer steps."""
 
 UNFOLDABLE: dict[str, Entry] = {
     name: entry

@@ -70,7 +70,7 @@ def travel(entry: Entry, folder: Path) -> Travelled:
         BrokenVerdictError: A later stage does.
     """
     entry.build().save_pretrained(folder / "pipeline", safe_serialization=True)
-    settings = _settings(entry, folder)
+    settings = settings_of(entry, folder)
     run = Path(settings.run)
     try:
         with open_run(settings) as opened:
@@ -83,10 +83,10 @@ def travel(entry: Entry, folder: Path) -> Travelled:
     findings = Findings.from_json(read_json(run / "probe.json"))
     lines = [line for path in run.rglob("manifest.jsonl") for line in read_lines(path)]
     stock = _stock(folder)
-    bare = _outputs(stock, findings, settings)
-    ours = _student_outputs(stock, findings, settings)
-    _load(stock, findings, adapter)
-    theirs = _outputs(stock, findings, settings)
+    bare = outputs_of(stock, findings, settings)
+    ours = student_outputs(stock, findings, settings)
+    load_with_libraries(stock, findings, adapter)
+    theirs = outputs_of(stock, findings, settings)
     return Travelled(
         findings=findings,
         facts=facts_of(stock, findings),
@@ -119,7 +119,7 @@ def entries(rooms: str) -> list[str]:
     return [name for room in REST[rooms] for name in room.ENTRIES]
 
 
-def _settings(entry: Entry, folder: Path) -> Settings:
+def settings_of(entry: Entry, folder: Path) -> Settings:
     """A run of a few trajectories and two training steps, from every source of states."""
     columns = {k: f"{v}/" if v == "frames" else v for k, v in entry.inputs.items()}
     rows: list[Mapping[str, Any]]
@@ -193,7 +193,7 @@ def _stock(folder: Path) -> DiffusionPipeline:
     return open_pipeline(str(folder / "pipeline"))
 
 
-def _load(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None:
+def load_with_libraries(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None:
     """With the libraries' own loaders and nothing of ours."""
     first, *others = findings.denoisers
     if findings.loader == "diffusers":
@@ -210,33 +210,37 @@ def _load(pipeline: DiffusionPipeline, findings: Findings, folder: Path) -> None
             PeftModel.from_pretrained(part, folder / name)
 
 
-def _outputs(pipeline: DiffusionPipeline, findings: Findings, settings: Settings) -> torch.Tensor:
+def outputs_of(pipeline: DiffusionPipeline, findings: Findings, settings: Settings) -> torch.Tensor:
     """Every model output of the student's call."""
     prompts = load_prompts(settings.prompts.path)
     asked = settings.pipeline
     inputs = {
         **call_inputs(pipeline, prompts[:1], asked.call, asked.negative_prompt),
         **findings.scale_arguments(findings.off),
-        "num_inference_steps": STEPS,
+        "num_inference_steps": STEPS if findings.steps is None else findings.steps.student,
     }
     listened = denoisers(pipeline, findings.denoisers)
     with torch.no_grad():
         return torch.stack([s.model_output for s in drive(pipeline, inputs, [7], listened)])
 
 
-def _student_outputs(
+def student_outputs(
     pipeline: DiffusionPipeline, findings: Findings, settings: Settings
 ) -> torch.Tensor:
     """The checkpoint's tensors in our own adapter, which is detached again."""
     parts = denoisers(pipeline, findings.denoisers)
     denoiser = as_one_module(parts)
     adapter = attach(
-        denoiser, "all", settings.adapter.rank, 0, lambda: _outputs(pipeline, findings, settings)
+        denoiser,
+        settings.adapter.targets,
+        settings.adapter.rank,
+        0,
+        lambda: outputs_of(pipeline, findings, settings),
     )
     (last,) = sorted(Path(settings.run).glob("checkpoints/step-*"))[-1:]
     adapter.load_state_dict(read_tensors(last / "adapter.safetensors"))
     with adapter.student_mode(1.0, train=False):
-        outputs = _outputs(pipeline, findings, settings)
+        outputs = outputs_of(pipeline, findings, settings)
     adapter.detach()
     return outputs
 
@@ -244,7 +248,7 @@ def _student_outputs(
 def refusal(entry: Entry, folder: Path) -> tuple[str, str]:
     """The class of a pipeline that cannot be folded, and the probe's reason."""
     pipeline = entry.build()
-    settings = _settings(entry, folder)
+    settings = settings_of(entry, folder)
     asked, prompts = settings.pipeline, load_prompts(settings.prompts.path)
     rows = [prompt for prompt in prompts[:2] if prompt.columns]
     try:
