@@ -111,7 +111,7 @@ def test_a_list_with_a_tensor_for_each_sample_is_stacked() -> None:
     "output", [([RAW, RAW[:1]], 0), "text"], ids=["several shapes", "no tensor"]
 )
 def test_a_denoiser_that_returns_no_tensor_is_refused(output: object) -> None:
-    with pytest.raises(UnfoldableError, match="the denoiser returns a"):
+    with pytest.raises(UnfoldableError, match=r"the denoiser returns (a|text) ?"):
         output_tensor(output)
 
 
