@@ -7,7 +7,7 @@ single worker at the end. A file's name without its ending stands for it, in wha
 SLOW = """
     test_tutorial test_estimate test_plan test_families test_recorder test_launch test_distill
     test_verify test_previews test_export test_distill_lean test_adapter_folder test_story test_main
-    test_trials test_bench_command test_pack test_capture test_selective
+    test_large_teachers test_trials test_bench_command test_pack test_capture test_selective
     test_judge test_resume test_evaluate test_session test_stacking test_train_teacher
     test_denoisers test_report test_adapter test_student test_sample test_student_pipeline
     test_old_runs test_probe test_bundled_teacher test_speed_command test_calibrate

@@ -29,7 +29,7 @@ from guidefold.pipeline.open import modules
 from guidefold.run.config import load_settings
 from guidefold.run.files import read_json
 from guidefold.run.folder import RunFolder, require_run
-from guidefold.run.settings import Settings
+from guidefold.run.settings import PipelineSettings, Settings
 from guidefold.session import Session, open_session
 
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
@@ -61,7 +61,7 @@ def begun(settings: Settings) -> Settings:
 
 @pytest.fixture
 def never_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "open_pipeline", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(sessions, "open_placed", lambda *_, **__: pytest.fail("opened"))
 
 
 def test_a_session_writes_its_settings_and_findings(settings: Settings) -> None:
@@ -123,7 +123,7 @@ def test_a_vision_model_that_cannot_be_had_is_refused_before_anything_is_recorde
 ) -> None:
     wrong = with_(settings, evaluate={model: "nope"})
     with monkeypatch.context() as patch:
-        patch.setattr(sessions, "open_pipeline", lambda *_, **__: pytest.fail("opened"))
+        patch.setattr(sessions, "open_placed", lambda *_, **__: pytest.fail("opened"))
         for verb in (api.record, api.distill):
             with pytest.raises(ConfigError, match=rf"evaluate\.{model}: nope: "):
                 verb(wrong)
@@ -135,7 +135,7 @@ def test_a_vision_model_that_cannot_be_had_is_refused_before_anything_is_recorde
 def test_other_settings_are_found_before_a_pipeline_is_opened(
     begun: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "open_pipeline", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(sessions, "open_placed", lambda *_, **__: pytest.fail("opened"))
     other = with_(begun, adapter={"rank": 3}, distill={"batch_size": 1, "steps": 9})
     with pytest.raises(MismatchError) as caught, open_session(other):
         pass
@@ -345,7 +345,7 @@ def test_a_run_that_needs_more_or_was_never_probed_is_opened_whole(
 def test_a_pipeline_that_is_never_without_its_encoders_is_opened_whole(
     begun: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = sessions.open_pipeline, []
+    real, asked = sessions.open_placed, []
 
     def refuse(*args: object, only: tuple[str, ...] = (), **options: object) -> object:
         asked.append(only)
@@ -353,7 +353,7 @@ def test_a_pipeline_that_is_never_without_its_encoders_is_opened_whole(
             raise PipelineError("an encoder is missing")
         return real(*args, **options)
 
-    monkeypatch.setattr(sessions, "open_pipeline", refuse)
+    monkeypatch.setattr(sessions, "open_placed", refuse)
     with open_session(begun, needs_all=nothing) as session:
         assert loaded(session) == {"unet", "vae", "text_encoder"}
     assert asked == [("unet",), ()]
@@ -423,7 +423,7 @@ def elsewhere() -> Session:
     """A session whose denoiser is on an accelerator; ``meta`` stands for one."""
     parts = {name: Part("meta") for name in ("unet", "vae", "text_encoder")}
     pipeline = SimpleNamespace(components={**parts, "tokenizer": None}, **parts)
-    settings = SimpleNamespace(pipeline=SimpleNamespace(offload=False))
+    settings = SimpleNamespace(pipeline=SimpleNamespace(offload="none"))
     return Session(
         RunFolder(""), settings, [], [], pipeline, SimpleNamespace(denoisers=("unet",)), "meta"
     )
@@ -432,13 +432,13 @@ def elsewhere() -> Session:
 def test_offloaded_components_come_and_go_no_more_once_training_begins(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def to_the_cpu(pipeline: Any, _device: str) -> None:
+    def to_the_cpu(pipeline: Any, _how: str, _device: str) -> None:
         for module in modules(pipeline).values():
             cpu_offload_with_hook(module, torch.device("cpu"))
 
-    monkeypatch.setattr("guidefold.session.offload", to_the_cpu)
+    monkeypatch.setattr("guidefold.pipeline.offloading.offload", to_the_cpu)
     asked = settings.model_copy(
-        update={"pipeline": settings.pipeline.model_copy(update={"offload": True})}
+        update={"pipeline": settings.pipeline.model_copy(update={"offload": "component"})}
     )
     with open_session(asked) as session:
         assert hasattr(session.denoiser, "_hf_hook")
@@ -523,13 +523,13 @@ def test_one_open_run_serves_every_verb_and_is_probed_once(
     settings_for: Make, tmp_path: Path, probes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pipeline is opened once; what each verb writes is what it writes in a run of its own."""
-    opened, real = list[str](), sessions.open_pipeline
+    opened, real = list[str](), sessions.open_placed
 
-    def count(source: str, **options: Any) -> Any:
-        opened.append(source)
-        return real(source, **options)
+    def count(wanted: PipelineSettings, device: str, **options: Any) -> Any:
+        opened.append(wanted.source)
+        return real(wanted, device, **options)
 
-    monkeypatch.setattr(sessions, "open_pipeline", count)
+    monkeypatch.setattr(sessions, "open_placed", count)
     pictures = {"preview_prompts": 1}  # so that training keeps what draws
     together = settings_for("sd15", tmp_path / "together", distill=pictures)
     with api.open_run(together) as run:

@@ -26,7 +26,6 @@ from guidefold.listen import (
 )
 from guidefold.lora import Compared, Dial
 from guidefold.pipeline import (
-    DTYPES,
     Prompt,
     as_one_module,
     check_vision_models,
@@ -34,11 +33,12 @@ from guidefold.pipeline import (
     load_prompts,
     modules,
     offload,
-    open_pipeline,
+    open_placed,
     pipeline_class,
     refuse_folded,
     resolve_device,
     split_prompts,
+    stop_offloading,
 )
 from guidefold.run import (
     Kind,
@@ -111,6 +111,25 @@ class Session:
         """The module that is called at each step; several denoisers as one module."""
         return as_one_module(self.denoisers)
 
+    def hold_denoiser(self) -> None:
+        """Have the whole denoiser on its device, for adapters that are attached to it."""
+        if self.settings.pipeline.offload != "none" and self.complete:
+            self._remove_offload_hooks()
+            self.denoiser.to(self.device)
+
+    @contextmanager
+    def no_offloading(self) -> Iterator[None]:
+        """Within the context, no part of the pipeline comes and goes: layers may be changed."""
+        how = self.settings.pipeline.offload
+        if how == "none":
+            yield
+            return
+        stop_offloading(self.pipeline)
+        try:
+            yield
+        finally:
+            offload(self.pipeline, how, self.device)
+
     def keep_denoiser_only(self) -> None:
         """Drop encoders and autoencoder: training on recorded states needs neither."""
         self._remove_offload_hooks()
@@ -138,8 +157,8 @@ class Session:
 
     def _remove_offload_hooks(self) -> None:
         """Stop moving components to and from the accelerator when they are called."""
-        if self.settings.pipeline.offload:
-            self.pipeline.remove_all_hooks()
+        if self.settings.pipeline.offload != "none":
+            stop_offloading(self.pipeline)
             self.complete = False
 
     def _others(self) -> dict[str, nn.Module]:
@@ -252,14 +271,8 @@ def _open(
 
 
 def _open_pipeline(settings: Settings, device: str) -> DiffusionPipeline:
-    """Open the whole pipeline on its device, or on the CPU where it is offloaded."""
-    wanted = settings.pipeline
-    place = "cpu" if wanted.offload else device
-    pipeline = open_pipeline(
-        wanted.source, dtype=DTYPES[wanted.dtype], device=place, **wanted.described()
-    )
-    if wanted.offload:
-        offload(pipeline, device)
+    """Open the whole pipeline on its device, offloaded where the settings say so."""
+    pipeline = open_placed(settings.pipeline, device)
     if settings.student.steps is not None and space_trailing(pipeline):
         console.print(
             "Timesteps: 'trailing' spacing, for teacher and student. The pipeline's own are "
@@ -293,13 +306,7 @@ def _open_denoiser(settings: Settings, stored: Findings, device: str) -> Diffusi
     if Path(wanted.source).is_file():
         return None
     try:
-        pipeline = open_pipeline(
-            wanted.source,
-            dtype=DTYPES[wanted.dtype],
-            device=device,
-            only=stored.denoisers,
-            **wanted.described(),
-        )
+        pipeline = open_placed(wanted, device, only=stored.denoisers)
     except PipelineError:
         return None
     if settings.student.steps is not None:

@@ -1,17 +1,22 @@
 """What Guidefold needs of other libraries' insides is there, in the libraries themselves."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import (
     ClassifierFreeGuidance,
+    GGUFQuantizationConfig,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.hooks import HookRegistry, ModelHook
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from guidefold.ground import compat
 from guidefold.ground.errors import LibraryError
@@ -118,6 +123,41 @@ def test_fake_tensors_have_storages_and_no_memory() -> None:
 def test_the_operation_of_item_is_known() -> None:
     assert compat.reads_number(torch.ops.aten._local_scalar_dense.default)
     assert not compat.reads_number(torch.ops.aten.add.Tensor)
+
+
+def test_a_pipeline_names_the_device_that_computes() -> None:
+    assert compat.execution_device(object()) == torch.device("cpu")
+
+
+@pytest.mark.skipif(find_spec("gguf") is not None, reason="it can be used here")
+def test_diffusers_says_whether_it_can_quantise_here() -> None:
+    with pytest.raises(ImportError, match="gguf"):
+        compat.check_quantizer(GGUFQuantizationConfig())
+
+
+def test_group_offloading_is_taken_off_and_nothing_else() -> None:
+    model = UNet2DModel(
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=2,
+        add_attention=False,
+    )
+    compat.remove_group_offloading(model)
+    assert not hasattr(model, "_diffusers_hook")
+    HookRegistry.check_if_exists_or_initialize(model).register_hook(ModelHook(), "other")
+    model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    assert list(model._diffusers_hook.hooks) == ["other"]
+    assert model.conv_in._diffusers_hook.hooks
+    compat.remove_group_offloading(model)
+    assert list(model._diffusers_hook.hooks) == ["other"]
+    assert not model.conv_in._diffusers_hook.hooks
+
+
+def test_tensors_within_a_tensor_of_another_class_are_named() -> None:
+    assert compat.inner_tensors(torch.zeros(1)) == []
+    two = TwoTensor(torch.zeros(1), torch.ones(1))
+    assert compat.inner_tensors(two) == ["a", "b"]
 
 
 def test_a_missing_name_is_told_with_library_and_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def test_sets_of_pictures_are_compared_by_the_models_that_were_asked_for(
 def test_a_vision_model_that_cannot_be_had_is_refused_before_the_pipeline_is_opened(
     measured: Any, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    monkeypatch.setattr("guidefold.session.open_pipeline", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("guidefold.session.open_placed", lambda *_, **__: pytest.fail("opened"))
     asked = measured[0].evaluate.model_copy(update={model: "nope"})
     with pytest.raises(ConfigError, match=rf"evaluate\.{model}: nope: cannot be opened"):
         evaluate(measured[0].model_copy(update={"evaluate": asked}))

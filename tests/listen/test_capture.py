@@ -14,6 +14,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.hooks import HookRegistry, ModelHook
 from listening import plain_run
 from toys import BrokeError, Net, Plain, Steered, breaks
 from zoo import ZOO
@@ -329,6 +330,30 @@ def test_a_real_pipeline_with_an_offloaded_denoiser_is_heard_and_left_as_it_was(
     assert vars(unet)["forward"] is forward
     assert {parameter.device.type for parameter in unet.parameters()} == {"meta"}
     assert torch.equal(plain_run(pipeline, inputs, seed=3), truth)
+
+
+class OnceHook(ModelHook):
+    """Takes itself off in its first call, as that of group offloading which learns the order."""
+
+    def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
+        module._diffusers_hook.remove_hook("once", recurse=False)
+        return output
+
+
+def test_a_hook_that_takes_itself_off_in_a_run_is_off_and_every_call_is_heard(make: Any) -> None:
+    pipeline, inputs, _ = make("DDIM")
+    truth = plain_run(pipeline, inputs, seed=3)
+    unet = copy.deepcopy(pipeline.unet)
+    registry = HookRegistry.check_if_exists_or_initialize(unet)
+    registry.register_hook(ModelHook(), "stays")
+    inner = vars(unet)["forward"]
+    registry.register_hook(OnceHook(), "once")
+    pipeline.register_modules(unet=unet)
+    driven = drive(pipeline, inputs, [3], {"unet": unet}, keep_arguments=True)
+    assert all(step.calls for step in driven)
+    assert torch.equal(driven[-1].next_state, truth)
+    assert vars(unet)["forward"] is inner
+    assert list(registry.hooks) == ["stays"]
 
 
 # Following fails loudly

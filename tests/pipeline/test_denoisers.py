@@ -62,3 +62,12 @@ def test_checkpointing_is_there_if_each_has_it_and_reaches_each(
     assert [part.on for part in parts.values()] == [True, True]
     mixed = as_one_module({**parts, "plain": nn.Linear(3, 3)})
     assert not mixed._supports_gradient_checkpointing
+
+
+def test_what_a_library_noted_on_quantised_parts_is_on_the_door(
+    parts: dict[str, nn.Module],
+) -> None:
+    assert not hasattr(as_one_module(parts), "is_loaded_in_4bit")
+    for part in parts.values():
+        part.is_loaded_in_4bit = True
+    assert as_one_module(parts).is_loaded_in_4bit

@@ -16,8 +16,7 @@ from original_layout import write_original_layout
 from torch import nn
 from zoo import ZOO
 
-from guidefold.ground.errors import ConfigError, PipelineError
-from guidefold.pipeline.device import offload
+from guidefold.ground.errors import PipelineError
 from guidefold.pipeline.index import check_folder
 from guidefold.pipeline.open import fingerprint, modules, open_pipeline, pipeline_class
 
@@ -270,8 +269,3 @@ def test_precision_changes_the_fingerprint() -> None:
         half.load_state_dict(layer.state_dict())
     assert fingerprint(layer) == fingerprint(half)
     assert fingerprint(layer) != fingerprint(half.to(torch.bfloat16))
-
-
-def test_offloading_without_an_accelerator_is_refused(built: Any) -> None:
-    with pytest.raises(ConfigError, match="no accelerator to bring components to"):
-        offload(built("sd15"), "cpu")

@@ -198,7 +198,7 @@ def test_a_bad_file_is_reported_before_a_pipeline_is_opened(
     def opened(*_args: object, **_options: object) -> None:
         pytest.fail("a pipeline was opened")
 
-    monkeypatch.setattr(session, "open_pipeline", opened)
+    monkeypatch.setattr(session, "open_placed", opened)
     source = bad_source(name, tmp_path)
     values = {"run": f"{tmp_path}/run", "pipeline": {"source": "x"}, "prompts": {"path": source}}
     settings = Settings.model_validate(json.loads(json.dumps(values, default=str)))

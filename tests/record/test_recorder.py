@@ -24,6 +24,7 @@ from guidefold.listen.findings import Findings
 from guidefold.listen.output_map import OutputMap, output_tensor
 from guidefold.listen.probe import probe
 from guidefold.lora.adapter import Adapter, attach
+from guidefold.pipeline.offloading import OFFLOADERS
 from guidefold.pipeline.prompts import Prompt, load_prompts, split_prompts
 from guidefold.record.plans import Plan, plan_round
 from guidefold.record.recorder import Recorder, add_noise, record_round
@@ -504,6 +505,10 @@ def offload_sequentially(pipeline: DiffusionPipeline) -> None:
         cpu_offload(module, torch.device("cpu"))
 
 
+def offload_by_group(pipeline: DiffusionPipeline) -> None:
+    OFFLOADERS["group"](pipeline, torch.device("cpu"))
+
+
 def choose_attention(pipeline: DiffusionPipeline) -> None:
     pipeline.transformer.set_attention_backend("native")
 
@@ -523,6 +528,8 @@ RUNNING: list[tuple[str, Callable[[DiffusionPipeline], object]]] = [
     ("sd15", wrap_compiled),
     ("sd15", compile_in_place),
     ("sd15", offload_sequentially),
+    ("sd15", offload_by_group),
+    ("qwen_image", offload_by_group),
     ("qwen_image", choose_attention),
 ]
 OF_ANOTHER_PRECISION = [

@@ -41,6 +41,15 @@ def test_a_student_round_after_the_teachers_weights_are_gone_is_refused_by_name(
     load_settings(toml, [f"distill.frozen_weights={storage}"])
 
 
+def test_linear_layers_are_shrunk_by_one_setting_only(toml: Path) -> None:
+    both = "pipeline.quantization=torchao_int8", "distill.frozen_weights=int4"
+    said = complaint(toml, *both)
+    assert "frozen_weights: 'int4' would shrink weights that pipeline.quantization=" in said
+    assert "set distill.frozen_weights=same" in said
+    for alone in both:
+        load_settings(toml, [alone])
+
+
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
@@ -432,7 +441,7 @@ FREE_VALUES = {
     "distill.preview_prompts": 7,
     "distill.preview_every": 7,
     "distill.trackers": ["tensorboard"],
-    "pipeline.offload": True,
+    "pipeline.offload": "group",
 }
 
 

@@ -196,7 +196,7 @@ def test_weights_that_come_too_far_are_refused_by_name(
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, weakref.ref[torch.nn.Module]]]:
     """The modules of every pipeline that a session opens."""
     found: list[dict[str, weakref.ref[torch.nn.Module]]] = []
-    real = sessions.open_pipeline
+    real = sessions.open_placed
 
     def remember(*args: Any, **options: Any) -> Any:
         pipeline = real(*args, **options)
@@ -204,7 +204,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, weakref.ref[torch.
         found.append({n: weakref.ref(p) for n, p in parts if isinstance(p, torch.nn.Module)})
         return pipeline
 
-    monkeypatch.setattr(sessions, "open_pipeline", remember)
+    monkeypatch.setattr(sessions, "open_placed", remember)
     return found
 
 

@@ -26,6 +26,7 @@ from guidefold.train.resume import (
 REFUSED = {
     "seed",
     "pipeline.dtype",
+    "pipeline.quantization",
     "pipeline.negative_prompt",
     "pipeline.guided_share",
     "pipeline.call.height",

@@ -49,15 +49,12 @@ def probe(
     check_source(settings.pipeline.source)
     from guidefold import api
     from guidefold.listen import describe_findings, space_trailing
-    from guidefold.pipeline import DTYPES, refuse_folded, resolve_device, signs_of_distillation
+    from guidefold.pipeline import open_placed, refuse_folded, signs_of_distillation
 
     wanted, rows = settings.pipeline, [] if inputs is None else _rows(settings, inputs)
     try:
         with progress_on_stderr(as_json):
-            device = resolve_device(wanted.device)
-            opened = api.open_pipeline(
-                wanted.source, dtype=DTYPES[wanted.dtype], device=device, **wanted.described()
-            )
+            opened = open_placed(wanted)
             if student_steps is not None:
                 space_trailing(opened)
             signs = signs_of_distillation(opened)

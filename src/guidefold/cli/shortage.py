@@ -37,8 +37,9 @@ def _cheaper(settings: Settings, work: str) -> list[str]:
         return [*cheaper(settings)[:3], *drawn]
     applicable = {
         "pipeline.dtype=bf16": settings.pipeline.dtype == "fp32",
-        "pipeline.offload=true": not settings.pipeline.offload
+        "pipeline.offload=component": settings.pipeline.offload == "none"
         and settings.pipeline.device != "cpu",
+        "pipeline.offload=group": settings.pipeline.offload == "component",
         "record.batch_size=1": work.startswith("Recording") and settings.record.batch_size > 1,
         "evaluate.batch_size=1": settings.evaluate.batch_size > 1,
         "a smaller height and width in pipeline.call": not work.startswith("Opening"),

@@ -17,6 +17,7 @@ from guidefold.deliver.lora_file import LoraFile
 from guidefold.ground import MismatchError
 from guidefold.listen import lora_loader
 from guidefold.pipeline import modules, open_pipeline, stated_schedule
+from guidefold.run import Quantization
 from guidefold.session import Session
 
 
@@ -42,7 +43,10 @@ class Base:
 
 
 def open_base(
-    source: str, files: Sequence[LoraFile], dtype: torch.dtype = torch.float32
+    source: str,
+    files: Sequence[LoraFile],
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization = "none",
 ) -> DiffusionPipeline:
     """Open the pipeline that a user names as the base of LoRA files.
 
@@ -53,6 +57,7 @@ def open_base(
         source: A folder, a single file or a hub id.
         files: The files, all for this base.
         dtype: Precision of the weights.
+        quantization: How linear layers of the denoiser and of text encoders are stored.
 
     Raises:
         PipelineError: It cannot be opened.
@@ -60,7 +65,7 @@ def open_base(
     path, schedule = Path(source), dict[str, Any]()
     if path.is_file() and path.suffix == ".safetensors":
         schedule = stated_schedule(path, files[0].header, files[0].metadata.get("findings", {}))
-    return open_pipeline(source, dtype=dtype, **schedule)
+    return open_pipeline(source, dtype=dtype, quantization=quantization, **schedule)
 
 
 def base_of(pipeline: DiffusionPipeline, file: LoraFile) -> Base:

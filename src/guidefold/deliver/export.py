@@ -21,7 +21,7 @@ from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import Verdict, examine
 from guidefold.ground import InputError, VerifyError, console
 from guidefold.lora import STEPS, Dial, layers_of, part_folder
-from guidefold.pipeline import DTYPES
+from guidefold.pipeline import DTYPES, is_quantized
 from guidefold.run import (
     METADATA,
     Folds,
@@ -212,6 +212,8 @@ def _unfit(trained: Trained, bases: Sequence[Base], kind: Format) -> str:
     """Why the adapter cannot be written in a format; empty where it can."""
     for base in bases:
         tensors = trained.parts[base.name]
+        if kind == "fused" and is_quantized(base.denoiser):
+            return "the run's weights are quantised (pipeline.quantization): fuse in the client"
         reason = unfit(kind, base.names, base.loader, layers_of(tensors))
         if not reason and kind != "fused":
             keys = named(kind, tensors, base.names).keys()

@@ -22,7 +22,7 @@ from guidefold.pipeline import (
     modules,
     prediction_type,
 )
-from guidefold.run import MANIFEST, check_file, read_json, sha256
+from guidefold.run import MANIFEST, Quantization, check_file, read_json, sha256
 
 
 @dataclass
@@ -38,29 +38,32 @@ class GivenPipeline:
     source: str
     files: Sequence[LoraFile]
     pipeline: DiffusionPipeline = field(init=False)
-    _known: dict[tuple[tuple[str, ...], str], str] = field(default_factory=dict)
+    _known: dict[tuple[tuple[str, ...], str, Quantization], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Open the pipeline."""
         self.pipeline = open_base(self.source, self.files)
 
-    def fingerprints(self, names: tuple[str, ...]) -> Iterator[str]:
-        """Fingerprint the named components in one precision after another.
+    def fingerprints(
+        self, names: tuple[str, ...], quantization: Quantization = "none"
+    ) -> Iterator[str]:
+        """Fingerprint the named components, as a library quantises them, in each precision.
 
         A fingerprint covers rounded values, and a file does not state its run's precision. The
         pipeline is opened anew in each: some layers stay in float32 whatever the precision.
         """
         for dtype in DTYPES:
-            if (names, dtype) not in self._known:
+            key = names, dtype, quantization
+            if key not in self._known:
                 opened = self.pipeline
-                if dtype != "fp32":
-                    opened = open_base(self.source, self.files, DTYPES[dtype])
+                if (dtype, quantization) != ("fp32", "none"):
+                    opened = open_base(self.source, self.files, DTYPES[dtype], quantization)
                 components = modules(opened)
                 if not components.keys() >= set(names):
                     return
                 denoiser = as_one_module({name: components[name] for name in names})
-                self._known[names, dtype] = fingerprint(denoiser)
-            yield self._known[names, dtype]
+                self._known[key] = fingerprint(denoiser)
+            yield self._known[key]
 
     @property
     def prediction_type(self) -> str:

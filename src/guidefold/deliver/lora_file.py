@@ -27,6 +27,7 @@ from guidefold.run import (
     Folds,
     Format,
     Layers,
+    Quantization,
     parse_metadata,
     read_json,
     read_safetensors,
@@ -41,6 +42,7 @@ FILES: Mapping[Format, str] = {
 }
 """The file names under which libraries look for a format."""
 OWN_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "quantization": lambda value: value in get_args(Quantization),
     "strength": lambda value: isinstance(value, int | float),
     "format": lambda value: value in FORMATS,
     "denoiser": lambda value: isinstance(value, str),
@@ -79,6 +81,12 @@ class LoraFile:
     def folds(self) -> Folds | None:
         """What it folds; None of an older file, which is its run's only LoRA."""
         return self.metadata.get("folds")
+
+    @property
+    def quantization(self) -> Quantization:
+        """How the weights were quantised that it was trained on."""
+        found: Quantization = self.metadata.get("quantization", "none")
+        return found
 
     @property
     def layers(self) -> Layers:

@@ -68,9 +68,11 @@ def describe_adapter(
     if folds == "both" and dial.proportional:  # merged: another strength would scale steps as well
         dial = replace(dial, marks=(), trained=(dial.g_ref, dial.g_ref), proportional=False)
     ranks = {"guidance": settings.adapter.rank, "steps": settings.steps_rank or 0}
+    quantization = settings.pipeline.quantization
     return {
         "guidefold": __version__,
         "base": public_name(settings.pipeline.source),
+        **({} if quantization == "none" else {"quantization": quantization}),
         "findings": findings.to_json(),
         "negative_prompt": settings.pipeline.negative_prompt,
         **dial.to_json(),

@@ -276,4 +276,5 @@ def check_adapter(session: Session, folder: Path | None = None) -> Path:
 def open_adapter(session: Session, strength: float, folder: Path | None = None) -> None:
     """Load a written adapter into a session's stock pipeline, after :func:`check_adapter`."""
     folder, findings = check_adapter(session, folder), session.findings
-    load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, strength)
+    with session.no_offloading():  # what comes and goes is settled by the layers that there are
+        load_adapter(session.pipeline, findings.denoisers, findings.loader, folder, strength)

@@ -37,8 +37,7 @@ def wrong_widths(wanted: Tensors, denoiser: nn.Module) -> list[str]:
     """Problems with the widths that a LoRA was made for; empty where all fit the denoiser."""
     wrong = []
     for layer in layers_of(wanted):
-        weight = denoiser.get_submodule(layer).get_parameter("weight")
-        made, here = _width(*factors(wanted, layer)), _width(weight, weight)
+        made, here = _width(*factors(wanted, layer)), _width_of(denoiser.get_submodule(layer))
         if made != here:
             wrong.append(f"{layer} ({made}, here {here})")
     return [f"made for layers of another width: {first_few(wrong)}"] if wrong else []
@@ -187,3 +186,11 @@ def _shape(tensor: torch.Tensor) -> str:
 def _width(down: torch.Tensor, up: torch.Tensor) -> str:
     """``inputs to outputs`` of a LoRA's factors, or of one weight given twice."""
     return f"{down.shape[1]} to {up.shape[0]}"
+
+
+def _width_of(layer: nn.Module) -> str:
+    """``inputs to outputs`` of a layer; a quantised weight may have another shape."""
+    if isinstance(layer, nn.Linear):
+        return f"{layer.in_features} to {layer.out_features}"
+    weight = layer.get_parameter("weight")
+    return _width(weight, weight)

@@ -97,6 +97,7 @@ def read_trained(
     lost = unportable(everywhere) if layers == "portable" else set()
     own = session.settings.loras
     folds = folds if len(own) > 1 and folds is not None else own[0]
+    session.hold_denoiser()
     student = lora_student(session, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,24 @@ from guidefold.deliver.tensor_checks import (
 )
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.ground import (
+    ConfigError,
     GuidefoldError,
     InputError,
     MismatchError,
     VerifyError,
+    console,
     given_by_user,
     out_of_memory,
 )
 from guidefold.listen import call_recorded, predictions, tree_map
 from guidefold.lora import adapted_layers, layers_of, load_part, loaded_tensors, unload_adapter
-from guidefold.pipeline import COMPONENT, DTYPES, as_one_module, denoisers
+from guidefold.pipeline import (
+    COMPONENT,
+    DTYPES,
+    as_one_module,
+    check_quantization,
+    denoisers,
+)
 from guidefold.record import KeptState
 from guidefold.run import Folds, Format, Layers, load_settings, require_run
 from guidefold.session import Session, open_session
@@ -150,9 +158,26 @@ def _of_a_run(files: Sequence[LoraFile], session: Session) -> list[Verdict]:
 def _of_a_pipeline(file: LoraFile, given: GivenPipeline) -> Verdict:
     """Check a file against a pipeline alone."""
     base = base_of(given.pipeline, file)
-    names = tuple(file.metadata.get("findings", {}).get("denoisers", ()))
-    origin = other_base(file.metadata, given.prediction_type, given.fingerprints(names))
+    metadata = _comparable(file)
+    names = tuple(metadata.get("findings", {}).get("denoisers", ()))
+    weights = given.fingerprints(names, file.quantization)
+    origin = other_base(metadata, given.prediction_type, weights)
     return examine(file, base, None, [*damage(file), *origin])
+
+
+def _comparable(file: LoraFile) -> Mapping[str, Any]:
+    """A file's own metadata, as far as it can be compared here with a pipeline.
+
+    The fingerprint of quantised weights needs the library that quantised them.
+    """
+    try:
+        check_quantization(file.quantization)
+    except ConfigError as error:
+        console.print(f"{file.path}: its base is not compared. {error.message}", markup=False)
+        findings = dict(file.metadata.get("findings", {}))
+        findings.pop("fingerprint", None)
+        return {**file.metadata, "findings": findings}
+    return file.metadata
 
 
 def examine(

@@ -76,8 +76,8 @@ def reset_accelerator() -> None:
     _attribute(state, "_reset_state")(reset_partial_state=not grouped)
 
 
-def supports_checkpointing(module: nn.Module) -> bool:
-    """Whether a model has gradient checkpointing."""
+def supports_checkpointing(module: nn.Module | type[nn.Module]) -> bool:
+    """Whether a model, or its class, has gradient checkpointing."""
     name = "_supports_gradient_checkpointing"
     _attribute(_lookup("diffusers", "ModelMixin"), name)
     return bool(getattr(module, name, False))
@@ -101,6 +101,35 @@ def remove_adapters(module: nn.Module) -> None:
             del part.peft_config
         if hasattr(part, name):  # else diffusers believes that one is loaded
             setattr(part, name, False)
+
+
+def execution_device(pipeline: object) -> torch.device:
+    """The device that a pipeline computes on, wherever its weights wait; the CPU for a stand-in."""
+    name = "_execution_device"
+    _attribute(_lookup("diffusers", "DiffusionPipeline"), name)
+    return cast("torch.device", getattr(pipeline, name, torch.device("cpu")))
+
+
+def check_quantizer(config: Any) -> None:
+    """Raise diffusers' ImportError or RuntimeError where it cannot quantise as configured here."""
+    find = _lookup("diffusers.quantizers.auto", "DiffusersAutoQuantizer").from_config
+    find(config).validate_environment()
+
+
+def inner_tensors(tensor: torch.Tensor) -> list[str]:
+    """The attributes in which a tensor of a library's own class holds others; empty for most."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [] if flatten is None else list(flatten()[0])
+
+
+def remove_group_offloading(module: nn.Module) -> None:
+    """Take diffusers' group offloading off a module, as diffusers does before it changes layers."""
+    where = "diffusers.hooks.group_offloading"
+    if not _lookup(where, "_is_group_offload_enabled")(module):
+        return
+    registry = _lookup("diffusers.hooks", "HookRegistry").check_if_exists_or_initialize(module)
+    for name in ("GROUP_OFFLOADING", "LAYER_EXECUTION_TRACKER", "LAZY_PREFETCH_GROUP_OFFLOADING"):
+        registry.remove_hook(_lookup(where, f"_{name}"), recurse=True)
 
 
 def callback_tensors(pipeline: object) -> list[str]:

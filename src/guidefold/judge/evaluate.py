@@ -14,7 +14,6 @@ from guidefold.draw import (
     Drawn,
     EvaluationPictures,
     Picture,
-    draw,
     draw_dial,
     grid,
     heading,
@@ -28,9 +27,9 @@ from guidefold.judge.diversity import diversity, draw_seeds
 from guidefold.judge.features import Features, VisionModel, compare
 from guidefold.judge.pixels import relative_distance, saturation
 from guidefold.judge.residual import measure_residual_guidance, steps_per_prompt
-from guidefold.judge.trained_weights import Lora, StudentWeights
+from guidefold.judge.trained_weights import Lora, StudentWeights, prompts_to_time, time_fused
 from guidefold.lora import SHOWN_DIGITS, STRENGTHS
-from guidefold.pipeline import CLIP, VISION, Prompt, check_vision_models
+from guidefold.pipeline import CLIP, VISION, Prompt, check_vision_models, stored_bytes
 from guidefold.run import (
     KINDS,
     Kind,
@@ -62,7 +61,8 @@ class Measured:
         dial: For teacher and student, the picture files at each strength; empty where
             ``evaluate.dial_prompts`` is 0.
         residual: Residual guidance at the teacher's states and at the student's.
-        fused_seconds: Denoiser time of one picture, with the adapter fused.
+        fused_seconds: Denoiser time of one picture, with the adapter fused; None where the weights
+            are quantised.
         verdicts: For each kind, whether a picture shows its prompt; empty without a judge.
         categories: One per prompt; None without a judge.
         distribution: Fréchet distance and recall of the unguided teacher's and the student's
@@ -78,7 +78,7 @@ class Measured:
     drawn: dict[Kind, Drawn]
     dial: dict[Kind, list[list[str]]]
     residual: ResidualGuidance
-    fused_seconds: float
+    fused_seconds: float | None
     verdicts: dict[Kind, list[bool]]
     categories: list[str | None]
     distribution: dict[Kind, dict[str, float | None]]
@@ -176,7 +176,7 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     one = session.settings.loras == ("both",)
     dial_prompts = [] if one else prompts[: options.dial_prompts]
     state_prompts = prompts[: options.state_prompts]
-    timed_prompts = prompts[: max(options.batch_size, options.state_prompts)]
+    timed_prompts = prompts_to_time(session, prompts)
     dial, drawn, rival = dict[Kind, list[list[str]]](), dict[Kind, Drawn](), None
     steps, few = session.settings.steps_of, session.settings.student.steps
     count = sum(map(steps, KINDS)) * len(prompts) + steps("student") * len(timed_prompts)
@@ -205,15 +205,14 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
             again = draw_seeds(pictures, "student", state_prompts, several, progress)
             varied["student"] = diversity(features(again), several)
         residual = measure_residual_guidance(session, weights, state_prompts, seeds, progress)
-        weights.fuse(session.denoiser)
-        fused = draw(session, picture_requests(session, "student", timed_prompts), progress.advance)
+        fused = time_fused(session, weights, timed_prompts, progress)
     return Measured(
         prompts=prompts,
         seeds=seeds,
         drawn=drawn,
         dial=dial,
         residual=residual,
-        fused_seconds=fused.denoiser_seconds_per_image,
+        fused_seconds=fused,
         verdicts={k: list(judge.aligned(drawn[k].pictures, texts)) for k in KINDS} if judge else {},
         categories=[judge.category(text) if judge else None for text in texts],
         distribution=_compare_sets(drawn, features) if features else {},
@@ -242,7 +241,7 @@ def feature_extractor(session: Session, judge: Judge | None) -> Features | None:
 
 
 def _open_model(session: Session, source: str | None, setting: str) -> VisionModel | None:
-    return None if source is None else VisionModel(source, session.pipeline.device, setting)
+    return None if source is None else VisionModel(source, session.device, setting)
 
 
 def _compare_sets(
@@ -272,7 +271,6 @@ def _results(session: Session, measured: Measured) -> Results:
         judged["few_steps"] = {"steps": session.settings.student.steps, "teacher": rival}
     for kind, score in measured.clip_scores.items():
         kinds[kind]["clip_score"] = score
-    weights = [*session.denoiser.parameters(), *session.denoiser.buffers()]
     adapter = session.run.adapter.rglob("*.safetensors")
     return Results.model_validate(
         {
@@ -285,9 +283,9 @@ def _results(session: Session, measured: Measured) -> Results:
             "steps": session.settings.evaluate.steps,
             "trained_steps": read_adapter(session.run.adapter)["step"],
             "adapter_bytes": sum(path.stat().st_size for path in adapter),
-            "denoiser_bytes": sum(w.numel() * w.element_size() for w in weights),
+            "denoiser_bytes": stored_bytes(session.denoiser),
             "versions": {name: version(name) for name in LIBRARIES},
-            "machine": f"{platform.machine()}, device {session.pipeline.device}",
+            "machine": f"{platform.machine()}, device {session.device}",
         }
     )
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import UnfoldableError
+from guidefold.ground import UnfoldableError, compat
 from guidefold.listen.arguments import Tree
 from guidefold.listen.memory import Kept, Memory, clone
 from guidefold.listen.output_map import rows_of
@@ -119,8 +119,11 @@ class Listener:
     _calls: list[Call] = field(default_factory=list)
     _memory: Memory = field(default_factory=Memory)
     _restore: list[tuple[Any, str, Any]] = field(default_factory=list)
+    _originals: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    _device: torch.device = field(init=False)
 
     def __enter__(self) -> Listener:
+        self._device = compat.execution_device(self.pipeline)
         self._replace(self.pipeline.scheduler, "step", self._listening_step())
         for name, module in self.listened.items():
             self._replace(module, "forward", self._listening_forward(name, module))
@@ -219,17 +222,17 @@ class Listener:
 
         A module that is compiled in place traces it, so the listening parts stay uncompiled.
         """
-        original = module.forward
+        original = self._originals[name] = module.forward
         uncompiled: Any = torch.compiler.disable
 
         @uncompiled  # type: ignore[untyped-decorator]
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kept, float]:
             kept = self._memory.keep((args, kwargs)) if self.keep_arguments else Kept(((), {}))
-            return kept, _now(module)
+            return kept, _now(self._device)
 
         @uncompiled  # type: ignore[untyped-decorator]
         def after(kept: Kept, start: float, output: Any) -> None:
-            seconds = _now(module) - start
+            seconds = _now(self._device) - start
             kept_output = output if self.keep_arguments else None
             self._memory.note(name, kept)
             call = Call(name, kept.arguments, kept_output, rows_of(output), seconds, kept.earlier)
@@ -238,14 +241,28 @@ class Listener:
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             kept, start = before(args, kwargs)
+            standing = self._originals[name]
             if self.stub is None:
-                output = original(*args, **kwargs)
+                output = standing(*args, **kwargs)
             else:
-                output = self.stub(name, original, args, kwargs)
+                output = self.stub(name, standing, args, kwargs)
+            self._stay(name, module, listening)
             after(kept, start, output)
             return output
 
-        return uncompiled(forward, recursive=False)  # type: ignore[no-any-return]
+        listening: Callable[..., Any] = uncompiled(forward, recursive=False)
+        return listening
+
+    def _stay(self, name: str, module: nn.Module, listening: object) -> None:
+        """Listen on where a call has changed ``forward``: some hooks remove themselves in one."""
+        found = vars(module).get("forward", MISSING)
+        if found is listening or not self._restore:
+            return
+        self._originals[name] = module.forward
+        for place, (owner, attribute, _) in enumerate(self._restore):
+            if owner is module and attribute == "forward":
+                self._restore[place] = (owner, attribute, found)
+        setattr(module, "forward", listening)  # noqa: B010
 
 
 def _packed(parts: list[Step]) -> Step:
@@ -272,9 +289,8 @@ def _with_next_state(result: Any, state: torch.Tensor) -> Any:
     return result
 
 
-def _now(module: nn.Module) -> float:
-    """The time in seconds, after the module's device has finished its queue."""
-    parameter = next(module.parameters(), None)
-    if parameter is not None and parameter.device.type not in NO_ACCELERATOR:
-        torch.accelerator.synchronize(parameter.device)
+def _now(device: torch.device) -> float:
+    """The time in seconds, after a device has finished its queue."""
+    if device.type not in NO_ACCELERATOR:
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

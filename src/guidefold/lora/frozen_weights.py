@@ -27,7 +27,9 @@ CONVOLUTIONS: dict[type[nn.Module], tuple[Any, Any]] = {
 }
 
 
-def shrink_weights(module: nn.Module, linear_bits: int = 8, convolution_bits: int = 8) -> list[str]:
+def shrink_weights(
+    module: nn.Module, linear_bits: int = 8, convolution_bits: int | None = 8
+) -> list[str]:
     """Store the weights of every frozen linear layer and convolution in fewer bits, in place.
 
     Attach an adapter first: peft knows its layers by their classes.
@@ -35,7 +37,7 @@ def shrink_weights(module: nn.Module, linear_bits: int = 8, convolution_bits: in
     Args:
         module: A denoiser.
         linear_bits: 16 (bfloat16), 8 or 4.
-        convolution_bits: 16 or 8.
+        convolution_bits: 16 or 8; None leaves convolutions as they are.
 
     Returns:
         The names of the layers that were shrunk.
@@ -46,6 +48,8 @@ def shrink_weights(module: nn.Module, linear_bits: int = 8, convolution_bits: in
             continue
         parent, _, child = name.rpartition(".")
         bits = linear_bits if isinstance(layer, nn.Linear) else convolution_bits
+        if bits is None:
+            continue
         setattr(module.get_submodule(parent), child, Frozen(layer, _pack(layer.weight, bits)))
         shrunk.append(name)
     return shrunk

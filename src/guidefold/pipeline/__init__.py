@@ -6,7 +6,7 @@ distilled; several denoisers become one module.
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
 from guidefold.pipeline.denoisers import COMPONENT, Denoisers, as_one_module, denoisers, unwrap
-from guidefold.pipeline.device import offload, resolve_device
+from guidefold.pipeline.device import resolve_device
 from guidefold.pipeline.index import check_folder
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.media import Media, open_media
@@ -17,6 +17,7 @@ from guidefold.pipeline.noise_schedule import (
     stated_schedule,
     zero_terminal_snr,
 )
+from guidefold.pipeline.offloading import offload, open_placed, stop_offloading
 from guidefold.pipeline.open import (
     DTYPES,
     bundled_teacher,
@@ -32,6 +33,12 @@ from guidefold.pipeline.prompts import (
     load_prompts,
     read_prompts,
     split_prompts,
+)
+from guidefold.pipeline.quantization import (
+    check_quantization,
+    is_quantized,
+    quantizable,
+    stored_bytes,
 )
 from guidefold.pipeline.single_file import describe_single_file
 from guidefold.pipeline.solver import (
@@ -58,24 +65,28 @@ __all__ = [
     "bundled_teacher",
     "change_solver",
     "check_folder",
+    "check_quantization",
     "check_vision_models",
     "count_duplicates",
     "denoisers",
     "describe_single_file",
     "fingerprint",
     "install_scheduler",
+    "is_quantized",
     "load_prompts",
     "loading_errors",
     "modules",
     "offload",
     "open_media",
     "open_pipeline",
+    "open_placed",
     "open_scheduler",
     "open_vision_model",
     "peak_memory",
     "pipeline_class",
     "pipeline_identity",
     "prediction_type",
+    "quantizable",
     "read_prompts",
     "refuse_folded",
     "resolve_device",
@@ -83,6 +94,8 @@ __all__ = [
     "single_step_solvers",
     "split_prompts",
     "stated_schedule",
+    "stop_offloading",
+    "stored_bytes",
     "unwrap",
     "zero_terminal_snr",
 ]

@@ -12,6 +12,8 @@ from guidefold.ground import compat
 
 COMPONENT = "component"
 """The keyword, in recorded arguments, for the name of the called one of several denoisers."""
+QUANTISED_AS = ("hf_quantizer", "is_loaded_in_4bit", "is_loaded_in_8bit")
+"""What peft reads off a quantised model, to put layers on it that know the library's."""
 
 
 class Denoisers(nn.Module):
@@ -25,6 +27,9 @@ class Denoisers(nn.Module):
         super().__init__()
         for name, part in parts.items():
             self.add_module(name, part)
+            for fact in QUANTISED_AS:
+                if hasattr(part, fact):
+                    setattr(self, fact, getattr(part, fact))
 
     def forward(self, *args: Any, component: str, **kwargs: Any) -> Any:
         """Call one denoiser."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from diffusers import DiffusionPipeline
 
 from guidefold.ground import ConfigError, console, shown
 
@@ -25,24 +24,6 @@ def resolve_device(device: str) -> str:
             f"Use pipeline.device={_usable()}.",
         )
     return device
-
-
-def offload(pipeline: DiffusionPipeline, device: str) -> None:
-    """Keep each component on the CPU until it is called.
-
-    Args:
-        pipeline: A pipeline on the CPU.
-        device: The accelerator that runs the components.
-
-    Raises:
-        ConfigError: The device is no accelerator.
-    """
-    if torch.device(device).type == "cpu":
-        raise ConfigError(
-            "pipeline.offload: there is no accelerator to bring components to",
-            "Set pipeline.offload=false.",
-        )
-    pipeline.enable_model_cpu_offload(device=device)
 
 
 def _accelerator() -> torch.device | None:

@@ -109,7 +109,7 @@ def left_out(only: Collection[str], index: Mapping[str, Any]) -> dict[str, None]
     """Map each unwanted weighted component to None, as ``from_pretrained`` expects."""
     entries = components(index) if only else {}
     return dict.fromkeys(
-        n for n, entry in entries.items() if n not in only and _has_weights(*entry)
+        n for n, entry in entries.items() if n not in only and component_class(*entry)
     )
 
 
@@ -119,8 +119,10 @@ def components(index: Mapping[str, Any]) -> dict[str, Any]:
     return {n: e for n, e in pairs.items() if all(isinstance(x, str | None) for x in e)}
 
 
-def _has_weights(library: str | None, name: str | None) -> bool:
+def component_class(library: str | None, name: str | None) -> type[nn.Module] | None:
+    """The class of a component that holds weights; None for any other."""
     libraries = {"diffusers": diffusers, "transformers": transformers}
     module = libraries.get(str(library)) or getattr(diffusers.pipelines, str(library), None)
     component = getattr(module, str(name), None)
-    return isinstance(component, type) and issubclass(component, nn.Module)
+    found = isinstance(component, type) and issubclass(component, nn.Module)
+    return component if found else None

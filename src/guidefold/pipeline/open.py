@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,20 @@ from accelerate.utils import align_module_device
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from guidefold.ground import compat
+from guidefold.ground import PipelineError, compat
 from guidefold.pipeline.index import check_folder, components, left_out, load_index
 from guidefold.pipeline.loading import check_variants, load_pipeline, weight_files
 from guidefold.pipeline.markers import read_markers
 from guidefold.pipeline.noise_schedule import check_markers, open_scheduler, set_schedule
+from guidefold.pipeline.quantization import (
+    check_quantization,
+    check_quantized,
+    quantization_config,
+    stored_tensors,
+)
 from guidefold.pipeline.single_file import describe_single_file, open_single_file
 from guidefold.pipeline.weight_files import check_whole
-from guidefold.run import check_source
+from guidefold.run import Quantization, check_source
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,6 +44,7 @@ def open_pipeline(
     prediction_type: str | None = None,
     zero_terminal_snr: bool | None = None,
     scheduler: str | None = None,
+    quantization: Quantization = "none",
 ) -> DiffusionPipeline:
     """Open a pipeline without running code or unpickling data that came with it.
 
@@ -54,6 +60,7 @@ def open_pipeline(
             None takes the scheduler's, if a single file states nothing else.
         zero_terminal_snr: Whether the noise schedule ends in noise alone; None as above.
         scheduler: The class of the scheduler that steps the pipeline; None leaves its own.
+        quantization: How linear layers of the denoiser and of text encoders are stored.
 
     Returns:
         The pipeline in evaluation mode, without progress bar.
@@ -62,17 +69,20 @@ def open_pipeline(
         PipelineError: The pipeline is not found, unsafe, incomplete, or in no known format, or a
             single file and its configuration disagree.
         ConfigError: The scheduler has no choice of prediction type or noise schedule, or one of
-            another class does not fit it.
+            another class does not fit it, or the quantisation cannot be had here.
     """
     for library in (diffusers, transformers):  # loading is short beside what follows
         library.utils.logging.disable_progress_bar()
     check_source(source)
+    check_quantization(quantization)
     schedule = (prediction_type, zero_terminal_snr, scheduler)
     path = bundled_teacher() if source == "bundled" else Path(source)
     if path.is_file():
+        _refuse_quantised_file(path, quantization)
         pipeline = _open_file(path, config, dtype, *schedule)
     else:
-        pipeline = _open_parts(path if path.is_dir() else source, dtype, only, *schedule)
+        folder = path if path.is_dir() else source
+        pipeline = _open_parts(folder, dtype, only, *schedule, quantization)
     pipeline.set_progress_bar_config(disable=True)
     for module in modules(pipeline).values():
         module.eval().requires_grad_(False)
@@ -102,6 +112,7 @@ def _open_parts(
     prediction: str | None,
     zero: bool | None,
     solver: str | None,
+    quantization: Quantization,
 ) -> DiffusionPipeline:
     """Open a folder, or a hub id's files, which lie in a folder for each component."""
     index = check_folder(source) if isinstance(source, Path) else load_index(source)
@@ -109,12 +120,27 @@ def _open_parts(
     scheduler = open_scheduler(source, index)
     if (changed := set_schedule(scheduler, prediction, zero, solver)) is not scheduler:
         given["scheduler"] = changed
+    if quantization != "none":
+        given["quantization_config"] = quantization_config(quantization, index, dtype)
     if isinstance(source, Path):
         given["local_files_only"] = True
         names = [n for n, (_, kind) in components(index).items() if kind and n not in given]
         check_variants(source, names)
         check_whole(weight_files(source, names))
-    return load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **given)
+    pipeline = load_pipeline(DiffusionPipeline.from_pretrained, source, dtype, **given)
+    if quantization != "none":
+        check_quantized(pipeline, quantization, index)
+    return pipeline
+
+
+def _refuse_quantised_file(path: Path, quantization: Quantization) -> None:
+    if quantization != "none":
+        raise PipelineError(
+            f"pipeline.quantization: '{quantization}', but {path} is a single file, which "
+            "diffusers does not quantise as it opens it",
+            "Write it as a folder once: DiffusionPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER); then name the folder.",
+        )
 
 
 def pipeline_class(source: str) -> type[DiffusionPipeline] | None:
@@ -169,13 +195,11 @@ def pipeline_identity(pipeline: DiffusionPipeline) -> dict[str, str]:
 def _hashed_parts(module: nn.Module) -> Iterator[tuple[str, bytes]]:
     """Each tensor's name and the bytes to hash; offloaded weights are loaded for it."""
     module = compat.uncompiled(module)
-    stored = module.state_dict().keys()
+    saved = module.state_dict().keys()
     for prefix, inner in module.named_modules():
         with align_module_device(inner):
-            parameters = inner.named_parameters(prefix, recurse=False, remove_duplicate=False)
-            buffers = inner.named_buffers(prefix, recurse=False, remove_duplicate=False)
-            for name, tensor in chain[tuple[str, torch.Tensor]](parameters, buffers):
-                if name not in stored:
+            for name, tensor in stored_tensors(inner, prefix):
+                if name not in saved:
                     continue
                 header = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
                 flat = tensor.detach().reshape(-1)

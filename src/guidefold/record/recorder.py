@@ -16,6 +16,7 @@ from guidefold.ground import (
     MismatchError,
     Stop,
     Stopped,
+    compat,
     derive_seed,
     task,
 )
@@ -112,7 +113,7 @@ def record_round(
             progress.advance(len(done) - before, note)
             if batch is missing[0] and len(missing) > 1:
                 size = sum(line.size for line in lines[-len(batch) :]) / len(batch)
-                print_costs(folder, recorder.pipeline.device, missing, took, size)
+                print_costs(folder, compat.execution_device(recorder.pipeline), missing, took, size)
     return sum(line.size for line in lines)
 
 

@@ -97,7 +97,6 @@ from guidefold.run.settings import (
     RecordSettings,
     Settings,
     StateSource,
-    leaves,
 )
 from guidefold.run.tensors import (
     METADATA_KEY,
@@ -108,7 +107,7 @@ from guidefold.run.tensors import (
     write_tensors,
 )
 from guidefold.run.undo import undone_if_refused
-from guidefold.run.values import SIZES, wrong_size
+from guidefold.run.values import SIZES, Offload, Quantization, leaves, wrong_size
 
 __all__ = [
     "AGAIN",
@@ -132,6 +131,7 @@ __all__ = [
     "LogLine",
     "LoraFormat",
     "NoiseLevel",
+    "Offload",
     "OptimizerName",
     "PeakMemory",
     "PictureIndex",
@@ -142,6 +142,7 @@ __all__ = [
     "PreviewIndex",
     "ProbeRecord",
     "PromptPictures",
+    "Quantization",
     "Record",
     "RecordSettings",
     "Residual",

@@ -10,6 +10,7 @@ from guidefold.ground import MismatchError, in_words
 from guidefold.run.config import flatten
 from guidefold.run.paths import PATHS, place_of
 from guidefold.run.settings import Settings
+from guidefold.run.values import named_offload
 
 # Settings that a resumed run may change: they decide neither what was recorded nor what was learnt.
 FREE = {
@@ -81,6 +82,8 @@ def _same(key: str, before: object, now: object) -> bool:
     each prompt's digest after that, so that prompts must keep their file's name.
     """
     table, _, name = key.partition(".")
+    if key == "pipeline.offload":
+        before, now = named_offload(before), named_offload(now)
     if before == now or (table, name) not in PATHS:
         return before == now
     places = [place_of(table, name, value) for value in (before, now)]

@@ -98,7 +98,8 @@ class KindResults(Record):
         saturation: HSV's, 0..1.
         passes_per_image: Samples through the denoiser.
         denoiser_seconds_per_image: Time inside the denoiser.
-        denoiser_seconds_per_image_fused: The same, the adapter fused; of the student alone.
+        denoiser_seconds_per_image_fused: The same, the adapter fused; of a student whose weights
+            are not quantised.
         alignment_over_teacher_95: Bounds of the alignment over the teacher's; of the student alone.
         clip_score: By a CLIP model; None without one.
         frechet_distance: Of the pictures as a set from the teacher's; None without features.
@@ -117,12 +118,6 @@ class KindResults(Record):
     frechet_distance: float | None = None
     recall: float | None = None
     diversity: float | None = None
-
-
-class StudentResults(KindResults):
-    """What was measured of the student's pictures."""
-
-    denoiser_seconds_per_image_fused: float
 
 
 class FewStepResults(Record):
@@ -167,7 +162,7 @@ class Results(Record):
 
     teacher: KindResults
     unguided: KindResults
-    student: StudentResults
+    student: KindResults
     categories: dict[str, CategoryResults] = {}
     residual_guidance: ResidualGuidance
     few_steps: FewStepResults | None = None

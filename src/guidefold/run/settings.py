@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,13 +11,16 @@ from guidefold.ground import LARGEST_SEED
 from guidefold.run.distill_settings import DistillSettings
 from guidefold.run.values import (
     Number,
+    Offload,
     Place,
     Positive,
+    Quantization,
     Section,
     Switch,
     Text,
     Whole,
     encodable,
+    leaves,
     wrong_size,
 )
 
@@ -43,8 +45,14 @@ class PipelineSettings(Section):
         dtype: Precision of the weights while the teacher is recorded, and of the frozen weights
             while the student is trained, unless ``distill.frozen_weights`` stores them smaller.
         device: The device of the pipeline; ``"auto"`` takes the first accelerator, else the CPU.
-        offload: Whether each component stays on the CPU until it is called, for a pipeline that is
-            too large for the accelerator. Training holds only the denoiser there in any case.
+        offload: What stays on the CPU until it is called, of a pipeline that is too large for the
+            accelerator: ``none``, each ``component``, each ``group`` of layers (the next one comes
+            while one computes) or each layer by itself (``sequential``). Training holds the whole
+            denoiser there, and nothing else, in any case.
+        quantization: The library and the bits in which linear layers of the denoiser and of text
+            encoders are opened: ``none``, ``bitsandbytes_4bit``, ``bitsandbytes_8bit``,
+            ``torchao_int8`` or ``quanto_int8``, each an extra of the package. The teacher is then
+            the quantised one: it is recorded, folded and measured with these weights.
         negative_prompt: Negative prompt of the teacher, which is folded into the adapter.
         guided_share: Share of the teacher's steps that are guided, counted from the first step;
             below 1 is Selective Guidance.
@@ -64,7 +72,8 @@ class PipelineSettings(Section):
     config: Place | None = None
     dtype: Precision = "fp32"
     device: Text = "auto"
-    offload: Switch = False
+    offload: Offload = "none"
+    quantization: Quantization = "none"
     negative_prompt: Text | None = None
     guided_share: Number = Field(default=1.0, gt=0, le=1)
     call: dict[str, Any] = Field(default_factory=dict)
@@ -76,6 +85,7 @@ class PipelineSettings(Section):
         """What describes the weights beside them, as the pipeline's opener takes it."""
         return {
             "config": self.config,
+            "quantization": self.quantization,
             "prediction_type": self.prediction_type,
             "zero_terminal_snr": self.zero_terminal_snr,
             "scheduler": self.scheduler,
@@ -284,7 +294,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _teacher_keeps_its_weights(self) -> Settings:
-        stored = self.distill.frozen_weights
+        stored, library = self.distill.frozen_weights, self.pipeline.quantization
+        if stored != "same" and library != "none":
+            raise ValueError(
+                f"distill.frozen_weights: '{stored}' would shrink weights that pipeline."
+                f"quantization={library} has shrunk; set distill.frozen_weights=same to fold the "
+                "quantised teacher, or pipeline.quantization=none to record it whole"
+            )
         if stored != "same" and "student" in self.record.rounds:
             raise ValueError(
                 f"distill.frozen_weights: '{stored}' changes the teacher's weights when training "
@@ -292,12 +308,3 @@ class Settings(Section):
                 "after that; leave the 'student' rounds out, or set distill.frozen_weights=same"
             )
         return self
-
-
-def leaves(value: object) -> Iterator[object]:
-    """Every plain value within lists and tables."""
-    if isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from leaves(item)
-    else:
-        yield value

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from guidefold.ground import in_words, unencodable
 
@@ -41,6 +42,19 @@ Text = Annotated[str, AfterValidator(encodable)]
 Place = Annotated[Text, AfterValidator(_holdable)]
 
 
+def named_offload(value: Any) -> Any:
+    """The name of a kind of offloading: earlier versions wrote true and false."""
+    return {True: "component", False: "none"}[value] if isinstance(value, bool) else value
+
+
+Offload = Annotated[
+    Literal["none", "component", "group", "sequential"], BeforeValidator(named_offload)
+]
+Quantization = Literal[
+    "none", "bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8", "quanto_int8"
+]
+
+
 def wrong_size(name: str, value: object) -> str | None:
     """Why a pipeline's call cannot take a size; None where it can, or where it is no size.
 
@@ -51,6 +65,15 @@ def wrong_size(name: str, value: object) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return None
     return f"{name} must be a whole number of at least 1 (got {in_words(value)})"
+
+
+def leaves(value: object) -> Iterator[object]:
+    """Every plain value within lists and tables."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
+    else:
+        yield value
 
 
 class Section(BaseModel):

@@ -173,9 +173,37 @@ def test_recording_is_planned_as_its_calls_take_memory(settings_for: Make, tmp_p
     planned = make_plan(settings)
     assert planned.recording_bytes == pytest.approx(total + peaks["unet"], rel=0.02)
     assert planned.encoding_bytes == pytest.approx(total + peaks["text_encoder"], rel=0.02)
-    offloaded = settings.pipeline.model_copy(update={"offload": True})
-    less = make_plan(settings.model_copy(update={"pipeline": offloaded}))
-    assert less.encoding_bytes < less.recording_bytes < planned.recording_bytes
+
+
+def with_pipeline(settings: Settings, **changes: Any) -> Settings:
+    return settings.model_copy(update={"pipeline": settings.pipeline.model_copy(update=changes)})
+
+
+def test_what_waits_on_the_cpu_is_not_planned_on_the_accelerator(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    settings = settings_for("sd15", tmp_path)
+    whole, component, group = (
+        make_plan(with_pipeline(settings, offload=how)) for how in ("none", "component", "group")
+    )
+    assert component.encoding_bytes < component.recording_bytes < whole.recording_bytes
+    assert group.recording_bytes < 0.75 * component.recording_bytes
+    assert whole.peak_bytes == component.peak_bytes == group.peak_bytes  # training holds it whole
+
+
+def test_linear_layers_that_a_library_quantises_take_their_part_less(
+    settings_for: Make, tmp_path: Path
+) -> None:
+    settings = settings_for("sd3", tmp_path)
+    whole, eight, four = (
+        make_plan(with_pipeline(settings, quantization=name))
+        for name in ("none", "torchao_int8", "bitsandbytes_4bit")
+    )
+    assert four.parts["weights"] <= eight.parts["weights"] < 0.5 * whole.parts["weights"]
+    assert eight.recording_bytes < whole.recording_bytes
+    assert "linear layers in torchao_int8" in describe(
+        eight, with_pipeline(settings, quantization="torchao_int8")
+    )
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class Case:
         dtype: Precision of what is frozen; None takes the bench's.
         checkpointing: Gradient checkpointing.
         optimizer: AdamW, or one with 8-bit moments.
-        bits: Bits of frozen weights, in linear layers and in convolutions; None keeps ``dtype``.
+        bits: Bits of frozen weights, in linear layers and in convolutions; None keeps ``dtype``, of
+            either or both.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Case:
     dtype: Precision | None = None
     checkpointing: bool = False
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
-    bits: tuple[int, int] | None = None
+    bits: tuple[int, int | None] | None = None
 
 
 FULL = Case("full-fine-tuning", "full fine-tuning")

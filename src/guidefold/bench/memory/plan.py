@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.bench.memory.cases import Case, Workload
@@ -20,11 +22,18 @@ from guidefold.bench.memory.meta_pipeline import (
 )
 from guidefold.ground import plural
 from guidefold.listen import Call, Tree, output_tensor, tree_map
-from guidefold.lora import BITS
-from guidefold.pipeline import DTYPES, modules, resolve_device
-from guidefold.run import Settings
+from guidefold.lora import BITS, shrink_weights
+from guidefold.pipeline import DTYPES, modules, quantizable, resolve_device
+from guidefold.run import Quantization, Settings
 
 GIB = 2**30
+# Of linear layers and convolutions: a library's scales take what those of Guidefold's storage take.
+LIBRARY_BITS: dict[str, tuple[int, None]] = {
+    "bitsandbytes_4bit": (4, None),
+    "bitsandbytes_8bit": (8, None),
+    "torchao_int8": (8, None),
+    "quanto_int8": (8, None),
+}
 SPARE = 0.1  # share of the memory that a plan leaves free
 
 
@@ -126,7 +135,7 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
     dtype = DTYPES[settings.pipeline.dtype]
     folder = find_folder(settings.pipeline.source, settings.pipeline.config)
     rows = settings.distill.batch_size // settings.distill.accumulation
-    pipeline = open_meta_pipeline(folder, dtype)
+    pipeline = _open_quantised(folder, dtype, settings.pipeline.quantization)
     sizes = {name: _bytes(module) for name, module in modules(pipeline).items()}
     runs = FakeRuns(pipeline, settings.pipeline)
     call = runs.unguided_call(rows)
@@ -139,7 +148,8 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
         peak = estimate(_case(settings), workload)
     except (RuntimeError, ValueError, TypeError) as error:  # code that depends on values
         raise unplannable(type(denoiser).__name__, error) from error
-    encoding, recording = _recording_peaks(call.denoiser, runs.peaks, sizes, settings)
+    layers = {name: _largest_layers(module) for name, module in runs.components.items()}
+    encoding, recording = _recording_peaks(call.denoiser, runs.peaks, sizes, layers, settings)
     device = "given" if available_bytes is not None else resolve_device(settings.pipeline.device)
     return Plan(
         denoiser=type(denoiser).__name__,
@@ -155,8 +165,22 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
     )
 
 
+def _open_quantised(folder: Path, dtype: torch.dtype, name: Quantization) -> DiffusionPipeline:
+    """A pipeline on the meta device, its large components' linear layers in a library's bits."""
+    pipeline = open_meta_pipeline(folder, dtype)
+    bits = LIBRARY_BITS.get(name)
+    for module in modules(pipeline).values():
+        if bits is not None and quantizable(type(module)):
+            shrink_weights(module, *bits)
+    return pipeline
+
+
 def _recording_peaks(
-    denoiser: str, peaks: Mapping[str, int], sizes: Mapping[str, int], settings: Settings
+    denoiser: str,
+    peaks: Mapping[str, int],
+    sizes: Mapping[str, int],
+    layers: Mapping[str, int],
+    settings: Settings,
 ) -> tuple[int, int]:
     """Peaks while prompts are encoded and while the teacher's denoiser runs.
 
@@ -164,10 +188,18 @@ def _recording_peaks(
         denoiser: The denoiser's name.
         peaks: Peak bytes of each component's call, its weights included.
         sizes: Bytes of each component's weights.
-        settings: The run's; an offloaded pipeline holds only the component that computes.
+        layers: Bytes of each component's layer that computes and the one that comes next.
+        settings: The run's; an offloaded pipeline holds only the component that computes, or only
+            its layers that do.
     """
-    whole = {name: peak + sum(sizes.values()) - sizes[name] for name, peak in peaks.items()}
-    counted = dict(peaks) if settings.pipeline.offload else whole
+    total = sum(sizes.values())
+    held = {
+        "none": dict.fromkeys(peaks, total),
+        "component": sizes,
+        "group": layers,
+        "sequential": layers,
+    }[settings.pipeline.offload]
+    counted = {name: peak - sizes[name] + held[name] for name, peak in peaks.items()}
     recording = counted.pop(denoiser)
     return max(counted.values(), default=0), recording
 
@@ -182,14 +214,15 @@ def _case(settings: Settings) -> Case:
         encoders=False,
         checkpointing=distill.gradient_checkpointing,
         optimizer="adamw-8bit" if distill.optimizer == "adamw8bit" else "adamw",
-        bits=BITS.get(distill.frozen_weights),
+        bits=LIBRARY_BITS.get(settings.pipeline.quantization) or BITS.get(distill.frozen_weights),
     )
 
 
 def describe(plan: Plan, settings: Settings) -> str:
     """A plan as text: its parts, the largest first, and whether it fits."""
-    stored = settings.distill.frozen_weights
+    stored, library = settings.distill.frozen_weights, settings.pipeline.quantization
     frozen = "" if stored == "same" else f", trained on in {stored}"
+    frozen += "" if library == "none" else f", linear layers in {library}"
     lines = [
         f"{plan.denoiser}, {plan.parameters:,} parameters in {settings.pipeline.dtype}{frozen}; "
         f"adapter of rank {settings.adapter.rank} on '{settings.adapter.targets}', "
@@ -235,7 +268,11 @@ def _remedies(plan: Plan, settings: Settings) -> list[str]:
     limit = (1 - SPARE) * (plan.available_bytes or 0)
     recording = {
         "pipeline.dtype=bf16": settings.pipeline.dtype == "fp32",
-        "pipeline.offload=true": not settings.pipeline.offload and plan.device != "cpu",
+        "pipeline.offload=component": settings.pipeline.offload == "none" and plan.device != "cpu",
+        "pipeline.offload=group": settings.pipeline.offload == "component",
+        "pipeline.quantization=bitsandbytes_4bit": settings.pipeline.quantization == "none"
+        and settings.distill.frozen_weights == "same"
+        and plan.device != "cpu",
         "record.batch_size=1": settings.record.batch_size > 1,
     }
     needs_recording = max(plan.encoding_bytes, plan.recording_bytes) > limit
@@ -247,7 +284,9 @@ def _remedies(plan: Plan, settings: Settings) -> list[str]:
 def cheaper(settings: Settings) -> list[str]:
     """Settings that would save memory in training and are not set yet, the most helpful first."""
     distill = settings.distill
-    can_quantise = "student" not in settings.record.rounds
+    can_quantise = (
+        "student" not in settings.record.rounds and settings.pipeline.quantization == "none"
+    )
     applicable = {
         "pipeline.dtype=bf16": settings.pipeline.dtype == "fp32",
         "distill.gradient_checkpointing=true": not distill.gradient_checkpointing,
@@ -264,6 +303,11 @@ def cheaper(settings: Settings) -> list[str]:
 def _ones_like(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Ones of a tensor's shape and type: they are valid token ids, timesteps and latents alike."""
     return torch.ones(tuple(tensor.shape), dtype=tensor.dtype, device=device)
+
+
+def _largest_layers(module: nn.Module) -> int:
+    """Bytes of a module's two largest layers: one computes, and the next may be on its way."""
+    return sum(sorted(_bytes(m) for m in module.modules() if not any(m.children()))[-2:])
 
 
 def _bytes(module: nn.Module) -> int:

@@ -209,6 +209,7 @@ def _base(session: Session) -> dict[str, Any]:
         "denoiser_class": findings.denoiser_class,
         "fingerprint": findings.fingerprint,
         "dtype": settings.dtype,
+        "quantization": "" if settings.quantization == "none" else settings.quantization,
     }
 
 
