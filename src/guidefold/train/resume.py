@@ -26,8 +26,9 @@ from guidefold.train.checkpoints import read_state
 
 # Settings that may change on the way: the steps until there are still those of this student on
 # these states. Sources are compared by their content: the base's fingerprint, the prompts' digests.
+# The guidance LoRA of another run is taken before the first step, and not read again.
 CHANGEABLE = {
-    *(f"{table}.{name}" for table, name in PATHS),
+    *(f"{table}.{name}" for table, name in PATHS if name != "guidance_run"),
     "record.batch_size",
     "distill.accumulation",
     "distill.learning_rate",
