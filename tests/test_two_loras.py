@@ -139,7 +139,7 @@ def test_the_files_say_what_they_are(made: Settings, written: Path) -> None:
     ]
     assert [each["folds"] for each in about] == ["guidance", "steps"]
     assert [each["rank"] for each in about] == [made.adapter.rank, 3]
-    use = "2 steps, DDIMScheduler, trailing spacing, guidance_scale=1"
+    use = "2 steps, DDIMScheduler, trailing spacing (in ComfyUI ddim, simple), guidance_scale=1"
     assert about[0]["usage_hint"].startswith(f"{use}; strength 1 = guidance")
     assert about[0]["usage_hint"].endswith("beside the steps LoRA, which stays at strength 1")
     assert about[1]["usage_hint"] == f"{use}; strength 1, beside the guidance LoRA"

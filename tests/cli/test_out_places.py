@@ -44,7 +44,7 @@ def trained(
 
 @pytest.fixture
 def nothing_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("session", "deliver.base_model", "bench.fidelity.trials"):
+    for module in ("pipeline.offloading", "deliver.base_model", "bench.fidelity.trials"):
         place = f"guidefold.{module}.open_pipeline"
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("was opened"))
     monkeypatch.setattr("guidefold.bench.reproduce._run", lambda _: pytest.fail("was run"))
