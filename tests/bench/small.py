@@ -11,9 +11,9 @@ def small_values(*channels: int) -> dict[str, Any]:
     """What an architecture's file holds.
 
     Args:
-        channels: Of the denoiser's three levels.
+        channels: Of the denoiser's levels; all but the last have cross-attention.
     """
-    cross = 2 * channels[0]
+    cross, attending = 2 * channels[0], len(channels) - 1
     levels = range(4)
     return {
         "title": "A small UNet",
@@ -29,8 +29,8 @@ def small_values(*channels: int) -> dict[str, Any]:
             "config": {
                 "sample_size": 16,
                 "block_out_channels": list(channels),
-                "down_block_types": [*["CrossAttnDownBlock2D"] * 2, "DownBlock2D"],
-                "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 2],
+                "down_block_types": [*["CrossAttnDownBlock2D"] * attending, "DownBlock2D"],
+                "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * attending],
                 "cross_attention_dim": cross,
                 "attention_head_dim": 8,
                 "layers_per_block": 1,
@@ -72,7 +72,7 @@ def small_architecture(*channels: int) -> Architecture:
 
 
 def small_workload(batch: int = 2, size: int = 128) -> ArchitectureWorkload:
-    return ArchitectureWorkload(small_architecture(32, 64, 64), batch, size)
+    return ArchitectureWorkload(small_architecture(32, 64), batch, size)
 
 
 def as_toml(values: dict[str, Any]) -> str:

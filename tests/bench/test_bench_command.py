@@ -17,7 +17,7 @@ from guidefold.bench.memory.cases import CASES, LORA, REFERENCE
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(as_toml(small_values(32, 64, 64)), encoding="utf-8")
+    path.write_text(as_toml(small_values(32, 64)), encoding="utf-8")
     return path
 
 

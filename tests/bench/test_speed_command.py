@@ -16,7 +16,7 @@ QUICK = ("--batch", 1, "--steps", 2, "--rounds", 1, "--device", "cpu", "--rank",
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(as_toml(small_values(32, 64, 64)), encoding="utf-8")
+    path.write_text(as_toml(small_values(32, 64)), encoding="utf-8")
     return path
 
 

@@ -125,6 +125,11 @@ def test_the_operation_of_item_is_known() -> None:
     assert not compat.reads_number(torch.ops.aten.add.Tensor)
 
 
+def test_the_operation_that_reads_a_fake_tensors_device_is_known() -> None:
+    assert compat.reads_device(torch.ops.prim.device.default)
+    assert not compat.reads_device(torch.ops.aten.add.Tensor)
+
+
 def test_a_pipeline_names_the_device_that_computes() -> None:
     assert compat.execution_device(object()) == torch.device("cpu")
 

@@ -174,8 +174,17 @@ def storage_key(storage: Any) -> int:
 
 def reads_number(operation: object) -> bool:
     """Whether an operation of torch is that of ``tensor.item()``."""
-    aten = _lookup("torch", "ops").aten
-    return operation is _attribute(aten, "_local_scalar_dense", "torch").default
+    return operation is _operation("aten", "_local_scalar_dense")
+
+
+def reads_device(operation: object) -> bool:
+    """Whether an operation of torch is that of ``tensor.device``, asked of a fake tensor."""
+    return operation is _operation("prim", "device")
+
+
+@cache  # asked at every operation
+def _operation(group: str, name: str) -> object:
+    return _attribute(getattr(_lookup("torch", "ops"), group), name, "torch").default
 
 
 @cache

@@ -66,7 +66,7 @@ def whole() -> WholePipeline:
 
 @pytest.fixture(scope="module")
 def alone() -> DenoiserAlone:
-    return DenoiserAlone(small_architecture(32, 64, 64), options(size=128))
+    return DenoiserAlone(small_architecture(32, 64), options(size=128))
 
 
 def go(model: TimedModel, method: Method, batch: int = 1) -> Any:
@@ -261,7 +261,7 @@ def test_a_folder_without_an_adapter_is_refused_by_name(built: Any, tmp_path: Pa
 
 def test_an_architecture_takes_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no adapter fits"):
-        DenoiserAlone(small_architecture(32, 64, 64), options(adapter=tmp_path))
+        DenoiserAlone(small_architecture(32, 64), options(adapter=tmp_path))
 
 
 def test_a_pipeline_without_a_second_pass_has_nothing_to_compare() -> None:
@@ -276,7 +276,7 @@ def test_a_device_that_is_not_there_is_named_with_its_option() -> None:
 
 
 def test_the_random_adapter_is_the_same_every_time(alone: DenoiserAlone) -> None:
-    again = DenoiserAlone(small_architecture(32, 64, 64), options(size=128))
+    again = DenoiserAlone(small_architecture(32, 64), options(size=128))
     mine, other = (
         {n: p for n, p in s.denoisers["loaded"].named_parameters() if ".lora_" in n}
         for s in (alone, again)

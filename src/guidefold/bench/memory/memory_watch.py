@@ -44,11 +44,16 @@ class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if compat.reads_device(func):  # of a fake tensor: more often than all other operations
+            return args[0].device
         if compat.reads_number(func) and compat.is_fake(args[0]):
             return _placeholder(args[0])
         out = func(*args, **(kwargs or {}))
-        for tensor in tensors_of(out):
-            self._register(tensor)
+        if isinstance(out, torch.Tensor):
+            self._register(out)
+        else:
+            for tensor in tensors_of(out):
+                self._register(tensor)
         return out
 
     def mark(self, part: str, tensors: Iterable[torch.Tensor] | None = None) -> None:

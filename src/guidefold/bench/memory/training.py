@@ -26,7 +26,6 @@ from guidefold.train import Updates, squared_error
 
 GUIDANCE = 7.5
 LEARNING_RATE, MAX_NORM = 5e-4, 1.0
-STEPS = 2  # the second is the first with an optimizer's state
 Mark = Callable[[str, Iterable[torch.Tensor] | None], None]
 
 
@@ -61,11 +60,9 @@ class Training:
             mark("moving average", self.ema.shadow_params)
 
     def run(self) -> None:
-        """Train for the steps until memory is at its peak."""
-        for step in range(STEPS):
-            self._step(step)
-            state = self.updates.optimizer.state.values()
-            self.mark("optimizer", [t for s in state for t in s.values() if torch.is_tensor(t)])
+        """Train for a step with an optimizer that has its state: memory is at its peak."""
+        self._make_state()
+        self._step()
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -82,12 +79,12 @@ class Training:
         """Make the modules without memory."""
         case, workload = self.case, self.workload
         self.denoiser: Any = workload.denoiser(self.dtype)
+        args, kwargs = workload.inputs(self.dtype, "meta")
         self.teacher: list[Any] = [workload.denoiser(self.dtype)] if case.teacher == "held" else []
         self.encoders = workload.encoders(self.dtype) if case.encoders else []
         if case.trains == "all":
             self.denoiser.requires_grad_(True)
         else:
-            args, kwargs = workload.inputs(self.dtype, "meta")
             self.adapter = attach(
                 self.denoiser,
                 workload.targets,
@@ -96,10 +93,19 @@ class Training:
                 lambda: self.denoiser(*args, **kwargs),
                 steps_rank=workload.steps_rank,
             )
+        self._find_reached(args, kwargs)
         if case.bits is not None:
             shrink_weights(self.denoiser, *case.bits)
         if case.checkpointing:
             self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def _find_reached(self, args: Any, kwargs: Any) -> None:
+        """Name the parameters that get a gradient: the optimizer has a state of no others."""
+        with self._student_mode("meta"):
+            raw = self.denoiser(*args, **kwargs)
+            output_tensor(raw).sum().backward()
+        named = self.denoiser.named_parameters()
+        self.reached = [name for name, parameter in named if parameter.grad is not None]
 
     def _mark_modules(self) -> None:
         frozen = [p for p in self.denoiser.parameters() if not p.requires_grad]
@@ -111,11 +117,21 @@ class Training:
             add_hook: Any = parameter.register_post_accumulate_grad_hook
             add_hook(lambda p: self.mark("gradients", [p.grad]))
 
-    def _step(self, step: int) -> None:
+    def _make_state(self) -> None:
+        """Apply gradients of zero: the state of a step before, without its passes."""
+        for parameter in map(self.denoiser.get_parameter, self.reached):
+            parameter.grad = torch.zeros_like(parameter)
+            self.mark("gradients", [parameter.grad])
+        self.updates.apply(0)
+        self.updates.optimizer.zero_grad()
+        state = self.updates.optimizer.state.values()
+        self.mark("optimizer", [t for s in state for t in s.values() if torch.is_tensor(t)])
+
+    def _step(self) -> None:
         """One optimizer step."""
         for _ in range(min(self.workload.pieces, 2)):  # with gradients held, memory is at its peak
             self._forward_backward()
-        self.updates.apply(step)
+        self.updates.apply(1)
         if self.ema is not None:
             self.ema.step(self.trained)
         self.updates.optimizer.zero_grad()
@@ -129,7 +145,7 @@ class Training:
         target = self._target(inputs)
         self.mark("batch", [*tensors_of(inputs), target])
         args, kwargs = inputs
-        with self._student_mode():
+        with self._student_mode(self.device):
             self.mark("activations", None)
             with self._autocast():
                 raw = self.denoiser(*args, **kwargs)
@@ -157,10 +173,10 @@ class Training:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=dtype)
 
-    def _student_mode(self) -> AbstractContextManager[None]:
+    def _student_mode(self, device: torch.device | str) -> AbstractContextManager[None]:
         if self.adapter is None:
             return nullcontext()
-        strengths = torch.ones(self.workload.batch, device=self.device)
+        strengths = torch.ones(self.workload.batch, device=device)
         return self.adapter.student_mode(strengths)
 
 
