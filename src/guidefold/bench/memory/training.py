@@ -103,7 +103,7 @@ class Training:
         """Name the parameters that get a gradient: the optimizer has a state of no others."""
         with self._student_mode("meta"):
             raw = self.denoiser(*args, **kwargs)
-            output_tensor(raw).sum().backward()
+            output_tensor(raw).sum().backward()  # type: ignore[no-untyped-call]
         named = self.denoiser.named_parameters()
         self.reached = [name for name, parameter in named if parameter.grad is not None]
 
