@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from toys import TAKEN, Toy, left_out
@@ -407,6 +408,20 @@ def test_parameters_have_the_names_that_the_file_gives_them(adapter: Adapter) ->
         assert {f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"} <= tensors.keys()
     for name, parameter in adapter.named_parameters().items():
         assert parameter.data_ptr() == tensors[name].data_ptr()
+
+
+def test_the_state_is_what_peft_itself_finds(
+    unet: UNet2DConditionModel, inputs: tuple[torch.Tensor, ...]
+) -> None:
+    adapter = waken(attach(unet, "all", 2, 0, lambda: unet(*inputs), steps_rank=3))
+    theirs = {
+        name.replace(".weight", f".{lora}.weight") if lora == "steps" else name: tensor
+        for lora in adapter.loras
+        for name, tensor in get_peft_model_state_dict(unet, adapter_name=lora).items()
+    }
+    ours = adapter.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 def test_a_state_comes_back(adapter: Adapter, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -15,12 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from peft import (
-    LoraConfig,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -40,7 +35,7 @@ from guidefold.lora.loaded import (
     unload_adapter,
 )
 from guidefold.lora.targets import find_targets
-from guidefold.lora.two_loras import guidance_of, is_of_steps, steps_of, stored_name
+from guidefold.lora.two_loras import is_of_steps, stored_name
 from guidefold.pipeline import unwrap
 
 
@@ -70,12 +65,7 @@ class Adapter:
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by their names in the adapter's file."""
-        parts = tuple(f".lora_{side}.{lora}." for side in "AB" for lora in self.trained)
-        return {
-            name.replace(f".{NAME}.", "."): parameter
-            for name, parameter in unwrap(self.denoiser).named_parameters()
-            if any(part in name for part in parts)
-        }
+        return dict(self._weights(self.trained))
 
     def keep_guidance(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the guidance LoRA from elsewhere, and leave it as it is: steps alone are trained.
@@ -142,11 +132,7 @@ class Adapter:
 
         Those of a steps LoRA are named ``mid_block.proj.lora_A.steps.weight``.
         """
-        tensors: dict[str, torch.Tensor] = {}
-        for lora in self.loras:
-            own = get_peft_model_state_dict(unwrap(self.denoiser), adapter_name=lora)
-            tensors |= {stored_name(name, lora): tensor.detach() for name, tensor in own.items()}
-        return tensors
+        return {name: parameter.detach() for name, parameter in self._weights(self.loras)}
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Load tensors: all of them, or none.
@@ -170,13 +156,20 @@ class Adapter:
                 )
             if not bool(tensor.isfinite().all()):
                 raise CorruptFileError(f"'{name}' in the adapter's file is not finite")
-        for lora in self.loras:
-            mine = guidance_of(tensors) if lora == NAME else steps_of(tensors)
-            set_peft_model_state_dict(unwrap(self.denoiser), mine, adapter_name=lora)
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
     def detach(self) -> None:
         """Take the adapter off; the denoiser is as before :func:`attach`."""
         unload_adapter(unwrap(self.denoiser))
+
+    def _weights(self, loras: Collection[str]) -> Iterator[tuple[str, nn.Parameter]]:
+        """Some LoRAs' parameters by name; peft's own way walks every module, several times."""
+        for name, layer in self.layers.items():
+            for side in ("lora_A", "lora_B"):
+                for lora in loras:
+                    weight = f"{name}.{side}.weight"
+                    yield stored_name(weight, lora), getattr(layer, side)[lora].weight
 
     def _enable(self, enabled: bool) -> None:
         for layer in self.layers.values():
