@@ -24,6 +24,9 @@ from guidefold.record.rounds import record
 from guidefold.run.settings import Settings
 
 torch.set_num_threads(1)  # two threads that compete with another process run many times slower
+# A test waits for no disk, a quarter of its time otherwise. Whether files are flushed, and when, is
+# watched in run/test_files.py; what a killed process wrote is there without.
+os.fsync = lambda _descriptor: None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

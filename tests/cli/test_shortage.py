@@ -71,29 +71,25 @@ def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_AS, (held + 2**24, resource.RLIM_INFINITY))
     return real(*arguments)
 
-if sys.argv.pop(1) == "limited":
-    Training.train_step = limited
+Training.train_step = limited
 cli.main()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit and its measure are Linux's")
 def test_a_real_limit_ends_in_a_sentence_and_the_run_goes_on_without_it(config: Path) -> None:
-    def distill(how: str) -> subprocess.CompletedProcess[str]:
-        words = ["distill", str(config), "distill.batch_size=512"]
-        return subprocess.run(
-            [sys.executable, "-c", LIMITED, how, *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=ENVIRONMENT,
-        )
-
-    stopped = distill("limited")
+    words = ["distill", str(config), "distill.batch_size=512"]
+    stopped = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
     assert stopped.returncode == 1, stopped.stderr
     assert "Error: out of memory while this was running: Training" in stopped.stderr
     assert "Try pipeline.dtype=bf16, " in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    gone_on = distill("free")
-    assert gone_on.returncode == 0, gone_on.stderr
-    assert "Recording" not in gone_on.stdout
+    gone_on = run_here(*words)
+    assert gone_on.code == 0, gone_on.err
+    assert "Recording" not in gone_on.out
