@@ -15,8 +15,9 @@ from PIL import Image, ImageChops
 from training import finish, interrupted, outcome
 
 from guidefold import api
-from guidefold.ground.errors import GuidefoldError
+from guidefold.ground.errors import GuidefoldError, MismatchError
 from guidefold.lora.loaded import DIFFUSERS_FILE, set_strength
+from guidefold.run.folder import RunFolder
 from guidefold.run.settings import Settings
 from guidefold.run.tensors import read_safetensors
 from guidefold.show.hub.workflow import facts
@@ -160,6 +161,12 @@ def test_steps_are_trained_beside_a_finished_guidance_lora(
     assert moved and all(tensors[name].abs().max() > 0 for name in moved)
     trained = {name.partition("/")[2] for name in tensors if name.startswith("exp_avg/")}
     assert trained == {name for name in tensors if ".steps." in name and "/" not in name}
+    other = {**given, "run": str(tmp_path / "other"), "pipeline": {"negative_prompt": "blurry"}}
+    with pytest.raises(
+        MismatchError, match=r"pipeline\.negative_prompt=not set, this run 'blurry'"
+    ):
+        finish(settings_for("sd15", tmp_path, **other))
+    assert not (tmp_path / "other" / "trajectories").exists()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +183,7 @@ def test_what_cannot_be_trained_is_refused(
     with pytest.raises(GuidefoldError) as refused:
         finish(settings)
     assert re.search(message, f"{refused.value} {refused.value.remedy}")
+    assert not RunFolder(settings.run).trajectories.exists()
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # diffusers' own

@@ -19,13 +19,15 @@ from safetensors.torch import load_file, save_file
 from guidefold.cli import main as cli
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver
-from guidefold.deliver.integrity import GivenPipeline, denoiser_of, other_base
+from guidefold.deliver.integrity import GivenPipeline, damage, denoiser_of, other_base
+from guidefold.deliver.lora_file import LoraFile
 from guidefold.deliver.tensor_checks import off_student
 from guidefold.deliver.verify import Verdict, verify
 from guidefold.ground.errors import InputError, PipelineError
 from guidefold.pipeline.open import DTYPES, fingerprint, open_pipeline
+from guidefold.run.files import finished_folder
 from guidefold.run.settings import Settings
-from guidefold.run.tensors import read_labels, read_metadata, read_tensors
+from guidefold.run.tensors import read_labels, read_metadata, read_tensors, write_tensors
 from guidefold.train.distill import distill
 
 KINDS = ("diffusers", "kohya", "peft", "fused")
@@ -329,6 +331,18 @@ def test_a_folder_s_manifest_tells_what_was_edited(
     said = only(verify(folder, pipeline=settings.pipeline.source))
     assert said.startswith(str(path))
     assert "damaged or edited since it was written" in said
+
+
+def test_the_manifest_counts_for_the_deepest_file_of_a_folder(tmp_path: Path) -> None:
+    """Of a second denoiser's steps LoRA: ``FOLDER/steps/DENOISER/FILE``."""
+    inside = Path("steps", "transformer_2", "adapter_model.safetensors")
+    with finished_folder(tmp_path / "adapter") as temporary:
+        write_tensors(temporary / inside, {"a": torch.zeros(2)})
+    path = tmp_path / "adapter" / inside
+    assert damage(LoraFile(path, "peft", {}, {}, {})) == []
+    write_tensors(path, {"a": torch.ones(2)})
+    (said,) = damage(LoraFile(path, "peft", {}, {}, {}))
+    assert said.startswith(str(path))
 
 
 def test_a_damaged_manifest_is_no_reason_to_crash(settings: Settings, tmp_path: Path) -> None:

@@ -84,6 +84,24 @@ def test_where_nothing_fits_every_reason_stands(built: Any, found: Any) -> None:
     assert str(seen).startswith("cannot be folded: DPMSolverMultistepScheduler")
 
 
+def test_a_pipeline_that_fails_with_another_solver_is_a_reason_like_any_other(
+    built: Any, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = built("sd15")
+    real = type(pipeline).prepare_extra_step_kwargs
+
+    def own_alone(self: Any, *given: Any) -> Any:
+        assert type(self.scheduler) is PNDMScheduler, "no attribute of its own"
+        return real(self, *given)
+
+    monkeypatch.setattr(type(pipeline), "prepare_extra_step_kwargs", own_alone)
+    monkeypatch.setattr(pipeline, "scheduler", PNDMScheduler.from_config(pipeline.scheduler.config))
+    seen = look_ahead(pipeline, found("sd15"), {}, None, [], 8, (3,))
+    assert not seen.grids
+    name = type(pipeline).__name__
+    assert f"with pipeline.scheduler=DDIMScheduler, {name} fails in its own call" in seen.why
+
+
 def test_a_pipeline_that_does_not_scale_its_input_refuses_a_solver_that_asks_for_it(
     built: Any,
 ) -> None:

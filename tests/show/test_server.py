@@ -14,8 +14,9 @@ import pytest
 from painter import Painter, make_session, working
 
 from guidefold.ground.errors import InputError
+from guidefold.run.settings import Settings
 from guidefold.show.live import LARGEST_SEED, LONGEST_PROMPT
-from guidefold.show.server import HEADERS, LARGEST_BODY, TOKEN, serving
+from guidefold.show.server import HEADERS, LARGEST_BODY, TOKEN, _page, serving
 
 WISH = {"prompt": "a small blue dog", "seed": 7, "strength": 0.5}
 HOSTILE = """</script><img src=x onerror="window.__hit=1">'"&amp;{{ 7 * 7 }}<!--"""
@@ -86,6 +87,17 @@ def page() -> Iterator[Page]:
     live = Painter()
     with working(live), serving(live) as address:
         yield Page(address, live)
+
+
+def test_the_page_says_how_many_steps_teacher_and_student_take() -> None:
+    few, session = {"steps": 2}, make_session()
+    assert "4 steps per picture</p>" in _page_of(session)
+    session.settings = Settings.model_validate({**session.settings.model_dump(), "student": few})
+    assert "4 steps per picture, of the student 2</p>" in _page_of(session)
+
+
+def _page_of(session: Any) -> str:
+    return _page(Painter(session), "", "", "")
 
 
 # Drawing

@@ -77,6 +77,12 @@ class TestGuidanceSize:
         measured = GuidanceSize.measure([5.0] * 8, [1.0] * 8)
         assert (measured.at(0), measured.at(5), measured.at(9)) == (1.0, 1.0, 1.0)
 
+    def test_states_at_few_timesteps_all_count_however_many_bins_they_fill(self) -> None:
+        """Groups of equal timesteps are sorted by size: the last one would be the largest alone."""
+        sizes = [1.0, 2.0, 6.0, 7.0] * 3
+        measured = GuidanceSize.measure([100.0] * 12 + [900.0] * 12, sizes + [2 * s for s in sizes])
+        assert (measured.timesteps, measured.sizes) == ((100.0, 900.0), (4.0, 8.0))
+
     def test_where_the_teacher_is_not_guided_the_nearest_guided_levels_size_counts(self) -> None:
         timesteps = [100.0] * 4 + [200.0] * 4 + [300.0] * 4 + [400.0] * 4
         sizes = [0.0] * 4 + [1e-9] * 4 + [3.0] * 4 + [5.0] * 4

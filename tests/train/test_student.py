@@ -35,6 +35,7 @@ from guidefold.record.trajectory_files import (
 from guidefold.run.files import read_json
 from guidefold.run.folder import RunFolder
 from guidefold.run.settings import AdapterSettings, Settings
+from guidefold.train.batches import collate
 from guidefold.train.checkpoints import load_checkpoint
 from guidefold.train.distill import distill
 from guidefold.train.loss import loss_scale
@@ -160,6 +161,29 @@ def test_errors_do_not_depend_on_the_batch(
     alone = student.errors(refs, 1)
     assert student.errors(refs, 5) == pytest.approx(alone, rel=1e-4)
     assert alone != pytest.approx(student.errors(refs, 1, adapted=False), rel=1e-2)
+
+
+def test_whether_samples_mix_is_tried_at_the_strength_of_a_guidance_lora_that_stays(
+    trained: Settings,
+    pipeline: DiffusionPipeline,
+    refs: list[StateRef],
+    findings: Findings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At zero, as it stands before it is read, every strength would give the same output."""
+    tried: list[torch.Tensor] = []
+
+    def try_it(predict: Any, pair: list[StateRef], *_: object) -> bool:
+        (batch,) = collate(pair[:1], None, together=False)
+        tried.extend(predict(batch, torch.tensor([strength])) for strength in (0.3, 1.3))
+        return True
+
+    monkeypatch.setattr(import_module("guidefold.train.student"), "mixing_is_exact", try_it)
+    lora = partial(attach, pipeline.unet, "all", 2, 0, steps_rank=1, train_guidance=False)
+    student = Student(pipeline.unet, findings, dial_of(trained, findings), refs, lora)
+    assert not torch.allclose(*tried, rtol=1e-3, atol=1e-4)
+    ups = [tensor for n, tensor in student.adapter.state_dict().items() if ".lora_B." in n]
+    assert len(ups) == 2 * len(student.adapter.layers) and not any(up.any() for up in ups)
 
 
 def test_guidance_recorded_off_cannot_be_measured(student: Student, refs: list[StateRef]) -> None:

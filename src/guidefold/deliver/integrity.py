@@ -90,8 +90,8 @@ def damage(file: LoraFile) -> list[str]:
     # Guidefold's own files only: other programs hash other content under the same key.
     if file.metadata and stated is not None and stated != content_hash(file.tensors):
         wrong.append(f"its values are not those of its {HASH}: {SINCE}")
-    hashed = cache(sha256)  # both folders' manifests may name the same file
-    folders = file.path.parents[:2]
+    hashed = cache(sha256)  # several folders' manifests may name the same file
+    folders = file.path.parents[:3]  # FOLDER/steps/DENOISER/FILE is the deepest
     return wrong + [line for folder in folders for line in _damage_by(folder, file.path, hashed)]
 
 

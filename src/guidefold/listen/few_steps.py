@@ -17,6 +17,7 @@ from guidefold.listen.dry_run import RandomStub
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import fit_rows
 from guidefold.listen.parts import pack, unpack
+from guidefold.listen.refusal import explained_failure
 from guidefold.listen.solver_step import GUIDANCE_ALONE, SolverProbe, single_step_remedy
 from guidefold.listen.step_grid import StepGrid, find_fine_steps
 from guidefold.pipeline import install_scheduler
@@ -55,7 +56,12 @@ class GridSearch:
         Raises:
             UnfoldableError: The solver does not serve a few-step student, or no grid holds its
                 steps.
+            PipelineError: The pipeline fails with its solver, or at a number of steps.
         """
+        with explained_failure(self.pipeline, GUIDANCE_ALONE):
+            return self._find(student, least)
+
+    def _find(self, student: int, least: int) -> StepGrid:
         scheduler = self.pipeline.scheduler
         name, config = type(scheduler).__name__, scheduler.config
         timesteps, first = self._visit(student, before_step=SolverProbe())

@@ -11,8 +11,6 @@ from torch import nn
 
 from guidefold.ground import (
     CallError,
-    GuidefoldError,
-    PipelineError,
     Task,
     UnfoldableError,
     compat,
@@ -52,7 +50,7 @@ from guidefold.listen.probe_checks import (
     check_prompts_differ,
     check_tokenizers,
 )
-from guidefold.listen.refusal import naming_rows, raised_by_guidefold
+from guidefold.listen.refusal import explained_failure, naming_rows
 from guidefold.lora import candidates, count_targets, watched
 from guidefold.pipeline import (
     Prompt,
@@ -278,19 +276,12 @@ def first_run(
         PipelineError: It needs a library that is not here, or fails in its own code.
         CallError: It refuses its arguments, or fails with them.
     """
-    try:
+    remedy = (
+        f"{_size_hint(pipeline, inputs)}Otherwise its code may be older than the installed "
+        "libraries, or an input may have another form than it expects."
+    )
+    with explained_failure(pipeline, remedy):
         return drive(pipeline, inputs, [SEED], listened)
-    except GuidefoldError:
-        raise
-    except Exception as error:  # code of the pipeline's own
-        if out_of_memory(error) or raised_by_guidefold(error):
-            raise
-        reason = str(error).strip().splitlines() or [""]
-        raise PipelineError(
-            f"{type(pipeline).__name__} fails in its own call: {type(error).__name__}: {reason[0]}",
-            f"{_size_hint(pipeline, inputs)}Otherwise its code may be older than the installed "
-            "libraries, or an input may have another form than it expects.",
-        ) from error
 
 
 def _size_hint(pipeline: DiffusionPipeline, inputs: Mapping[str, Any]) -> str:

@@ -74,6 +74,31 @@ def explained_call(pipeline: DiffusionPipeline, arguments: Mapping[str, Any]) ->
         ) from error
 
 
+@contextmanager
+def explained_failure(pipeline: DiffusionPipeline, remedy: str) -> Iterator[None]:
+    """Turn whatever a pipeline's own code raises into a sentence, also with no argument to blame.
+
+    Args:
+        pipeline: The pipeline.
+        remedy: What to do instead.
+
+    Raises:
+        PipelineError: The pipeline fails in its own code.
+    """
+    try:
+        yield
+    except GuidefoldError:
+        raise
+    except Exception as error:
+        if out_of_memory(error) or raised_by_guidefold(error):
+            raise
+        reason = str(error).strip().splitlines() or [""]
+        raise PipelineError(
+            f"{type(pipeline).__name__} fails in its own call: {type(error).__name__}: {reason[0]}",
+            remedy,
+        ) from error
+
+
 def _remedy(pipeline: DiffusionPipeline) -> str:
     names = inspect.signature(type(pipeline).__call__).parameters
     return (

@@ -9,10 +9,13 @@ import torch
 
 from guidefold.lora.loaded import NAME, STEPS
 
+OF_STEPS = re.compile(rf"(\.lora_[AB])\.{STEPS}\.")
+"""The part of a tensor's name that says so; a layer may have the same name."""
+
 
 def is_of_steps(name: str) -> bool:
     """Whether a tensor's name in an adapter's file is a steps LoRA's."""
-    return f".{STEPS}." in name
+    return OF_STEPS.search(name) is not None
 
 
 def guidance_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -22,7 +25,7 @@ def guidance_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def steps_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The steps LoRA's tensors in an adapter's, by peft's names; empty without one."""
-    return {n.replace(f".{STEPS}.", "."): t for n, t in tensors.items() if is_of_steps(n)}
+    return {OF_STEPS.sub(r"\1.", n): t for n, t in tensors.items() if is_of_steps(n)}
 
 
 def merge_loras(

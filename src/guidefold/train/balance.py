@@ -33,8 +33,8 @@ class Balance:
 
         Args:
             measured: Batches, each with the unguided teacher's output.
-            origin: The guidance scale at which guidance is zero; states recorded there count only
-                if there are no others.
+            origin: The guidance scale at which guidance is zero; at states that were recorded
+                there nothing is divided by.
         """
         timesteps: list[float] = []
         errors: list[list[float]] = []

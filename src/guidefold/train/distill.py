@@ -137,7 +137,7 @@ class Training:
         checkpoints = run.checkpoints()
         if not checkpoints:
             if self.launch.session.settings.student.guidance_run is not None:
-                keep_guidance(self.launch.session, self.student.adapter)
+                keep_guidance(self.launch.session.settings, self.student.adapter)
             if self.launch.main:
                 run.log.unlink(missing_ok=True)
                 self._save()

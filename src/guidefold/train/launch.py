@@ -13,6 +13,7 @@ from guidefold.lora import Adapter
 from guidefold.record import Split, StateRef, fill_round, recorded_states, something_missing
 from guidefold.run import Settings
 from guidefold.session import Session, open_session
+from guidefold.train.guidance_run import check_guidance_base, check_guidance_run
 from guidefold.train.optimizer import check_optimizer
 from guidefold.train.resume import check_settings
 from guidefold.train.trackers import open_accelerator
@@ -88,6 +89,7 @@ def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
     """
     check_optimizer(settings.distill.optimizer)
     check_settings(settings)
+    check_guidance_run(settings)
     with (
         open_accelerator(settings) as accelerator,
         open_session(
@@ -98,4 +100,5 @@ def open_to_train(settings: Settings) -> Iterator[tuple[Session, Accelerator]]:
             needs_all=something_missing,
         ) as session,
     ):
+        check_guidance_base(session)
         yield session, accelerator

@@ -59,11 +59,11 @@ class GuidanceSize:
         """
         pairs = sorted(zip(timesteps, sizes, strict=True))
         count = max(1, min(bins, len(pairs) // 4))
-        groups = _equal_groups(pairs, count)
-        means = {
-            sum(t for t, _ in group) / len(group): sum(size for _, size in group) / len(group)
-            for group in groups
-        }
+        by_centre: dict[float, list[float]] = {}
+        for group in _equal_groups(pairs, count):  # few timesteps: several groups have one centre
+            centre = sum(t for t, _ in group) / len(group)
+            by_centre.setdefault(centre, []).extend(size for _, size in group)
+        means = {centre: sum(own) / len(own) for centre, own in by_centre.items()}
         least = OFF_SHARE * max(means.values())
         centres = {t: max(mean, TINY) for t, mean in means.items() if mean >= least}
         return GuidanceSize(tuple(centres), tuple(centres.values()))

@@ -240,14 +240,14 @@ class Student:
     @contextmanager
     def _random_lora_b(self) -> Iterator[None]:
         """Set ``lora_B`` to random values within the context: at zero, strength has no effect."""
-        ups = [p for n, p in self.adapter.named_parameters().items() if ".lora_B." in n]
+        # Also of a guidance LoRA that is not trained, whose strength is each sample's own as well.
+        ups = [tensor for n, tensor in self.adapter.state_dict().items() if ".lora_B." in n]
         noise = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for up in ups:
-                up.copy_(0.05 * torch.randn(up.shape, generator=noise))
-            yield
-            for up in ups:
-                up.zero_()
+        for up in ups:
+            up.copy_(0.05 * torch.randn(up.shape, generator=noise))
+        yield
+        for up in ups:
+            up.zero_()
 
 
 def lora_student(session: Session, refs: Sequence[StateRef]) -> Student:

@@ -150,6 +150,19 @@ def test_code_makes_a_scheduler_of_the_class_that_the_run_s_settings_name(
     assert ast.literal_eval(named.value) == "DDIMScheduler"
 
 
+def test_the_page_s_code_opens_a_base_as_the_run_did_and_names_no_folder_of_this_machine(
+    found: Found, tmp_path: Path
+) -> None:
+    described = {"scheduler": "DDIMScheduler", "dtype": "bf16", "config": str(tmp_path / "folder")}
+    (tmp_path / "folder").mkdir()
+    settings = session(found("sd15"), str(tmp_path / "base.safetensors"), **described).settings
+    lines = "\n".join(opening_lines(settings, found("sd15")))
+    opened = calls(lines)["api.open_pipeline"]
+    given = {k.arg: ast.unparse(k.value).strip("'") for k in opened.keywords}
+    wanted = {"config": "folder", "scheduler": "DDIMScheduler", "dtype": "torch.bfloat16"}
+    assert given == wanted and str(tmp_path) not in lines
+
+
 def test_code_leaves_a_base_s_own_scheduler_alone(found: Found) -> None:
     assert "scheduler" not in code(session(found("sd15")), images=True)
 

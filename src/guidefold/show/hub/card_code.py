@@ -64,8 +64,10 @@ def opening_lines(
     """
     wanted, base = settings.pipeline, public_name(settings.pipeline.source) or ""
     if pipeline is None and wanted.scheduler is not None:
-        given = {name: value for name, value in wanted.described().items() if value is not None}
-        arguments = "".join(f", {name}={_literal(value)}" for name, value in given.items())
+        given = {**wanted.described(), "config": public_name(wanted.config)}
+        said = {name: value for name, value in given.items() if value not in (None, "none")}
+        arguments = "".join(f", {name}={_literal(value)}" for name, value in said.items())
+        arguments += "" if wanted.dtype == "fp32" else f", dtype={DTYPES[wanted.dtype]}"
         opened = f"pipeline = api.open_pipeline({_literal(base)}{arguments})"
         return ["from guidefold import api", "", opened]
     dtype = str(DTYPES[wanted.dtype])
