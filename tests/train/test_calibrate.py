@@ -129,7 +129,7 @@ def run(settings_for: Any, tmp_path_factory: Any) -> Settings:
     asked: dict[str, Any] = {
         "record": {"trajectories": 8, "validation_trajectories": 4, "states_per_trajectory": 3},
         "adapter": {"rank": 4},
-        "distill": {"steps": 60, "batch_size": 8, "learning_rate": 0.02, "validate_every": 60},
+        "distill": {"steps": 40, "batch_size": 4, "learning_rate": 0.02, "validate_every": 40},
     }
     settings: Settings = settings_for("sd15", tmp_path_factory.mktemp("dial"), **asked)
     distill(settings)
