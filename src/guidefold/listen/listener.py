@@ -120,10 +120,11 @@ class Listener:
     _memory: Memory = field(default_factory=Memory)
     _restore: list[tuple[Any, str, Any]] = field(default_factory=list)
     _originals: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    _device: torch.device = field(init=False)
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __enter__(self) -> Listener:
-        self._device = compat.execution_device(self.pipeline)
+        if torch.accelerator.is_available():  # to tell, diffusers walks over every module
+            self._device = compat.execution_device(self.pipeline)
         self._replace(self.pipeline.scheduler, "step", self._listening_step())
         for name, module in self.listened.items():
             self._replace(module, "forward", self._listening_forward(name, module))
