@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +27,9 @@ from guidefold.ground.errors import (
     RunError,
 )
 from guidefold.pipeline.open import modules
+from guidefold.run import files
 from guidefold.run.config import load_settings
-from guidefold.run.files import read_json
+from guidefold.run.files import read_json, sha256
 from guidefold.run.folder import RunFolder, require_run
 from guidefold.run.settings import PipelineSettings, Settings
 from guidefold.session import Session, open_session
@@ -522,8 +524,12 @@ def test_a_measured_guidance_scale_where_guidance_is_off_is_refused(settings_for
 def test_one_open_run_serves_every_verb_and_is_probed_once(
     settings_for: Make, tmp_path: Path, probes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipeline is opened once; what each verb writes is what it writes in a run of its own."""
+    """The pipeline is opened once, and what was recorded is compared with its checksums once; what
+    each verb writes is what it writes in a run of its own.
+    """
     opened, real = list[str](), sessions.open_placed
+    hashed = Counter[str]()
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.update([path.name]) or sha256(path))
 
     def count(wanted: PipelineSettings, device: str, **options: Any) -> Any:
         opened.append(wanted.source)
@@ -538,6 +544,9 @@ def test_one_open_run_serves_every_verb_and_is_probed_once(
         adapter = run.export()
         results = run.evaluate()
     assert (len(opened), len(probes)) == (1, 1)
+    recorded = {path.name for path in RunFolder(together.run).round(0).glob("*.safetensors")}
+    assert recorded and {hashed[name] for name in recorded} == {1}
+    assert hashed["pytorch_lora_weights.safetensors"] == 3  # written, looked for, loaded
     apart = settings_for("sd15", tmp_path / "apart", distill=pictures)
     api.record(apart)
     api.distill(apart)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Session:
         pristine: Whether the denoiser's weights are the teacher's.
         others_on_cpu: Whether all components but the denoiser wait on the CPU.
         draws_pictures: False once the pipeline has returned something else, such as sound.
+        checked: Recorded files, each with the checksum that it was found to have: nobody else
+            writes to a run that is open.
     """
 
     run: RunFolder
@@ -86,6 +88,7 @@ class Session:
     pristine: bool = True
     others_on_cpu: bool = False
     draws_pictures: bool = True
+    checked: set[tuple[Path, str]] = field(default_factory=set)
 
     def require(self, *, all_components: bool = True) -> None:
         """Make the pipeline ready for a verb, whatever earlier verbs did to it.

@@ -139,7 +139,7 @@ def run(settings_for: Any, tmp_path_factory: Any) -> Settings:
 
 def test_what_is_heard_is_the_error_that_training_measures(run: Settings) -> None:
     with open_session(run) as session:
-        refs = recorded_states(session.run, 0, "held-out")[:5]
+        refs = recorded_states(session, 0, "held-out")[:5]
         student = lora_student(session, refs)
         load_checkpoint(session.run.checkpoints()[-1], student.adapter, None)
         errors = student.errors(refs, 2)

@@ -222,8 +222,11 @@ def _set_timesteps(pipeline: DiffusionPipeline, grid: StepGrid) -> None:
         install_scheduler(pipeline, type(pipeline.scheduler).from_config(config, **wanted))
 
 
-def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
-    """The given folder, or by default that of the run's own adapter.
+def find_adapter(run: RunFolder, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """The given folder, or by default that of the run's own adapter; its files are checked.
+
+    Returns:
+        The folder, and the adapter's metadata.
 
     Raises:
         RunError: The run has no adapter yet, or the folder holds none of Guidefold's.
@@ -235,11 +238,9 @@ def find_adapter(run: RunFolder, folder: Path | None = None) -> Path:
         restore_folder(folder)
         if not folder.exists():
             raise RunError(f"{folder}: no adapter yet", "Run 'guidefold distill' first.")
-        read_adapter(folder)
-        return folder
+        return folder, read_adapter(folder)
     with given_by_user():
-        read_adapter(folder)
-    return folder
+        return folder, read_adapter(folder)
 
 
 def check_adapter(session: Session, folder: Path | None = None) -> Path:
@@ -253,12 +254,11 @@ def check_adapter(session: Session, folder: Path | None = None) -> Path:
         CorruptFileError: A file of the adapter is missing or altered.
         MismatchError: The adapter was trained on another base model, or for another scale.
     """
-    folder = find_adapter(session.run, folder)
-    metadata, findings = read_adapter(folder), session.findings
+    folder, metadata = find_adapter(session.run, folder)
+    findings, found = session.findings, Findings.from_json(metadata["findings"])
     g_ref = session.settings.adapter.g_ref
-    Findings.from_json(metadata["findings"]).check_same_base(findings)
-    theirs = Findings.from_json(metadata["findings"]).steps
-    if theirs != findings.steps:
+    found.check_same_base(findings)
+    if (theirs := found.steps) != findings.steps:
         raise MismatchError(
             f"{folder}: trained for {theirs.usage if theirs else 'as many steps as the teacher'}; "
             f"this run is for {findings.steps.usage if findings.steps else 'as many'}",

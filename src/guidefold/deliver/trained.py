@@ -92,7 +92,7 @@ def read_trained(
     if not checkpoints:
         raise RunError(f"{run}: nothing is trained yet", "Run 'guidefold distill' first.")
     check_settings(session.settings)
-    refs = recorded_states(run, 0, "training")
+    refs = recorded_states(session, 0, "training")
     everywhere = candidates(as_one_module(session.denoisers), "all")
     lost = unportable(everywhere) if layers == "portable" else set()
     own = session.settings.loras
@@ -164,8 +164,8 @@ def _predict(student: Student, ref: StateRef, strength: float, steps: float) -> 
 
 def _calibrate(session: Session, student: Student) -> list[Mark]:
     """Measure the dial on states of held-out prompts, where there are any."""
-    run, settings = session.run, session.settings
-    refs = recorded_states(run, 0, "held-out") or recorded_states(run, 0, "training")
+    settings = session.settings
+    refs = recorded_states(session, 0, "held-out") or recorded_states(session, 0, "training")
     chosen = random_subset(refs, CALIBRATED_STATES, settings.seed, "dial")
     with task("Measuring the dial, states", len(chosen)) as progress:
         return calibrate(student, chosen, settings.distill.batch_size, progress.advance)

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from guidefold.draw.draw import PictureRequest, draw
@@ -167,14 +168,18 @@ class EvaluationPictures(PictureCache[PictureLine]):
         append_line(self.file, line.to_json())
         return line
 
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        """The checksums of the run's adapter, by file."""
+        manifest = read_json(self.session.run.adapter / MANIFEST)
+        return {n: e["sha256"] for n, e in manifest.items() if n.endswith(".safetensors")}
+
     def _describe(self, request: PictureRequest) -> dict[str, Any]:
         """All that a picture depends on, as JSON."""
         settings = self.session.settings.pipeline
         student = {}
         if request.kind == "student":
-            manifest = read_json(self.session.run.adapter / MANIFEST)
-            weights = {n: e["sha256"] for n, e in manifest.items() if n.endswith(".safetensors")}
-            student = {"adapter": weights, "strength": request.strength}
+            student = {"adapter": self._weights, "strength": request.strength}
         return {
             "kind": request.kind,
             "pipeline": self._pipeline,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from guidefold.deliver import check_adapter, find_adapter, measured_dial, read_adapter, read_dial
+from guidefold.deliver import check_adapter, find_adapter, measured_dial, read_dial
 from guidefold.draw import (
     Drawn,
     EvaluationPictures,
@@ -40,6 +40,7 @@ from guidefold.run import (
     RunFolder,
     Settings,
     StrengthPictures,
+    read_json,
     read_lines,
     require_run,
     write_bytes,
@@ -281,7 +282,7 @@ def _results(session: Session, measured: Measured) -> Results:
             **session.compared._asdict(),
             "prompts": len(measured.prompts),
             "steps": session.settings.evaluate.steps,
-            "trained_steps": read_adapter(session.run.adapter)["step"],
+            "trained_steps": read_json(session.run.metadata)["step"],
             "adapter_bytes": sum(path.stat().st_size for path in adapter),
             "denoiser_bytes": stored_bytes(session.denoiser),
             "versions": {name: version(name) for name in LIBRARIES},

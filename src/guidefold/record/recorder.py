@@ -43,14 +43,8 @@ from guidefold.pipeline import Prompt, denoisers
 from guidefold.record.costs import print_costs
 from guidefold.record.forward_noise import add_noise
 from guidefold.record.plans import Plan, kept_indices
-from guidefold.record.trajectory_files import KeptState, read_round, write_trajectory
-from guidefold.run import (
-    LINES,
-    StateSource,
-    TrajectoryLine,
-    append_line,
-    readable_size,
-)
+from guidefold.record.trajectory_files import Checked, KeptState, read_round, write_trajectory
+from guidefold.run import LINES, StateSource, TrajectoryLine, append_line, readable_size
 
 Inputs = Callable[[Sequence[Prompt], float, int], dict[str, Any]]
 
@@ -62,6 +56,7 @@ def record_round(
     recorder: Recorder,
     stop: Stop | None = None,
     shard: tuple[int, int] = (1, 1),
+    checked: Checked | None = None,
 ) -> int:
     """Record what is missing of a round.
 
@@ -72,6 +67,7 @@ def record_round(
         recorder: The pipeline, ready to be recorded.
         stop: Whether a signal to stop has arrived; checked before every batch.
         shard: ``(i, n)``: record every n-th batch only, from the i-th.
+        checked: Files that need no check, as of :func:`read_round`.
 
     Returns:
         Bytes on disk.
@@ -80,7 +76,7 @@ def record_round(
         MismatchError: The folder holds trajectories of another plan or another base.
         Stopped: On request; what was recorded stands.
     """
-    lines = read_round(folder)
+    lines = read_round(folder, checked=checked)
     plans = {plan.index: plan for batch in batches for plan in batch}
     for line in lines:
         _check_line(line, plans.get(line.index), recorder, source, folder)
@@ -90,8 +86,7 @@ def record_round(
     missing = [batch for batch in mine if any(plan.index not in done for plan in batch)]
     with task(f"Recording {source} states", len(wanted), len(done)) as progress:
         for batch in missing:
-            if stop:
-                assert stop.signal is not None
+            if stop is not None and stop.signal is not None:
                 raise Stopped(
                     stop.signal, f"Stopped: {len(done)} of {len(wanted)} trajectories recorded."
                 )
@@ -109,8 +104,7 @@ def record_round(
                 append_line(folder / LINES, line.to_json())
                 lines.append(line)
                 done.add(plan.index)
-            note = readable_size(sum(line.size for line in lines))
-            progress.advance(len(done) - before, note)
+            progress.advance(len(done) - before, readable_size(sum(line.size for line in lines)))
             if batch is missing[0] and len(missing) > 1:
                 size = sum(line.size for line in lines[-len(batch) :]) / len(batch)
                 print_costs(folder, compat.execution_device(recorder.pipeline), missing, took, size)

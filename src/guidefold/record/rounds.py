@@ -54,7 +54,7 @@ def record_rounds(session: Session, shard: tuple[int, int] = WHOLE_ROUND) -> Pat
     with stop_on_signals() as stop:
         for number, source in enumerate(session.settings.record.rounds):
             if source != "student":
-                drop_damaged(session.run.round(number))
+                drop_damaged(session.run.round(number), session.checked)
                 fill_round(session, number, None, stop, shard)
     return session.run.path
 
@@ -93,7 +93,7 @@ def fill_round(
         _announce(session)
         if shard[0] == 1:
             Previews(session, None).draw_first()
-    record_round(folder, source, batches, recorder, stop, shard)
+    record_round(folder, source, batches, recorder, stop, shard, session.checked)
 
 
 def recorder_for(
@@ -180,7 +180,8 @@ def _announce(session: Session) -> None:
         )
 
 
-def recorded_states(run: RunFolder, number: int, split: Split) -> list[StateRef]:
+def recorded_states(session: Session, number: int, split: Split) -> list[StateRef]:
     """The recorded states of all rounds up to ``number``."""
-    folders = [run.round(k) for k in range(number + 1)]
-    return [ref for f in folders for ref in state_refs(f, read_round(f), split)]
+    folders = [session.run.round(k) for k in range(number + 1)]
+    rounds = {folder: read_round(folder, checked=session.checked) for folder in folders}
+    return [ref for folder, lines in rounds.items() for ref in state_refs(folder, lines, split)]

@@ -29,6 +29,8 @@ from guidefold.run import (
 )
 
 Split = Literal["training", "held-out"]
+Checked = set[tuple[Path, str]]
+"""Files, each with the checksum that it was found to have: a run that is open reads each once."""
 
 
 @dataclass(frozen=True)
@@ -122,26 +124,37 @@ def _columns(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     return tensors
 
 
-def read_round(folder: Path, *, verify: bool = True) -> list[TrajectoryLine]:
+def read_round(
+    folder: Path, *, verify: bool = True, checked: Checked | None = None
+) -> list[TrajectoryLine]:
     """The manifest lines of a round, each file checked against its line.
+
+    Args:
+        folder: The round's folder.
+        verify: Whether to check the files.
+        checked: Files that need no check; those that are found intact are added.
 
     Raises:
         CorruptFileError: A file is missing, truncated or altered.
     """
     lines = _read_lines(folder)
-    if verify:
-        for line in lines:
-            _check(folder, line)
+    for line in lines if verify else ():
+        _check(folder, line, set() if checked is None else checked)
     return lines
 
 
-def drop_damaged(folder: Path) -> None:
+def drop_damaged(folder: Path, checked: Checked | None = None) -> None:
     """Drop manifest lines whose files are missing or altered, so that they are recorded again.
 
     A trajectory is a function of its seed: the new recording equals the lost one.
+
+    Args:
+        folder: The round's folder.
+        checked: As of :func:`read_round`.
     """
     lines = _read_lines(folder)
-    intact = [line for line in lines if _is_intact(folder, line)]
+    checked = set() if checked is None else checked
+    intact = [line for line in lines if _is_intact(folder, line, checked)]
     if len(intact) < len(lines):
         write_lines(folder / LINES, [line.to_json() for line in intact])
 
@@ -164,7 +177,9 @@ def _read_lines(folder: Path) -> list[TrajectoryLine]:
     return lines
 
 
-def _check(folder: Path, line: TrajectoryLine) -> None:
+def _check(folder: Path, line: TrajectoryLine, checked: Checked) -> None:
+    if (folder / line.file, line.sha256) in checked:
+        return
     remedy = f"To record it again, as it was: guidefold record {folder.parent.parent}"
     if line.source == "student":
         remedy = "The student that visited these states is gone: choose another run=FOLDER."
@@ -173,11 +188,12 @@ def _check(folder: Path, line: TrajectoryLine) -> None:
     held = read_metadata(path)
     if not isinstance(held, dict) or held.get("timesteps") != line.timesteps:
         raise CorruptFileError(f"{path}: its timesteps are not those of {folder / LINES}", remedy)
+    checked.add((path, line.sha256))
 
 
-def _is_intact(folder: Path, line: TrajectoryLine) -> bool:
+def _is_intact(folder: Path, line: TrajectoryLine, checked: Checked) -> bool:
     try:
-        _check(folder, line)
+        _check(folder, line, checked)
     except CorruptFileError:
         return False
     return True

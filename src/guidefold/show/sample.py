@@ -89,7 +89,7 @@ def sample(
             "is folded in training (pipeline.negative_prompt)."
         )
     if "student" in kinds:
-        strength = _strength(find_adapter(run, adapter), strength, guidance)
+        strength = _strength(find_adapter(run, adapter)[0], strength, guidance)
     pairs = list({(row.key, seed): (row, seed) for row in rows for seed in seeds}.values())
     columns = _draw_kinds(settings, pairs, kinds, strength, guidance, adapter)
     files = [path for column in columns for path in _write(out, column, settings)]

@@ -70,7 +70,7 @@ class Launch:
 
     def states(self, number: int, split: Split) -> list[StateRef]:
         """The recorded states of all rounds up to ``number``."""
-        return recorded_states(self.session.run, number, split)
+        return recorded_states(self.session, number, split)
 
 
 @contextmanager

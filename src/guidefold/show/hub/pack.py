@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from guidefold import __version__
-from guidefold.deliver import Verdict, deliver_kinds, find_adapter, read_adapter, read_trained
+from guidefold.deliver import Verdict, deliver_kinds, find_adapter, read_trained
 from guidefold.ground import InputError, RunError
 from guidefold.run import (
     KINDS,
@@ -167,8 +167,7 @@ def current_adapter(run: RunFolder) -> dict[str, Any]:
         RunError: There is no adapter, or training has gone on since.
         CorruptFileError: A file is not the one that was written and verified.
     """
-    folder = find_adapter(run)
-    metadata = read_adapter(folder)
+    folder, metadata = find_adapter(run)
     last, step = run.checkpoints()[-1:], metadata["step"]
     if last and int(last[0].name.rpartition("-")[2]) != step:
         raise RunError(f"{folder}: written at step {step}, and trained on since", AGAIN)
