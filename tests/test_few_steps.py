@@ -159,7 +159,9 @@ def test_a_run_of_other_steps_does_not_take_the_adapter(
 def test_the_probe_says_how_many_steps_the_teacher_takes(saved: Callable[[str], Path]) -> None:
     done = run_here("probe", saved("sd15"), "--student-steps", 5)
     assert done.code == 0, done.err
-    assert "5 steps, DDIMScheduler, trailing spacing; the teacher takes 20" in done.out
+    assert (
+        "student: 5 steps, DDIMScheduler, trailing spacing; teacher: 20, the student's" in done.out
+    )
 
 
 def test_settings_that_cannot_be_folded_are_refused(

@@ -16,8 +16,8 @@ from toys import Plain, Steered
 from zoo import ZOO
 
 from guidefold.ground.errors import ConfigError, PromptError, UnfoldableError
-from guidefold.listen.call import BLANK, call_inputs, check_rows, guidance_argument, parameters_of
-from guidefold.listen.refusal import arguments_taken
+from guidefold.listen.call import BLANK, call_inputs, check_rows, guidance_argument
+from guidefold.listen.refusal import arguments_taken, parameters_of
 from guidefold.pipeline.prompts import Prompt, load_prompts
 
 PROMPTS = ["a cat", "a dog"]

@@ -9,10 +9,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from guidefold.api import open_run
+from guidefold.listen.few_step_options import find_few_step_options
 from guidefold.listen.few_steps import space_trailing
 from guidefold.listen.findings import Findings
 from guidefold.listen.probe import probe
-from guidefold.listen.steps_outlook import look_ahead
 from guidefold.pipeline.open import open_pipeline
 from guidefold.pipeline.prompts import load_prompts
 from guidefold.run.files import read_json, read_lines
@@ -54,7 +54,7 @@ def facts_of(entry: Entry, folder: Path) -> dict[str, Any]:
     call, negative = asked.pipeline.call, asked.pipeline.negative_prompt
     findings = probe(pipeline, call, asked.adapter.g_ref, negative, rows=rows)
     least = MULTIPLE * STUDENTS[0]
-    seen = look_ahead(pipeline, findings, call, negative, rows, least, STUDENTS)
+    seen = find_few_step_options(pipeline, findings, call, negative, rows, least, STUDENTS)
     if not seen.grids:
         return {"class": findings.pipeline, "refused": seen.why}
     grid = seen.grids[0]

@@ -32,7 +32,7 @@ def memory(
     ] = "sd15",
     how: Annotated[
         Literal["estimate", "cpu", "cuda"],
-        typer.Option(help="Estimate without device or weights, or measure on a device."),
+        typer.Option(help="Way to the figures: an estimate without weights, or a device."),
     ] = "estimate",
     batch: Annotated[int, typer.Option(help="Samples per step.")] = 4,
     size: Annotated[
@@ -101,7 +101,7 @@ def speed(
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile/--no-compile", help="Also time with torch.compile, if it works."),
+        typer.Option("--compile/--no-compile", help="Timing with torch.compile too, if it works."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -44,7 +44,10 @@ def export(
     ] = "all",
     merged: Annotated[
         bool,
-        typer.Option("--merged", help="One file for the LoRAs of guidance and of fewer steps."),
+        typer.Option(
+            "--merged",
+            help="Single file for the guidance and the steps LoRA, for one scale.",
+        ),
     ] = False,
 ) -> None:
     """Write the last checkpoint as an adapter, and check it.

@@ -15,7 +15,7 @@ from guidefold.run import Settings, check_source, make_settings
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from guidefold.listen import Findings, StepsOutlook
+    from guidefold.listen import FewStepOptions, Findings
     from guidefold.pipeline import Prompt
 
 
@@ -39,11 +39,10 @@ def probe(
 ) -> None:
     """Find out whether a pipeline's guidance can be folded.
 
-    Prints the findings and what they imply; for a pipeline that cannot be folded, the reason and
-    the remedy; and whether its steps can be folded as well, with which solver, and how many the
-    teacher then takes for a few numbers of the student's. With --student-steps, for that number
-    alone, which must be had. A pipeline that needs more than a prompt gets the first rows of
-    --inputs.
+    Prints the findings, or why guidance cannot be folded and what to do; then whether steps can be
+    folded, with which solver, for students of 4, 5, 8 and 10 steps. --student-steps tries another
+    number, and fails where it cannot be had. A pipeline that needs more than a prompt gets the
+    first rows of --inputs.
     """
     settings = _settings(pipeline, overrides, config, inputs)
     check_source(settings.pipeline.source)
@@ -61,7 +60,7 @@ def probe(
             refuse_folded(opened, wanted.source)
             arguments = _arguments(settings, rows, student_steps)
             findings = api.probe(opened, **arguments)
-            outlook = None if student_steps else _look_ahead(opened, findings, arguments)
+            options = None if student_steps else _few_step_options(opened, findings, arguments)
     except UnfoldableError as error:
         if as_json:
             refusal = {"foldable": False, "why": error.message, "remedy": error.remedy}
@@ -69,23 +68,22 @@ def probe(
         raise
     if as_json:
         found = {"foldable": True, **findings.to_json(), "signs_of_distillation": signs}
-        found |= {"few_steps": outlook.to_json()} if outlook else {}
+        found |= {"few_steps": options.to_json()} if options else {}
         typer.echo(json.dumps(found, indent=2))
     else:
         warnings = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
-        steps = [f"Its steps {outlook}."] if outlook else []
-        lines = [*describe_findings(findings), *steps, *warnings]
+        lines = [*describe_findings(findings), *([str(options)] if options else []), *warnings]
         console.print("\n".join(lines), markup=False)
 
 
-def _look_ahead(
+def _few_step_options(
     pipeline: DiffusionPipeline, findings: Findings, arguments: Mapping[str, Any]
-) -> StepsOutlook:
+) -> FewStepOptions:
     """Which few-step students there can be, of a pipeline that was probed with these arguments."""
-    from guidefold.listen import look_ahead
+    from guidefold.listen import find_few_step_options
 
     names = ("call", "negative_prompt", "rows", "least_steps")
-    return look_ahead(pipeline, findings, **{name: arguments[name] for name in names})
+    return find_few_step_options(pipeline, findings, **{name: arguments[name] for name in names})
 
 
 def _rows(settings: Settings, inputs: str) -> list[Prompt]:

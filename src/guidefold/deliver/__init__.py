@@ -13,7 +13,7 @@ from guidefold.deliver.comfyui_names import (
 )
 from guidefold.deliver.convert import convert
 from guidefold.deliver.export import deliver, deliver_kinds, export, title_of_steps, write_adapter
-from guidefold.deliver.layer_names import LayerNames, client_facts, layer_names
+from guidefold.deliver.layer_names import LayerNames, client_facts, fits, layer_names
 from guidefold.deliver.lora_file import FILES, write_lora
 from guidefold.deliver.metadata import describe_adapter, measured_dial, read_adapter, read_dial
 from guidefold.deliver.student_pipeline import (
@@ -43,6 +43,7 @@ __all__ = [
     "few_steps_config",
     "few_steps_shift",
     "find_adapter",
+    "fits",
     "layer_names",
     "measured_dial",
     "open_adapter",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from guidefold.deliver.layer_names import client_facts
+from guidefold.deliver.layer_names import client_facts, fits
 from guidefold.listen import StepGrid
 
 DEFAULT = ("euler", "normal")
@@ -28,8 +28,8 @@ def comfyui_solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str,
     """
     facts = client_facts()
     for entry in facts["sampler"]:
-        if entry["class"] == scheduler and _fits(entry.get("when", {}), config):
-            grid = next(e for e in facts["grid"] if _fits(e["when"], config))
+        if entry["class"] == scheduler and fits(entry.get("when", {}), config):
+            grid = next(e for e in facts["grid"] if fits(e["when"], config))
             return entry["name"], grid["name"], grid.get("sure", True)
     return *DEFAULT, False
 
@@ -81,7 +81,3 @@ def _course(grid: StepGrid) -> tuple[str, float | None]:
         if all(abs(value - wanted) <= SAME * wanted for value in found if wanted):
             return spacing, wanted
     return OTHER, None
-
-
-def _fits(wanted: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    return all(config.get(name) == value for name, value in wanted.items())

@@ -20,13 +20,13 @@ from guidefold.deliver.tensor_checks import fused_weights
 from guidefold.deliver.trained import Trained, read_trained
 from guidefold.deliver.verify import Verdict, examine
 from guidefold.ground import InputError, VerifyError, console
-from guidefold.lora import STEPS, Dial, layers_of, part_folder
+from guidefold.lora import STEPS_LORA, Dial, layers_of, part_folder
 from guidefold.pipeline import DTYPES, is_quantized
 from guidefold.run import (
     METADATA,
-    Folds,
     Format,
     Layers,
+    LoraRole,
     RunFolder,
     Settings,
     check_replaceable,
@@ -38,10 +38,10 @@ from guidefold.run import (
 )
 from guidefold.session import Session, open_session
 
-FOLDED: Mapping[Folds, str] = {
-    "guidance": "Guidance",
-    "steps": "Longer steps",
-    "both": "Guidance and longer steps",
+FOLDED: Mapping[LoraRole, str] = {
+    "guidance": "Guidance is",
+    "steps": "Denoising steps are",
+    "both": "Guidance and denoising steps are",
 }
 
 
@@ -67,7 +67,9 @@ def write_adapter(session: Session) -> Path:
     """:func:`export` within an open session, whose pipeline is left without a LoRA."""
     session.require(all_components=False)
     kind: Format = "diffusers" if session.findings.loader == "diffusers" else "peft"
-    loras = [read_trained(session, folds=f, measure=f != "steps") for f in session.settings.loras]
+    loras = [
+        read_trained(session, folds=f, measure=f != "steps") for f in session.settings.lora_roles
+    ]
     metadata = [describe_adapter(session, t.step, t.marks, folds=t.folds) for t in loras]
     folder = session.run.adapter
     with finished_folder(folder) as temporary:
@@ -192,7 +194,7 @@ def deliver_kinds(
         dtype: The precision of the files.
         merged: Whether LoRAs of guidance and of steps become one file.
     """
-    loras: list[Trained] = [read(folds=folds) for folds in session.settings.loras]
+    loras: list[Trained] = [read(folds=folds) for folds in session.settings.lora_roles]
     bases = [base_of_run(session, name) for name in loras[0].parts]
     reasons = {kind: _unfit(loras[0], bases, kind) for kind in places}
     fitting = {kind: place for kind, place in places.items() if not reasons[kind]}
@@ -289,10 +291,10 @@ def _write_fused(
     write_text(path.parent / "config.json", config.to_json_string())
 
 
-def _file(base: Base, kind: Format, title: str, folds: Folds) -> Path:
+def _file(base: Base, kind: Format, title: str, folds: LoraRole) -> Path:
     """A file's path within its format's folder."""
     if kind in FILES:
-        folder = Path(STEPS if folds == "steps" else "")
+        folder = Path(STEPS_LORA if folds == "steps" else "")
         return part_folder(folder, base.denoisers, base.name) / FILES[kind]
     own = title_of_steps(title) if folds == "steps" else title
     suffix = "" if base.name == base.denoisers[0] else f"-{base.name}"
@@ -301,7 +303,7 @@ def _file(base: Base, kind: Format, title: str, folds: Folds) -> Path:
 
 def title_of_steps(title: str) -> str:
     """The title of the steps LoRA beside a guidance LoRA with a title."""
-    return f"{title}-{STEPS}"
+    return f"{title}-{STEPS_LORA}"
 
 
 def _description(session: Session, metadata: Mapping[str, Any], title: str) -> dict[str, str]:
@@ -317,8 +319,8 @@ def _description(session: Session, metadata: Mapping[str, Any], title: str) -> d
         "title": title_of_steps(title) if folds == "steps" else title,
         "prediction_type": findings.prediction_type,
         "usage_hint": f"{steps}CFG {findings.off:g}{also}",
-        "description": f"{FOLDED[folds]} folded into a LoRA: one pass a step. "
+        "description": f"{FOLDED[folds]} folded into this LoRA: one denoiser pass per step. "
         + metadata["usage_hint"]
-        + (f". Read in part alone by: {part}" if part else ""),
+        + (f". These clients read only a part of it: {part}" if part else ""),
         "resolution": f"{call['width']}x{call['height']}" if sized else "",
     }

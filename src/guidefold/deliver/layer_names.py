@@ -239,3 +239,8 @@ def _reader(how: Mapping[str, Any], layers: frozenset[str]) -> Reader:
 def client_facts() -> dict[str, Any]:
     """The tables of ``clients.toml``."""
     return tomllib.loads((files("guidefold.deliver") / "clients.toml").read_text(encoding="utf-8"))
+
+
+def fits(wanted: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a configuration has the values that an entry of a table names."""
+    return all(config.get(name) == value for name, value in wanted.items())

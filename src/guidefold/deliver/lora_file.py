@@ -24,9 +24,9 @@ from guidefold.deliver.metadata import header_for_clients
 from guidefold.ground import CorruptFileError, InputError, MismatchError
 from guidefold.lora import DIFFUSERS_FILE, PEFT_CONFIG, PEFT_FILE, adapter_config, layers_of
 from guidefold.run import (
-    Folds,
     Format,
     Layers,
+    LoraRole,
     Quantization,
     parse_metadata,
     read_json,
@@ -46,7 +46,7 @@ OWN_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "strength": lambda value: isinstance(value, int | float),
     "format": lambda value: value in FORMATS,
     "denoiser": lambda value: isinstance(value, str),
-    "folds": lambda value: value in get_args(Folds),
+    "folds": lambda value: value in get_args(LoraRole),
     "findings": lambda value: isinstance(value, dict) and isinstance(value["denoisers"], list),
 }
 """Of Guidefold's own metadata, the fields that are read here, and what each must be."""
@@ -78,7 +78,7 @@ class LoraFile:
         return float(self.metadata.get("strength", 1.0))
 
     @property
-    def folds(self) -> Folds | None:
+    def folds(self) -> LoraRole | None:
         """What it folds; None of an older file, which is its run's only LoRA."""
         return self.metadata.get("folds")
 

@@ -15,14 +15,14 @@ from safetensors.torch import save
 from guidefold import __version__
 from guidefold.deliver.comfyui_names import steps_usage
 from guidefold.deliver.formats import Tensors, factors
-from guidefold.deliver.layer_names import LayerNames, client_facts
+from guidefold.deliver.layer_names import LayerNames, client_facts, fits
 from guidefold.ground import RunError
 from guidefold.listen import Findings
 from guidefold.lora import UNKNOWN_DIAL, Dial, Mark, layers_of
 from guidefold.run import (
     METADATA,
-    Folds,
     Format,
+    LoraRole,
     RunFolder,
     check_folder,
     public_name,
@@ -52,7 +52,7 @@ def describe_adapter(
     step: int,
     marks: Sequence[Mark],
     strength: float = 1.0,
-    folds: Folds = "guidance",
+    folds: LoraRole = "guidance",
 ) -> dict[str, Any]:
     """An adapter's own metadata, as JSON.
 
@@ -85,7 +85,7 @@ def describe_adapter(
     }
 
 
-def _hint(findings: Findings, dial: Dial, folds: Folds, strength: float) -> str:
+def _hint(findings: Findings, dial: Dial, folds: LoraRole, strength: float) -> str:
     """How to use a file, in one line."""
     off = {findings.guidance_argument: findings.off, **findings.also_off}
     call = ", ".join(f"{name}={value:g}" for name, value in off.items())
@@ -187,6 +187,6 @@ def _base(names: LayerNames, prediction_type: str) -> tuple[str, str, str]:
         return "", "", str(names.config.get("_class_name", "unknown")).lower()
     known = {**names.config, "prediction_type": prediction_type}
     for entry in client_facts()["base"]:
-        if all(known.get(name) == value for name, value in entry["when"].items()):
+        if fits(entry["when"], known):
             return entry["version"], entry["v2"], entry["architecture"]
     raise AssertionError("the last entry fits every base")

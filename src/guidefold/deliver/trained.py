@@ -21,7 +21,7 @@ from guidefold.lora import (
 )
 from guidefold.pipeline import as_one_module
 from guidefold.record import StateRef, recorded_states
-from guidefold.run import Folds, Layers, RunFolder
+from guidefold.run import Layers, LoraRole, RunFolder
 from guidefold.session import Session
 from guidefold.train import (
     Student,
@@ -54,7 +54,7 @@ class Trained:
     """
 
     run: RunFolder
-    folds: Folds
+    folds: LoraRole
     parts: Mapping[str, Tensors]
     step: int
     strength: float
@@ -69,7 +69,7 @@ def read_trained(
     strength: float = 1.0,
     *,
     layers: Layers = "all",
-    folds: Folds | None = None,
+    folds: LoraRole | None = None,
     measure: bool = False,
 ) -> Trained:
     """Read a run's last checkpoint; the session's pipeline is left without a LoRA.
@@ -95,7 +95,7 @@ def read_trained(
     refs = recorded_states(session, 0, "training")
     everywhere = candidates(as_one_module(session.denoisers), "all")
     lost = unportable(everywhere) if layers == "portable" else set()
-    own = session.settings.loras
+    own = session.settings.lora_roles
     folds = folds if len(own) > 1 and folds is not None else own[0]
     session.hold_denoiser()
     student = lora_student(session, refs)
@@ -121,7 +121,7 @@ def read_trained(
         student.adapter.detach()
 
 
-def _tensors(trained: Tensors, folds: Folds, strength: float) -> Tensors:
+def _tensors(trained: Tensors, folds: LoraRole, strength: float) -> Tensors:
     """The tensors of one file, by peft's names: the strength scales all but a steps LoRA."""
     steps = steps_of(trained)
     if folds == "steps":

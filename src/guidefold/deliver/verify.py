@@ -45,7 +45,7 @@ from guidefold.pipeline import (
     denoisers,
 )
 from guidefold.record import KeptState
-from guidefold.run import Folds, Format, Layers, load_settings, require_run
+from guidefold.run import Format, Layers, LoraRole, load_settings, require_run
 from guidefold.session import Session, open_session
 
 # Exceptions of the libraries for a file that does not fit: other shapes or keys, no configuration.
@@ -136,7 +136,7 @@ def safetensors_of(path: Path) -> list[Path]:
 def _of_a_run(files: Sequence[LoraFile], session: Session) -> list[Verdict]:
     """Check files against a run: its base model and its trained student."""
     findings = session.findings
-    trained: dict[tuple[float, Layers, Folds | None], Trained] = {}
+    trained: dict[tuple[float, Layers, LoraRole | None], Trained] = {}
     verdicts = []
     for file in files:
         content = file.strength, file.layers, file.folds

@@ -174,7 +174,7 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
     # Steps and guidance in one LoRA have no dial to be shown.
-    one = session.settings.loras == ("both",)
+    one = session.settings.lora_roles == ("both",)
     dial_prompts = [] if one else prompts[: options.dial_prompts]
     state_prompts = prompts[: options.state_prompts]
     timed_prompts = prompts_to_time(session, prompts)

@@ -22,6 +22,7 @@ from guidefold.listen.call import (
 )
 from guidefold.listen.capture import GUIDER, denoisers_of, drive, follow, guiders, run
 from guidefold.listen.dry_run import DryRun, RandomStub, follow_stubbed
+from guidefold.listen.few_step_options import FewStepOptions, find_few_step_options
 from guidefold.listen.few_steps import coarse_steps, restart, space_trailing
 from guidefold.listen.findings import Findings, describe_findings
 from guidefold.listen.guidance import OFF_VALUES, scale_arguments, stop_guiding
@@ -35,7 +36,6 @@ from guidefold.listen.probe_record import read_findings, still_valid, write_find
 from guidefold.listen.refusal import naming_rows
 from guidefold.listen.solver_step import SolverProbe
 from guidefold.listen.step_grid import StepGrid
-from guidefold.listen.steps_outlook import StepsOutlook, look_ahead
 from guidefold.listen.stored import flatten, unflatten
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "STEPS",
     "Call",
     "DryRun",
+    "FewStepOptions",
     "Findings",
     "Layout",
     "Listener",
@@ -55,7 +56,6 @@ __all__ = [
     "SolverProbe",
     "Step",
     "StepGrid",
-    "StepsOutlook",
     "Tree",
     "call_inputs",
     "call_recorded",
@@ -65,6 +65,7 @@ __all__ = [
     "denoisers_of",
     "describe_findings",
     "drive",
+    "find_few_step_options",
     "fit_rows",
     "flatten",
     "follow",
@@ -72,7 +73,6 @@ __all__ = [
     "guidance_argument",
     "guiders",
     "join",
-    "look_ahead",
     "lora_loader",
     "naming_rows",
     "output_tensor",

@@ -14,7 +14,13 @@ from guidefold.ground import ConfigError, PromptError, UnfoldableError
 from guidefold.listen.capture import GUIDER, guiders
 from guidefold.listen.findings import Findings
 from guidefold.listen.guidance import stop_guiding
-from guidefold.listen.refusal import RESERVED, arguments_taken, scale_argument, settable
+from guidefold.listen.refusal import (
+    RESERVED,
+    arguments_taken,
+    parameters_of,
+    scale_argument,
+    settable,
+)
 from guidefold.pipeline import Media, Prompt, open_media
 from guidefold.run import PipelineSettings
 
@@ -49,14 +55,6 @@ def guidance_argument(pipeline: DiffusionPipeline, *, negative: bool = False) ->
         "(true_cfg_scale or guidance_scale), and no component that guides",
         "Guidefold folds pipelines that guide; this one does not, or not through its call.",
     )
-
-
-def parameters_of(
-    pipeline: DiffusionPipeline | type[DiffusionPipeline],
-) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a pipeline's or a pipeline class's call, by name."""
-    its_class = pipeline if isinstance(pipeline, type) else type(pipeline)
-    return inspect.signature(its_class.__call__).parameters
 
 
 def call_inputs(

@@ -8,7 +8,6 @@ run equals an undriven one bit for bit.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +28,7 @@ from guidefold.ground import (
 from guidefold.listen.listener import Listener, Step
 from guidefold.listen.output_map import fit_rows
 from guidefold.listen.parts import unpack
-from guidefold.listen.refusal import explained_call
+from guidefold.listen.refusal import explained_call, parameters_of
 
 GUIDER = "guider"
 """Some pipelines have a component that guides; a run's argument ``guider.NAME`` sets its NAME."""
@@ -142,7 +141,7 @@ def run(
         CallError: The pipeline refuses the arguments, or fails with them.
         PipelineError: It needs a library that is not installed.
     """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = parameters_of(pipeline)
     if "generator" not in parameters:
         raise UnfoldableError(f"{type(pipeline).__name__}: its call takes no generator")
     # One prompt gets a plain generator, as from users: some solvers take no list.

@@ -44,7 +44,7 @@ class GridSearch:
     listened: Mapping[str, nn.Module]
     seed: int
     _visited: dict[int, tuple[list[float], torch.Tensor]] = field(default_factory=dict)
-    _last: list[Step] = field(default_factory=list)
+    _last: tuple[int, list[Step]] = (0, [])
 
     def find(self, student: int, least: int) -> StepGrid:
         """Find the teacher's number of steps for a student's.
@@ -88,17 +88,17 @@ class GridSearch:
     def _visit(self, count: int, **listening: Any) -> tuple[list[float], torch.Tensor]:
         """The timesteps of a run of some steps, and its first state."""
         if listening or count not in self._visited:
-            self._last = drive(*self._call(count), stub=RandomStub(self.seed), **listening)
-            timesteps = [step.timestep for step in self._last]
-            self._visited[count] = timesteps, self._last[0].state
+            steps = drive(*self._call(count), stub=RandomStub(self.seed), **listening)
+            self._last = count, steps
+            self._visited[count] = [step.timestep for step in steps], steps[0].state
         return self._visited[count]
 
     def _walk(self, student: int, teacher: int, indices: tuple[int, ...], name: str) -> None:
         """Check that a student's run passes through a teacher's states."""
-        if len(self._last) != len(self._visited[teacher][0]):  # kept of the last run alone
+        if self._last[0] != teacher:  # whole runs are large: only the last one is kept
             self._visited.pop(teacher)
             self._visit(teacher)
-        led, probe = coarse_steps(self._last, indices), SolverProbe()
+        led, probe = coarse_steps(self._last[1], indices), SolverProbe()
         try:
             stub = RandomStub(self.seed)
             follow(*self._call(student), led, stub=stub, before_step=probe)

@@ -169,7 +169,7 @@ class Findings:
 
 
 def _steps(grid: StepGrid) -> str:
-    return f"{grid.usage}; the teacher takes {grid.teacher}, which pass through them"
+    return f"student: {grid.usage}; teacher: {grid.teacher}, the student's timesteps among them"
 
 
 def describe_findings(findings: Findings) -> list[str]:

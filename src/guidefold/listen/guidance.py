@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from guidefold.ground import CallError, UnfoldableError, compat, out_of_memory
 from guidefold.listen.capture import GUIDER, drive, follow, passes_of
 from guidefold.listen.listener import Step
 from guidefold.listen.output_map import fit_rows
+from guidefold.listen.refusal import parameters_of
 
 SCALE = f"{GUIDER}.guidance_scale"
 OFF_VALUES = (1.0, 0.0)  # 0 in pipelines that write guidance as cond + s * (cond - uncond)
@@ -266,7 +266,7 @@ def _other_scales(
     pipeline: DiffusionPipeline, argument: str, inputs: Mapping[str, Any]
 ) -> Iterator[str]:
     """The call's other arguments that are numbers and named for a scale."""
-    for name, parameter in inspect.signature(type(pipeline).__call__).parameters.items():
+    for name, parameter in parameters_of(pipeline).items():
         value = inputs.get(name, parameter.default)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and name != argument and ("scale" in name or "guidance" in name):
@@ -292,8 +292,7 @@ def stop_guiding(
     """
     if share == 1:
         return {}
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-    if CALLBACK not in parameters:
+    if CALLBACK not in parameters_of(pipeline):
         raise UnfoldableError(
             f"{type(pipeline).__name__}: its call takes no {CALLBACK}, so guidance cannot end "
             "after a part of the steps",

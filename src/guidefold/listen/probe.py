@@ -24,7 +24,6 @@ from guidefold.listen.call import (
     COUNTS,
     call_inputs,
     guidance_argument,
-    parameters_of,
     steps_taken,
 )
 from guidefold.listen.capture import denoisers_of, drive, passes_of
@@ -50,7 +49,7 @@ from guidefold.listen.probe_checks import (
     check_prompts_differ,
     check_tokenizers,
 )
-from guidefold.listen.refusal import explained_failure, naming_rows
+from guidefold.listen.refusal import explained_failure, naming_rows, parameters_of
 from guidefold.lora import candidates, count_targets, watched
 from guidefold.pipeline import (
     Prompt,

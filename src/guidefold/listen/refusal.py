@@ -99,11 +99,18 @@ def explained_failure(pipeline: DiffusionPipeline, remedy: str) -> Iterator[None
         ) from error
 
 
+def parameters_of(
+    pipeline: DiffusionPipeline | type[DiffusionPipeline],
+) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's or a pipeline class's call, by name."""
+    its_class = pipeline if isinstance(pipeline, type) else type(pipeline)
+    return inspect.signature(its_class.__call__).parameters
+
+
 def _remedy(pipeline: DiffusionPipeline) -> str:
-    names = inspect.signature(type(pipeline).__call__).parameters
     return (
         "Set its arguments under [pipeline.call], or in the fields of an inputs file (a .jsonl "
-        f"file, see docs/inputs.md). {arguments_taken(names)}"
+        f"file, see docs/inputs.md). {arguments_taken(parameters_of(pipeline))}"
     )
 
 

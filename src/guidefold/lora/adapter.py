@@ -28,8 +28,8 @@ from guidefold.ground import (
     plural,
 )
 from guidefold.lora.loaded import (
-    NAME,
-    STEPS,
+    MAIN_LORA,
+    STEPS_LORA,
     adapted_layers,
     quiet_stacking,
     unload_adapter,
@@ -56,8 +56,8 @@ class Adapter:
     rank: int
     layers: dict[str, LoraLayer]
     left_out: dict[str, str]
-    loras: tuple[str, ...] = (NAME,)
-    trained: tuple[str, ...] = (NAME,)
+    loras: tuple[str, ...] = (MAIN_LORA,)
+    trained: tuple[str, ...] = (MAIN_LORA,)
     _strength: torch.Tensor | float = 1.0
     _steps: float = 1.0
     _teacher_depth: int = 0
@@ -248,18 +248,18 @@ def attach(
             f"adapter.targets: no layer of {type(denoiser).__name__} matches '{preset}'",
             "Try adapter.targets=all.",
         )
-    ranks = {NAME: rank} if steps_rank is None else {NAME: rank, STEPS: steps_rank}
+    ranks = {MAIN_LORA: rank} if steps_rank is None else {MAIN_LORA: rank, STEPS_LORA: steps_rank}
     layers = _inject(denoiser, intended, ranks, seed)
-    trained = tuple(ranks) if train_guidance else (STEPS,)
+    trained = tuple(ranks) if train_guidance else (STEPS_LORA,)
     adapter = Adapter(denoiser, rank, layers, left_out, tuple(ranks), trained)
     for layer in layers.values():
         for lora in ranks:
             layer.lora_A[lora].float()
             layer.lora_B[lora].float()
-        layer.lora_B[NAME].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
+        layer.lora_B[MAIN_LORA].register_forward_hook(lambda _m, _i, out: adapter._scale(out))
         if steps_rank is not None:
             layer.set_adapter(list(ranks))
-            layer.lora_B[STEPS].register_forward_hook(lambda _m, _i, out: out * adapter._steps)
+            layer.lora_B[STEPS_LORA].register_forward_hook(lambda _m, _i, out: out * adapter._steps)
     adapter._freeze()
     return adapter
 
@@ -277,7 +277,9 @@ def _inject(
     for lora, own_rank in ranks.items():
         config = LoraConfig(r=own_rank, lora_alpha=own_rank, target_modules=f"({pattern})")
         with torch.random.fork_rng(devices=[]), quiet_stacking():
-            torch.manual_seed(derive_seed(seed, "adapter" if lora == NAME else "steps adapter"))
+            torch.manual_seed(
+                derive_seed(seed, "adapter" if lora == MAIN_LORA else "steps adapter")
+            )
             inject_adapter_in_model(config, denoiser, adapter_name=lora)
     layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
     if layers.keys() != set(intended):

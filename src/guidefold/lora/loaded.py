@@ -17,8 +17,10 @@ from torch import nn
 
 from guidefold.ground import InputError, compat
 
-NAME = "guidefold"  # of the adapter, in peft
-STEPS = "steps"  # of a second LoRA, for fewer steps: its name in peft, and its folder's
+MAIN_LORA = "guidefold"
+"""The name in peft of a run's LoRA; of two, of the one that folds guidance."""
+STEPS_LORA = "steps"
+"""The name of the second LoRA, for fewer steps: in peft, and of its folder."""
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -58,7 +60,8 @@ def load_adapter(
         folder: Where the adapter was written; a steps LoRA lies in its folder ``steps``.
         strength: The multiplier on the adapter; a steps LoRA stays at 1.
     """
-    places = {NAME: folder} | ({STEPS: folder / STEPS} if (folder / STEPS).exists() else {})
+    beside = folder / STEPS_LORA
+    places = {MAIN_LORA: folder, **({STEPS_LORA: beside} if beside.exists() else {})}
     for lora, place in places.items():
         for name in denoisers:
             path = part_folder(place, denoisers, name) / DIFFUSERS_FILE
@@ -75,7 +78,7 @@ def load_part(
     name: str,
     loader: str,
     path: Path,
-    lora: str = NAME,
+    lora: str = MAIN_LORA,
 ) -> None:
     """Load one denoiser's file with the library's own loader.
 
@@ -120,10 +123,10 @@ def loading_code(
     lines = by(denoisers, place, "guidance", "")
     if not two:
         return lines
-    lines += by(denoisers, place, STEPS, STEPS)
+    lines += by(denoisers, place, STEPS_LORA, STEPS_LORA)
     if loader == "diffusers":
-        return [*lines, f'pipeline.set_adapters(["guidance", "{STEPS}"], [1.0, 1.0])']
-    active = f'layer.set_adapter(["guidance", "{STEPS}"])'
+        return [*lines, f'pipeline.set_adapters(["guidance", "{STEPS_LORA}"], [1.0, 1.0])']
+    active = f'layer.set_adapter(["guidance", "{STEPS_LORA}"])'
     loops = [f"for layer in pipeline.{name}.modules():" for name in denoisers]
     chosen = '    if hasattr(layer, "set_adapter"):'
     return [*lines, *(line for loop in loops for line in (loop, chosen, f"        {active}"))]
@@ -170,7 +173,7 @@ def set_strength(denoiser: nn.Module, strength: float) -> None:
     """
     for layer in denoiser.modules():
         if isinstance(layer, LoraLayer):
-            layer.set_scale(NAME, strength)
+            layer.set_scale(MAIN_LORA, strength)
 
 
 def check_turned_on(denoiser: nn.Module) -> None:
@@ -179,17 +182,17 @@ def check_turned_on(denoiser: nn.Module) -> None:
     Raises:
         InputError: It was fused, taken off, switched off, or another LoRA was loaded over it.
     """
-    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and NAME in m.lora_A]
+    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and MAIN_LORA in m.lora_A]
     if not layers or any(layer.merged for layer in layers):
         raise InputError(
             "the adapter was fused into the weights, or taken off",
             "Fused weights keep the strength that they were fused at: call the pipeline itself.",
         )
-    ours = [name for name in (NAME, STEPS) if name in layers[0].lora_A]
+    ours = [name for name in (MAIN_LORA, STEPS_LORA) if name in layers[0].lora_A]
     if not all({*ours} <= {*m.active_adapters} and not m.disable_adapters for m in layers):
         listed = ", ".join(f'"{name}"' for name in ours)
         raise InputError(
-            f"the adapter '{NAME}' is not active: another LoRA was loaded over it",
+            f"the adapter '{MAIN_LORA}' is not active: another LoRA was loaded over it",
             f"Name all of them: pipeline.set_adapters([{listed}, ...], [strength, ...]).",
         )
 
@@ -209,9 +212,9 @@ def loaded_tensors(denoiser: nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for layer, module in denoiser.named_modules():
         if isinstance(module, LoraLayer):
-            down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
+            down, up = module.lora_A[MAIN_LORA].weight, module.lora_B[MAIN_LORA].weight
             found[f"{layer}.lora_A.weight"] = down.detach().cpu()
-            found[f"{layer}.lora_B.weight"] = (up.detach() * module.scaling[NAME]).cpu()
+            found[f"{layer}.lora_B.weight"] = (up.detach() * module.scaling[MAIN_LORA]).cpu()
     return found
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from guidefold.lora.loaded import NAME, STEPS
+from guidefold.lora.loaded import MAIN_LORA, STEPS_LORA
 
-OF_STEPS = re.compile(rf"(\.lora_[AB])\.{STEPS}\.")
+OF_STEPS = re.compile(rf"(\.lora_[AB])\.{STEPS_LORA}\.")
 """The part of a tensor's name that says so; a layer may have the same name."""
 
 
@@ -42,4 +42,4 @@ def merge_loras(
 
 def stored_name(name: str, lora: str) -> str:
     """A tensor's name in an adapter's file."""
-    return name if lora == NAME else re.sub(r"(\.lora_[AB])\.", rf"\1.{lora}.", name)
+    return name if lora == MAIN_LORA else re.sub(r"(\.lora_[AB])\.", rf"\1.{lora}.", name)

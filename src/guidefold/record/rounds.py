@@ -154,8 +154,8 @@ def _announce(session: Session) -> None:
     )
     if grid := session.findings.steps:
         console.print(
-            f"Steps: the student takes {grid.usage}; the teacher takes {grid.teacher}, which pass "
-            "through the student's.",
+            f"Steps: student {grid.usage}; teacher {grid.teacher}, the student's timesteps among "
+            "them.",
             markup=False,
         )
     if any("negative_prompt" in prompt.values for prompt in session.prompts):

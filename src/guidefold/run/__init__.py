@@ -86,11 +86,11 @@ from guidefold.run.records import (
 )
 from guidefold.run.settings import (
     KINDS,
-    Folds,
     Format,
     Kind,
     Layers,
     LoraFormat,
+    LoraRole,
     PipelineSettings,
     Precision,
     Preset,
@@ -99,7 +99,6 @@ from guidefold.run.settings import (
     StateSource,
 )
 from guidefold.run.tensors import (
-    METADATA_KEY,
     parse_metadata,
     read_metadata,
     read_safetensors,
@@ -117,12 +116,10 @@ __all__ = [
     "MANIFEST",
     "MEMORY",
     "METADATA",
-    "METADATA_KEY",
     "PATHS",
     "SIZES",
     "CheckpointState",
     "DistillSettings",
-    "Folds",
     "Format",
     "Kind",
     "KindResults",
@@ -130,6 +127,7 @@ __all__ = [
     "Log",
     "LogLine",
     "LoraFormat",
+    "LoraRole",
     "NoiseLevel",
     "Offload",
     "OptimizerName",

@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = ("teacher", "unguided", "student")
 StateSource = Literal["teacher", "student", "noise"]
 Preset = Literal["attention", "linear", "portable", "all"]
 Layers = Literal["all", "portable"]
-Folds = Literal["guidance", "steps", "both"]
+LoraRole = Literal["guidance", "steps", "both"]
 Precision = Literal["fp32", "fp16", "bf16"]
 LoraFormat = Literal["diffusers", "kohya", "transformer", "original", "peft"]
 Format = Literal[LoraFormat, "fused"]
@@ -256,7 +256,7 @@ class Settings(Section):
         return self.student.rank or self.adapter.rank
 
     @property
-    def loras(self) -> tuple[Folds, ...]:
+    def lora_roles(self) -> tuple[LoraRole, ...]:
         """What each of the run's LoRAs folds."""
         if self.steps_rank is not None:
             return ("guidance", "steps")

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from guidefold.bench.speed.methods import Weights
-from guidefold.deliver import FILES, layer_names, write_lora
+from guidefold.deliver import FILES, layer_names, read_adapter, write_lora
 from guidefold.ground import RunError, generator
 from guidefold.listen import Findings
 from guidefold.lora import adapted_layers, attach, fuse_adapter
-from guidefold.run import METADATA, Format, RunFolder, check_folder, read_json
+from guidefold.run import METADATA, Format, RunFolder
 
 SEED = 0
 SIZE_OF_UPDATE = 1e-3  # not zero, and too small to overflow anything
@@ -116,8 +116,7 @@ def find_adapter(folder: Path, findings: Findings) -> Path:
             f"--adapter {folder}: no adapter there ({METADATA} is missing)",
             "Name the folder of a run that 'guidefold distill' has finished.",
         )
-    check_folder(found, "Write it again with 'guidefold export RUN'.")
-    Findings.from_json(read_json(found / METADATA)["findings"]).check_same_base(findings)
+    Findings.from_json(read_adapter(found)["findings"]).check_same_base(findings)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from guidefold.deliver import LayerNames, comfyui_solver
+from guidefold.deliver import LayerNames, comfyui_solver, fits
 from guidefold.ground import plural
 
 GAP, WIDTH, HEIGHT = 60, 320, 200
@@ -222,7 +222,7 @@ def known_sizes(names: LayerNames) -> bool:
     if not names.original:
         return True
     plain = {n: list(v) if isinstance(v, tuple) else v for n, v in names.config.items()}
-    return any(_fits(entry, plain) for entry in facts()["unet"])
+    return any(fits(entry, plain) for entry in facts()["unet"])
 
 
 @cache
@@ -258,7 +258,3 @@ def _ui_node(number: int, node: Node, links: Sequence[Sequence[Any]]) -> dict[st
         "widgets_values": [node.values[name] for name in node.widgets],
         **({"title": node.title} if node.title else {}),
     }
-
-
-def _fits(wanted: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    return all(config.get(name) == value for name, value in wanted.items())

@@ -1,4 +1,4 @@
-"""What a probe says of a pipeline's steps: with which solver they can be folded, and for which."""
+"""The few-step students that a pipeline can have: with which solver, at how many steps."""
 
 import json
 from typing import Any
@@ -14,21 +14,21 @@ from zoo import WIDE
 
 from guidefold.ground.errors import UnfoldableError
 from guidefold.listen.capture import drive
+from guidefold.listen.few_step_options import FewStepOptions, find_few_step_options
 from guidefold.listen.probe import probe
-from guidefold.listen.steps_outlook import StepsOutlook, look_ahead
 from guidefold.pipeline.denoisers import denoisers
 
 CALL = {"height": 16, "width": 16}
 SANA = {"height": 32, "width": 32, "max_sequence_length": 16, "use_resolution_binning": "false"}
 
 
-def outlook(
+def options(
     pipeline: Any, findings: Any, scheduler: Any, students: tuple[int, ...]
-) -> StepsOutlook:
+) -> FewStepOptions:
     before = pipeline.scheduler
     pipeline.scheduler = scheduler
     try:
-        found = look_ahead(pipeline, findings, CALL, None, [], 8, students)
+        found = find_few_step_options(pipeline, findings, CALL, None, [], 8, students)
         assert pipeline.scheduler is scheduler
     finally:
         pipeline.scheduler = before
@@ -37,11 +37,12 @@ def outlook(
 
 def test_a_pipeline_s_own_solver_comes_first(built: Any, found: Any) -> None:
     pipeline = built("sd15")
-    seen = outlook(pipeline, found("sd15"), pipeline.scheduler, (2, 4))
+    seen = options(pipeline, found("sd15"), pipeline.scheduler, (2, 4))
     assert [(grid.student, grid.teacher) for grid in seen.grids] == [(2, 8), (4, 8)]
     assert seen.scheduler is None
     assert str(seen) == (
-        "can be folded with DDIMScheduler, trailing spacing: 2 for 8, 4 for 8 of the teacher's"
+        "Steps can be folded with DDIMScheduler (trailing spacing): student 2 or 4 steps for a "
+        "teacher of 8."
     )
 
 
@@ -50,7 +51,7 @@ def test_a_solver_with_a_memory_is_replaced_by_one_that_fits(
     built: Any, found: Any, kind: Any
 ) -> None:
     pipeline = built("sd15")
-    seen = outlook(pipeline, found("sd15"), kind.from_config(pipeline.scheduler.config), (3,))
+    seen = options(pipeline, found("sd15"), kind.from_config(pipeline.scheduler.config), (3,))
     assert seen.scheduler == "DDIMScheduler"
     assert seen.to_json() == {
         "foldable": True,
@@ -67,21 +68,21 @@ def test_numbers_that_do_not_nest_are_left_out(built: Any) -> None:
     """Mochi's noise levels are two curves that meet in the middle of an even number of steps."""
     pipeline, call = built("mochi"), dict(WIDE["mochi"].call)
     findings = probe(pipeline, call, 5.0)
-    seen = look_ahead(pipeline, findings, call, None, [], 6, (3, 4))
+    seen = find_few_step_options(pipeline, findings, call, None, [], 6, (3, 4))
     assert [(grid.student, grid.teacher) for grid in seen.grids] == [(4, 8)]
 
 
 def test_where_nothing_fits_every_reason_stands(built: Any, found: Any) -> None:
     pipeline = built("sd15")
     thresholds = DPMSolverMultistepScheduler(thresholding=True)
-    seen = outlook(pipeline, found("sd15"), thresholds, (3,))
+    seen = options(pipeline, found("sd15"), thresholds, (3,))
     assert not seen.grids
     own, other = seen.why.split("; with pipeline.scheduler=DDIMScheduler, ")
     assert own.startswith("DPMSolverMultistepScheduler, step 1: the next state is not affine")
     assert other.startswith("DDIMScheduler, step 1: the next state is not affine")
     assert "leave student.steps out" in seen.remedy
     assert seen.to_json() == {"foldable": False, "why": seen.why, "remedy": seen.remedy}
-    assert str(seen).startswith("cannot be folded: DPMSolverMultistepScheduler")
+    assert str(seen).startswith("Steps cannot be folded: DPMSolverMultistepScheduler")
 
 
 def test_a_pipeline_that_fails_with_another_solver_is_a_reason_like_any_other(
@@ -96,7 +97,7 @@ def test_a_pipeline_that_fails_with_another_solver_is_a_reason_like_any_other(
 
     monkeypatch.setattr(type(pipeline), "prepare_extra_step_kwargs", own_alone)
     monkeypatch.setattr(pipeline, "scheduler", PNDMScheduler.from_config(pipeline.scheduler.config))
-    seen = look_ahead(pipeline, found("sd15"), {}, None, [], 8, (3,))
+    seen = find_few_step_options(pipeline, found("sd15"), {}, None, [], 8, (3,))
     assert not seen.grids
     name = type(pipeline).__name__
     assert f"with pipeline.scheduler=DDIMScheduler, {name} fails in its own call" in seen.why
@@ -121,7 +122,8 @@ def test_the_command_says_it_in_words_and_as_json(saved: Any) -> None:
     done = run_here("probe", saved("sana"), *(f"pipeline.call.{n}={v}" for n, v in SANA.items()))
     assert done.code == 0, done.err
     named = "pipeline.scheduler=FlowMatchEulerDiscreteScheduler"
-    assert f"Its steps can be folded with {named}: 4 for 22, 5 for 21, 8 for" in done.out
+    students = "4 or 8 steps for a teacher of 22, 5 steps for a teacher of 21, 10 steps for"
+    assert f"Steps can be folded with {named}: student {students}" in done.out
     done = run_here("probe", saved("sd15"), "--json")
     assert json.loads(done.out)["few_steps"]["teacher_steps"] == {
         "4": 20,

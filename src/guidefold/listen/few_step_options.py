@@ -1,4 +1,4 @@
-"""Whether a pipeline's steps can be folded as well, with which solver, and for which numbers."""
+"""The few-step students that a pipeline can have: with which solver, at how many steps."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ STUDENTS = (4, 5, 8, 10)
 
 
 @dataclass(frozen=True)
-class StepsOutlook:
-    """What a probe says of a pipeline's steps.
+class FewStepOptions:
+    """The few-step students that a pipeline can have; as text, one sentence for people.
 
     Attributes:
         grids: The students that can be had, each with the teacher's number of steps.
@@ -46,12 +46,14 @@ class StepsOutlook:
 
     def __str__(self) -> str:
         if not self.grids:
-            return f"cannot be folded: {self.why}"
-        first = self.grids[0]
+            return f"Steps cannot be folded: {self.why}."
+        first, students = self.grids[0], dict[int, list[str]]()
+        for grid in self.grids:
+            students.setdefault(grid.teacher, []).append(str(grid.student))
         named = f"pipeline.scheduler={self.scheduler}" if self.scheduler else first.solver
-        spacing = f", {first.spacing} spacing" if first.spacing else ""
-        numbers = ", ".join(f"{grid.student} for {grid.teacher}" for grid in self.grids)
-        return f"can be folded with {named}{spacing}: {numbers} of the teacher's"
+        spacing = f" ({first.spacing} spacing)" if first.spacing else ""
+        numbers = [f"{_listed(few)} steps for a teacher of {n}" for n, few in students.items()]
+        return f"Steps can be folded with {named}{spacing}: student {', '.join(numbers)}."
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -67,7 +69,7 @@ class StepsOutlook:
         }
 
 
-def look_ahead(
+def find_few_step_options(
     pipeline: DiffusionPipeline,
     findings: Findings,
     call: Mapping[str, Any],
@@ -75,7 +77,7 @@ def look_ahead(
     rows: Sequence[Prompt],
     least_steps: int,
     students: Sequence[int] = STUDENTS,
-) -> StepsOutlook:
+) -> FewStepOptions:
     """Find out which few-step students a probed pipeline can have.
 
     Tried are the pipeline's own solver, then the single-step solvers that fit it. The denoiser is
@@ -108,13 +110,13 @@ def look_ahead(
                 search = GridSearch(pipeline, inputs, listened, SEED)
                 grids, error = _grids(search, students, least_steps)
                 if grids:
-                    return StepsOutlook(grids, name)
+                    return FewStepOptions(grids, name)
                 assert error is not None
                 refused.append((f"with pipeline.scheduler={name}, " if name else "", error))
                 progress.advance()
     finally:
         install_scheduler(pipeline, own)
-    return StepsOutlook(
+    return FewStepOptions(
         why="; ".join(prefix + error.message for prefix, error in refused),
         remedy=refused[0][1].remedy if len(refused) == 1 else GUIDANCE_ALONE,
     )
@@ -131,3 +133,9 @@ def _grids(
         except GuidefoldError as error:
             refused = error
     return tuple(grids), refused
+
+
+def _listed(numbers: Sequence[str]) -> str:
+    """Numbers in words: ``4, 5 or 10``."""
+    *others, last = numbers
+    return f"{', '.join(others)} or {last}" if others else last
