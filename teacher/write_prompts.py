@@ -1,9 +1,9 @@
 """Write the demo's prompts: `python -m teacher.write_prompts FILE`.
 
-Half of the world's captions are of two objects and a relation, and few of them of one object or of a
-number of them. Training on captions by lot leaves guidance unfolded in the rare categories, so every
-category gives equally many here, until a small one is used up. The prompts that are held out are
-captions that the teacher's own training never saw; the others may be any.
+Half of the world's captions are of two objects and their relation, and few of one object or of
+several alike. Training on captions by lot leaves guidance unfolded in the rare categories, so all
+give equally many here, until a small one is used up. The prompts that are held out are captions
+that the teacher's own training never saw; the others may be any.
 """
 
 from __future__ import annotations

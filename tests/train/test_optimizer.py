@@ -50,7 +50,7 @@ class Bytes(torch.optim.Optimizer):
             parameter.sub_(0.01 / state["step"] * moment)
 
 
-KINDS = ["adamw", "layout", pytest.param("adamw8bit", marks=needs_bitsandbytes)]
+KINDS = ["adamw", "muon", "layout", pytest.param("adamw8bit", marks=needs_bitsandbytes)]
 
 
 class Work:
@@ -133,8 +133,16 @@ def test_a_table_that_all_parameters_share_is_kept_once() -> None:
     assert work.tensors()["step/small"].item() == 1
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    # Muon's only tensor: a parameter without it is one that had no gradient yet.
+    [
+        pytest.param(*getattr(kind, "values", (kind,)), change, marks=getattr(kind, "marks", ()))
+        for kind in KINDS
+        for change in ("missing", "unknown", "shape", "dtype")
+        if (kind, change) != ("muon", "missing")
+    ],
+)
 def test_a_state_that_does_not_fit_is_refused_by_name_and_none_of_it_is_taken(
     kind: str, change: str
 ) -> None:
@@ -145,7 +153,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_none_of_it_is_taken(
     if change == "missing":
         del tensors[name]
     elif change == "unknown":
-        name = "momentum/large"
+        name = "first/large"
         tensors[name] = torch.ones(1)
     elif change == "shape":
         tensors[name] = tensors[name].new_zeros(3)
@@ -162,6 +170,32 @@ def test_the_state_of_another_optimizer_is_refused() -> None:
     whole.train(1)
     with pytest.raises(MismatchError, match=r"distill\.optimizer"):
         restore_optimizer(few.parameters, few.optimizer, whole.tensors())
+
+
+def test_muon_updates_a_convolution_as_the_matrix_that_it_is() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    weights, gradients = torch.randn(2, 3, 6, 4, 3, 3, generator=drawn)
+    convolution, matrix = (
+        nn.Parameter(weights[0].clone()),
+        nn.Parameter(weights[0].flatten(1).clone()),
+    )
+    ours = make_optimizer("muon", [convolution], 0.0)
+    torchs = torch.optim.Muon([matrix], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for gradient in gradients:
+        convolution.grad, matrix.grad = gradient.clone(), gradient.flatten(1)
+        for optimizer in (ours, torchs):
+            optimizer.param_groups[0]["lr"] = 0.01
+            optimizer.step()
+    assert convolution.shape == weights[0].shape
+    assert not torch.equal(convolution, weights[0])
+    assert torch.equal(convolution.flatten(1), matrix)
+
+
+def test_without_torchs_muon_it_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"distill\.optimizer: torch .* has no Muon") as caught:
+        check_optimizer("muon")
+    assert "distill.optimizer=adamw" in caught.value.remedy
 
 
 @needs_bitsandbytes

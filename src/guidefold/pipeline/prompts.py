@@ -30,7 +30,11 @@ from guidefold.ground import (
 from guidefold.pipeline.media import BESIDE, PICTURES, find_media, name_columns, show_value
 from guidefold.run import leaves, lies_within, wrong_size
 
-BUNDLED = {"general": "pipeline/prompts.txt", "world": "demo/prompts.txt"}
+BUNDLED = {
+    "general": "pipeline/prompts.txt",
+    "world": "demo/prompts.txt",
+    "world-balanced": "demo/balanced_prompts.txt",
+}
 COLUMNS = ("prompt", "text", "caption")
 
 
@@ -90,8 +94,8 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     Args:
         path: A ``.txt`` file with one prompt per line; a ``.csv``, ``.jsonl`` or ``.parquet`` file
             with a column ``prompt``, ``text`` or ``caption``; a folder of pictures with a ``.txt``
-            caption beside each; or a bundled list: ``"general"``, or ``"world"`` of the bundled
-            teacher. Further fields of a ``.jsonl`` line are arguments of the pipeline's call, see
+            caption beside each; or a bundled list: ``"general"``, or of the bundled teacher
+            ``"world"`` and ``"world-balanced"``. Further fields of a ``.jsonl`` line are arguments of the pipeline's call, see
             :func:`~guidefold.pipeline.media.find_media`; those that begin with ``_`` are left out.
 
     Returns:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from guidefold.run.values import Number, Positive, Section, Switch, Text, Whole
 
 Storage = Literal["same", "bf16", "int8", "int4"]
-OptimizerName = Literal["adamw", "adamw8bit"]
+OptimizerName = Literal["adamw", "adamw8bit", "muon"]
 
 
 class DistillSettings(Section):
@@ -22,7 +22,7 @@ class DistillSettings(Section):
         learning_rate: Highest learning rate of the schedule.
         warmup: Steps of linear warm-up.
         schedule: Course of the learning rate after the warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Decoupled weight decay.
         max_grad_norm: Norm to which gradients are clipped.
         loss: Loss of a sample: ``normalised`` (it is residual guidance) or ``plain`` squared error.
         strength_floor: Lowest strength that the normalised loss divides by.
@@ -33,8 +33,8 @@ class DistillSettings(Section):
             bits, convolutions in 8). A layer restores its weights to the pipeline's precision while
             it computes. Recording before training and measuring after it use the weights in
             ``pipeline.dtype``.
-        optimizer: Optimizer: ``adamw``, or ``adamw8bit`` with moments of one byte (the extra
-            ``guidefold[lean]``).
+        optimizer: Optimizer: ``adamw``, ``adamw8bit`` with moments of one byte (the extra
+            ``guidefold[lean]``), or ``muon``, which keeps one moment in place of two.
         mixed_precision: Autocast precision of the student's passes.
         gradient_checkpointing: Whether activations are computed twice to save memory.
         log_every: Steps between log lines.

@@ -17,7 +17,7 @@ NO_LINK = "Put what it leads to in its place. A run on another disk: run=FOLDER 
 PATHS: dict[tuple[str, str], tuple[str, ...]] = {
     ("pipeline", "source"): ("bundled",),
     ("pipeline", "config"): (),
-    ("prompts", "path"): ("general", "world"),
+    ("prompts", "path"): ("general", "world", "world-balanced"),
     ("student", "guidance_run"): (),
     ("evaluate", "features"): (),
     ("evaluate", "clip"): (),

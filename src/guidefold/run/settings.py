@@ -112,8 +112,8 @@ class PromptSettings(Section):
     """The prompts.
 
     Attributes:
-        path: The prompts: a file, a folder of captioned pictures, or a bundled list (``general``,
-            ``world``).
+        path: The prompts: a file, a folder of captioned pictures, or a bundled list (``general``;
+            ``world`` and ``world-balanced`` of the bundled teacher).
         held_out_share: Share of the prompts that is not trained on, but measured with.
     """
 

@@ -1,8 +1,9 @@
-"""AdamW with moments in 32 or 8 bits: updates, and the state that a checkpoint keeps."""
+"""AdamW, in 32 or 8 bits, and Muon: updates, and the state that a checkpoint keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -22,11 +23,16 @@ def check_optimizer(name: OptimizerName) -> None:
     """Refuse an optimizer that cannot be made.
 
     Args:
-        name: ``adamw`` or ``adamw8bit``.
+        name: ``adamw``, ``adamw8bit`` or ``muon``.
 
     Raises:
-        ConfigError: Its package is not installed.
+        ConfigError: Its package is not installed, or torch is too old to have it.
     """
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ConfigError(
+            f"distill.optimizer: torch {torch.__version__} has no Muon",
+            "Install torch 2.9 or newer, or set distill.optimizer=adamw.",
+        )
     if name == "adamw8bit" and find_spec(LIBRARY) is None:
         raise ConfigError(
             f"distill.optimizer: '{name}' needs {LIBRARY}, which is not installed",
@@ -41,20 +47,68 @@ def make_optimizer(
 
     Args:
         name: ``adamw``, or ``adamw8bit``: a byte for each value of a moment, and a float32 scale
-            for every 256 (tensors under 4,096 values keep float32 moments).
-        parameters: The parameters to update.
-        weight_decay: AdamW's weight decay.
+            for every 256 (tensors under 4,096 values keep float32 moments); or ``muon``: momentum
+            made orthogonal (Jordan et al. 2024), its steps as large as AdamW's.
+        parameters: The parameters to update; for ``muon`` of two dimensions or more.
+        weight_decay: The decoupled weight decay.
 
     Raises:
-        ConfigError: Its package is not installed.
+        ConfigError: Its package is not installed, or torch is too old to have it.
     """
     check_optimizer(name)
+    if name == "muon":
+        return _make_muon(parameters, weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(parameters, weight_decay=weight_decay)
     made: torch.optim.Optimizer = import_module(f"{LIBRARY}.optim").AdamW8bit(
         parameters, weight_decay=weight_decay
     )
     return made
+
+
+def _make_muon(parameters: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    """The Muon of torch, which knows matrices alone, for convolutions as well.
+
+    A convolution is updated as the matrix of what it computes: a row for each output channel.
+    """
+
+    class Muon(torch.optim.Muon):
+        def __init__(self) -> None:
+            with _as_matrices(parameters):
+                super().__init__(
+                    parameters, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                )
+
+        def step(self, closure: Any = None) -> Any:
+            with _as_matrices(parameters):
+                return super().step(closure)  # type: ignore[no-untyped-call]
+
+        def init_state(self, _group: Any, parameter: nn.Parameter, _g: int, _p: int) -> None:
+            """The state before a first step, made as bitsandbytes' optimizers make theirs."""
+            zeros = torch.zeros_like(parameter.detach())
+            self.state[parameter] = {"momentum_buffer": zeros.reshape(len(zeros), -1)}
+
+    return Muon()
+
+
+@contextmanager
+def _as_matrices(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context, parameters and gradients of more than two dimensions are matrices."""
+    shapes = [parameter.shape for parameter in parameters]
+    for parameter in parameters:
+        _reshape(parameter, (len(parameter), -1))
+    try:
+        yield
+    finally:
+        for parameter, shape in zip(parameters, shapes, strict=True):
+            _reshape(parameter, shape)
+
+
+def _reshape(parameter: nn.Parameter, shape: Sequence[int]) -> None:
+    """Give a parameter and its gradient another shape, in the same storage where that can be."""
+    gradient, parameter.grad = parameter.grad, None
+    parameter.data = parameter.data.reshape(shape)
+    parameter.grad = None if gradient is None else gradient.reshape(shape)
 
 
 def optimizer_tensors(

@@ -117,6 +117,8 @@ def test_smaller_weights_and_moments_take_their_part_less(
     assert eight == pytest.approx(0.25, abs=0.15)
     assert four < eight
     assert parts(optimizer="adamw8bit")["optimizer"] < 0.5 * whole["optimizer"]
+    # One moment in place of two.
+    assert parts(optimizer="muon")["optimizer"] == pytest.approx(0.5 * whole["optimizer"], rel=0.01)
 
 
 def test_what_looks_at_values_is_refused_by_name(settings_for: Make, tmp_path: Path) -> None:

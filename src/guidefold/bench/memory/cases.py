@@ -34,7 +34,7 @@ class Case:
         encoders: Text encoders and autoencoder are resident, and encode each batch.
         dtype: Precision of what is frozen; None takes the bench's.
         checkpointing: Gradient checkpointing.
-        optimizer: AdamW, or one with 8-bit moments.
+        optimizer: AdamW, AdamW with 8-bit moments, or Muon.
         bits: Bits of frozen weights, in linear layers and in convolutions; None keeps ``dtype``, of
             either or both.
     """
@@ -47,7 +47,7 @@ class Case:
     encoders: bool = True
     dtype: Precision | None = None
     checkpointing: bool = False
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
     bits: tuple[int, int | None] | None = None
 
 

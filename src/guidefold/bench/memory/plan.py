@@ -213,7 +213,7 @@ def _case(settings: Settings) -> Case:
         trains="adapter",
         encoders=False,
         checkpointing=distill.gradient_checkpointing,
-        optimizer="adamw-8bit" if distill.optimizer == "adamw8bit" else "adamw",
+        optimizer="adamw-8bit" if distill.optimizer == "adamw8bit" else distill.optimizer,
         bits=LIBRARY_BITS.get(settings.pipeline.quantization) or BITS.get(distill.frozen_weights),
     )
 
@@ -293,7 +293,7 @@ def cheaper(settings: Settings) -> list[str]:
         f"distill.accumulation={distill.batch_size}": distill.accumulation < distill.batch_size,
         "distill.frozen_weights=int8": can_quantise and distill.frozen_weights in ("same", "bf16"),
         "distill.frozen_weights=int4": can_quantise and distill.frozen_weights == "int8",
-        "distill.optimizer=adamw8bit": distill.optimizer == "adamw",
+        "distill.optimizer=adamw8bit": distill.optimizer != "adamw8bit",
         "adapter.rank=4": settings.adapter.rank > 4,
         "adapter.targets=attention": settings.adapter.targets != "attention",
     }

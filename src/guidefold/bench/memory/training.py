@@ -22,7 +22,7 @@ from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.listen import Tree, output_tensor, tensors_of, tree_map
 from guidefold.lora import Adapter, attach, shrink_weights
 from guidefold.pipeline import DTYPES
-from guidefold.train import Updates, squared_error
+from guidefold.train import Updates, make_optimizer, squared_error
 
 GUIDANCE = 7.5
 LEARNING_RATE, MAX_NORM = 5e-4, 1.0
@@ -72,6 +72,8 @@ class Training:
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.case.optimizer == "adamw-8bit":
             return eight_bit_adamw(self.trained)
+        if self.case.optimizer == "muon":
+            return make_optimizer("muon", self.trained, 0.0)
         # foreach, torch's default on CUDA, takes a further copy in memory: use it on every device
         return torch.optim.AdamW(self.trained, weight_decay=0.0, foreach=True)
 
