@@ -15,7 +15,7 @@ WARNINGS = ("ignore:`Quanto.*` is deprecated:FutureWarning",)
 
 
 def let_bitsandbytes_use_the_cpu(patch: pytest.MonkeyPatch) -> None:
-    """Its plain code on every CPU: the one for AVX512-BF16 takes layers of 32, 64 ... outputs alone."""
+    """Its plain code on every CPU: that for AVX512-BF16 takes 32, 64 ... outputs alone."""
     patch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     for kind in (bnb_quantizer.BnB4BitDiffusersQuantizer, bnb_quantizer.BnB8BitDiffusersQuantizer):
         patch.setattr(kind, "validate_environment", lambda *_args, **_options: None)

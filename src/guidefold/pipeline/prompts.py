@@ -95,8 +95,9 @@ def load_prompts(path: str | Path) -> list[Prompt]:
         path: A ``.txt`` file with one prompt per line; a ``.csv``, ``.jsonl`` or ``.parquet`` file
             with a column ``prompt``, ``text`` or ``caption``; a folder of pictures with a ``.txt``
             caption beside each; or a bundled list: ``"general"``, or of the bundled teacher
-            ``"world"`` and ``"world-balanced"``. Further fields of a ``.jsonl`` line are arguments of the pipeline's call, see
-            :func:`~guidefold.pipeline.media.find_media`; those that begin with ``_`` are left out.
+            ``"world"`` and ``"world-balanced"``. Further fields of a ``.jsonl`` line are arguments
+            of the pipeline's call, see :func:`~guidefold.pipeline.media.find_media`; those that
+            begin with ``_`` are left out.
 
     Returns:
         The prompts in the order of the file.
