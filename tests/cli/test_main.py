@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 Make = Callable[..., Settings]
 COMMANDS = (
     "demo",
+    "doctor",
     "probe",
     "record",
     "gather",

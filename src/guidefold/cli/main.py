@@ -15,6 +15,7 @@ from rich.console import Console
 from guidefold import __version__
 from guidefold.cli.bench import bench, plan, reproduce
 from guidefold.cli.compare import compare
+from guidefold.cli.doctor import doctor
 from guidefold.cli.export import convert, export, verify
 from guidefold.cli.options import Overrides, Run, Seeds, read_settings, settings_of_run
 from guidefold.cli.outcome import distill_and_export, show_results
@@ -120,6 +121,7 @@ def _fold_and_measure(settings: Settings) -> None:
         show_results(results, settings)
 
 
+app.command()(doctor)
 app.command()(probe)
 app.command(short_help="Check whether a run's training step fits into memory.")(plan)
 

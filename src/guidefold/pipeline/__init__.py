@@ -6,11 +6,11 @@ distilled; several denoisers become one module.
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
 from guidefold.pipeline.denoisers import COMPONENT, Denoisers, as_one_module, denoisers, unwrap
-from guidefold.pipeline.device import resolve_device
+from guidefold.pipeline.device import Device, list_devices, resolve_device
 from guidefold.pipeline.index import check_folder
 from guidefold.pipeline.loading import loading_errors
 from guidefold.pipeline.media import Media, open_media
-from guidefold.pipeline.memory import peak_memory
+from guidefold.pipeline.memory import device_memory, peak_memory
 from guidefold.pipeline.noise_schedule import (
     open_scheduler,
     prediction_type,
@@ -59,6 +59,7 @@ __all__ = [
     "DTYPES",
     "VISION",
     "Denoisers",
+    "Device",
     "Media",
     "Prompt",
     "as_one_module",
@@ -70,9 +71,11 @@ __all__ = [
     "count_duplicates",
     "denoisers",
     "describe_single_file",
+    "device_memory",
     "fingerprint",
     "install_scheduler",
     "is_quantized",
+    "list_devices",
     "load_prompts",
     "loading_errors",
     "modules",

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from guidefold.ground import ConfigError, console, shown
+from guidefold.pipeline.memory import device_memory
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of this machine.
+
+    Attributes:
+        name: As ``pipeline.device`` takes it.
+        title: Its maker's name for it; of the CPU, its number of cores.
+        free_bytes: Memory that is free now; None where it is not known.
+        total_bytes: All of its memory; None where it is not known.
+        reason: Why it cannot be used; empty where it can.
+    """
+
+    name: str
+    title: str
+    free_bytes: int | None
+    total_bytes: int | None
+    reason: str
+
+
+def list_devices() -> list[Device]:
+    """Every accelerator that torch is built for, usable or not, and the CPU."""
+    kind = torch.accelerator.current_accelerator()
+    names = []
+    if kind is not None:
+        count = torch.accelerator.device_count()
+        names = [f"{kind.type}:{number}" for number in range(count)] or [kind.type]
+    return [_describe(torch.device(name)) for name in (*names, "cpu")]
+
+
+def _describe(device: torch.device) -> Device:
+    reason = _fails(device)
+    title = f"{os.cpu_count()} cores" if device.type == "cpu" else device.type
+    title_of = getattr(torch.get_device_module(device), "get_device_name", None)
+    if title_of is not None and device.type != "cpu" and not reason:
+        title = title_of(device)
+    free, total = (None, None) if reason else device_memory(device) or (None, None)
+    return Device(str(device), title, free, total, reason)
 
 
 def resolve_device(device: str) -> str:
@@ -56,12 +98,16 @@ def _unusable(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:  # torch's message lists everything that it was ever built for
         return "torch knows no such device"
+    return _unusable_by_name(device) or _fails(device)
+
+
+def _fails(device: torch.device) -> str:
+    """What torch says when it computes on a device; empty if it can."""
     try:
-        if not (reason := _unusable_by_name(device)):
-            torch.empty(0, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
-    return reason
+    return ""
 
 
 def _unusable_by_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""The peak memory of this process."""
+"""The peak memory of this process, and the memory of devices."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ def peak_memory(device: torch.device) -> dict[str, str | int]:
     if measure is not None:
         return {"kind": "allocated", "bytes": int(measure(device))}
     return {"kind": "resident", "bytes": _peak_resident_bytes()}
+
+
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total memory of a device, in bytes; None where it is not known."""
+    if device.type == "cpu":
+        memory = psutil.virtual_memory()
+        return int(memory.available), int(memory.total)
+    measure = getattr(torch.get_device_module(device), "mem_get_info", None)
+    if measure is None:
+        return None
+    free, total = measure(device)
+    return int(free), int(total)
 
 
 def _peak_resident_bytes() -> int:

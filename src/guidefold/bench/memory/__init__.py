@@ -2,7 +2,7 @@
 
 from guidefold.bench.memory.architectures import Architecture, load_architecture, make_inputs
 from guidefold.bench.memory.cases import CASES, ArchitectureWorkload
-from guidefold.bench.memory.plan import GIB, cheaper, describe, make_plan
+from guidefold.bench.memory.plan import GIB, case_of, cheaper, describe, make_plan
 from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.bench.memory.table import bench_memory, check_device, to_json, to_table
 
@@ -12,6 +12,7 @@ __all__ = [
     "Architecture",
     "ArchitectureWorkload",
     "bench_memory",
+    "case_of",
     "cheaper",
     "check_device",
     "describe",

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -23,7 +22,7 @@ from guidefold.bench.memory.meta_pipeline import (
 from guidefold.ground import plural
 from guidefold.listen import Call, Tree, output_tensor, tree_map
 from guidefold.lora import BITS, shrink_weights
-from guidefold.pipeline import DTYPES, modules, quantizable, resolve_device
+from guidefold.pipeline import DTYPES, device_memory, modules, quantizable, resolve_device
 from guidefold.run import Quantization, Settings
 
 GIB = 2**30
@@ -145,7 +144,7 @@ def make_plan(settings: Settings, available_bytes: int | None = None) -> Plan:
     workload = PipelineWorkload(denoiser, call, settings)
     parameters = sum(p.numel() for p in denoiser.parameters())
     try:
-        peak = estimate(_case(settings), workload)
+        peak = estimate(case_of(settings), workload)
     except (RuntimeError, ValueError, TypeError) as error:  # code that depends on values
         raise unplannable(type(denoiser).__name__, error) from error
     layers = {name: _largest_layers(module) for name, module in runs.components.items()}
@@ -204,7 +203,7 @@ def _recording_peaks(
     return max(counted.values(), default=0), recording
 
 
-def _case(settings: Settings) -> Case:
+def case_of(settings: Settings) -> Case:
     """The case that a run trains by."""
     distill = settings.distill
     return Case(
@@ -316,7 +315,5 @@ def _bytes(module: nn.Module) -> int:
 
 def _memory_of(device: str) -> int | None:
     """Total memory of a device; None where it is not known."""
-    if device == "cpu":
-        return int(psutil.virtual_memory().total)
-    measure = getattr(torch.get_device_module(device), "mem_get_info", None)
-    return None if measure is None else int(measure()[1])
+    memory = device_memory(torch.device(device))
+    return None if memory is None else memory[1]
