@@ -5,7 +5,8 @@ Nothing that takes time is imported here, so that ``__main__`` soon catches Ctrl
 
 import logging
 import os
-from typing import TYPE_CHECKING
+
+__version__ = "0.2.0"  # the one place: packaging and program read it here
 
 VERBOSITIES = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")
 """Environment variables that decide how much a library says; one that is set keeps its value."""
@@ -25,15 +26,3 @@ def quiet_libraries() -> None:
 
 
 quiet_libraries()  # before diffusers and transformers are imported, from Python too
-
-if TYPE_CHECKING:
-    __version__: str
-else:
-
-    def __getattr__(name: str) -> str:
-        """Look up the version where it is asked for: ``importlib.metadata`` takes a while."""
-        if name != "__version__":
-            raise AttributeError(f"module 'guidefold' has no attribute '{name}'")
-        from importlib.metadata import version
-
-        return version("guidefold")

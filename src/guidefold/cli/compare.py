@@ -34,14 +34,14 @@ def compare(
                 f"guidefold compare: {name} is not installed",
                 "Install it with pip install 'guidefold[compare]'.",
             )
-    from guidefold.show import open_live, serving
+    from guidefold.show import open_live, server
 
     # A shell starts background processes with SIGINT ignored; stop on it there too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
         open_live(settings) as live,
-        serving(live, port or 0) as address,
+        server.serving(live, port or 0) as address,
     ):
         signal.signal(signal.SIGINT, partial(_interrupt, live.interrupt))
         console.print(f"Open {address}\nCtrl-C ends it.", markup=False)

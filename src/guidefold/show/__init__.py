@@ -10,7 +10,6 @@ from guidefold.show.hub.push import Upload, push
 from guidefold.show.live import open_live
 from guidefold.show.report import report
 from guidefold.show.sample import sample
-from guidefold.show.server import serving
 from guidefold.show.summary import folded_share, seconds_of, speed_in_words, speed_up, undertrained
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "report",
     "sample",
     "seconds_of",
-    "serving",
     "speed_in_words",
     "speed_up",
     "undertrained",
