@@ -164,3 +164,9 @@ def test_on_a_terminal_work_aside_is_a_note_beside_the_bar(
 
 def test_one_of_a_thing_is_no_plural() -> None:
     assert [plural(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
+def test_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the path of a run, or in a prompt; rich reads styles and emoji there."""
+    progress.console.print("The adapter: runs/[red]a[/red]/:cat:")
+    assert capsys.readouterr().out == "The adapter: runs/[red]a[/red]/:cat:\n"

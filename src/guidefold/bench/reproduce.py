@@ -99,7 +99,7 @@ def reproduce(out: Path, parts: Sequence[Part]) -> Path:
         path = results / f"{part.name}.json"
         if path.exists() or (part.needs_cuda and not cuda):
             continue
-        console.print(f"{number}/{len(parts)}  {part.command}", markup=False)
+        console.print(f"{number}/{len(parts)}  {part.command}")
         write_text(path, _run(part))
     for picture in ("grid.png", "curves.svg"):
         if (out / "runs" / picture).exists():

@@ -147,12 +147,12 @@ def _timed_model(pipeline: str | None, arch: str | None, options: Options) -> Ti
 def _print_speed(rows: Sequence[Row], model: TimedModel, options: Options) -> None:
     from guidefold.bench.speed import describe, to_tables
 
-    console.print(describe(model, options), markup=False)
+    console.print(describe(model, options))
     for table in to_tables(rows):
         console.print()
         console.print(table)
     for note in model.notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 @bench.command()
@@ -224,7 +224,7 @@ def reproduce(
 
     parts = (*PARTS, fidelity_part(out, seeds, overrides or []))
     page = run(out, select(parts, part or [], "part"))
-    console.print(f"Written: {page}", markup=False)
+    console.print(f"Written: {page}")
 
 
 def plan(
@@ -246,4 +246,4 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        console.print(describe(found, settings), markup=False)
+        console.print(describe(found, settings))

@@ -44,7 +44,7 @@ def compare(
         server.serving(live, port or 0) as address,
     ):
         signal.signal(signal.SIGINT, partial(_interrupt, live.interrupt))
-        console.print(f"Open {address}\nCtrl-C ends it.", markup=False)
+        console.print(f"Open {address}\nCtrl-C ends it.")
         live.work()  # on the main thread, where Ctrl-C arrives, even while it draws
         if not live.interrupted:
             raise FailedError("the page's server has ended by itself", "Start it again.")

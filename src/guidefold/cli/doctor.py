@@ -37,7 +37,7 @@ def doctor(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found, indent=2))
     else:
         for name, text in _lines(found):
-            console.print(f"{name:16} {text}", markup=False)
+            console.print(f"{name:16} {text}")
     if any(library["problem"] for library in found["libraries"].values()):
         raise typer.Exit(1)
 

@@ -65,7 +65,7 @@ def export(
                 "--out, --dtype, --strength, --guidance, --layers and --merged are for a format",
                 "Add --format NAME, or all.",
             )
-        console.print(f"Written and checked: {api.export(settings)}", markup=False)
+        console.print(f"Written and checked: {api.export(settings)}")
         return
     if guidance is not None and strength != 1.0:
         raise InputError("--guidance and --strength exclude each other", "Give one of them.")
@@ -73,7 +73,7 @@ def export(
     for verdict in made.verdicts:
         _print_verdict(verdict, others=False)
     for name, reason in made.unfit.items():
-        console.print(f"Not written as {name}: {reason}.", markup=False)
+        console.print(f"Not written as {name}: {reason}.")
 
 
 def verify(
@@ -124,22 +124,19 @@ def _print_verdict(verdict: Verdict, *, with_run: bool = False, others: bool = T
         with_run: Whether the file was compared with a run.
         others: Whether to name the clients that the file is not meant for.
     """
-    console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}", markup=False)
+    console.print(f"{verdict.path}  {verdict.kind}, {plural(verdict.keys, 'key')}")
     for line in _clients_lines(verdict.readings, verdict.keys, others=others):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     if verdict.difference is not None:
         console.print(
-            f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student",
-            markup=False,
+            f"  loaded by {verdict.loaded_by}: {verdict.difference:.1g} off the trained student"
         )
     elif verdict.loaded_by and not with_run:
-        console.print(
-            f"  {verdict.loaded_by} can load it; values are compared with --run RUN", markup=False
-        )
+        console.print(f"  {verdict.loaded_by} can load it; values are compared with --run RUN")
     elif not verdict.loaded_by:
-        console.print("  no library here loads it onto this pipeline", markup=False)
+        console.print("  no library here loads it onto this pipeline")
     for problem in verdict.problems:
-        console.print(f"  FAILED: {problem}", markup=False)
+        console.print(f"  FAILED: {problem}")
 
 
 def _clients_lines(readings: Sequence[Reading], keys: int, *, others: bool) -> Iterator[str]:

@@ -23,6 +23,7 @@ from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
 from guidefold.cli.shortage import describe_shortage
 from guidefold.ground import (
+    CONSOLE_SETTINGS,
     ConfigError,
     GuidefoldError,
     InputError,
@@ -51,7 +52,7 @@ Config = Annotated[
         autocompletion=presets,
     ),
 ]
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, **CONSOLE_SETTINGS)
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
     except GuidefoldError as error:
         _fail(str(error), error.exit_code)
     except Stopped as stopped:
-        errors.print(f"{stopped}\nThe same command goes on from there.", markup=False)
+        errors.print(f"{stopped}\nThe same command goes on from there.")
         raise SystemExit(stopped.exit_code) from None
     except SystemExit as ended:  # typer turns a KeyboardInterrupt into this
         if ended.code == 128 + signal.SIGINT:
@@ -105,7 +106,7 @@ def demo(overrides: Overrides = None) -> None:
     _fold_and_measure(settings)
     if settings.student.steps is None and settings.adapter.dial:
         few = with_fewer_steps(settings)
-        console.print(f"\nThe same guidance in {few.student.steps} steps: {few.run}", markup=False)
+        console.print(f"\nThe same guidance in {few.student.steps} steps: {few.run}")
         _fold_and_measure(few)
 
 
@@ -154,7 +155,7 @@ def record(
             f"Recorded {shard}. When all parts are recorded: guidefold gather RUN {run} ..."
         )
     else:
-        console.print(f"Recorded. Next: guidefold distill {run}", markup=False)
+        console.print(f"Recorded. Next: guidefold distill {run}")
 
 
 @app.command()
@@ -167,7 +168,7 @@ def gather(
 
     count = api.gather(run, parts)
     console.print(f"Trajectories copied: {count}.")
-    console.print(f"Next: guidefold distill {run} (it records what is still missing)", markup=False)
+    console.print(f"Next: guidefold distill {run} (it records what is still missing)")
 
 
 @app.command()
@@ -242,9 +243,9 @@ def sample(
         guidance=guidance,
         adapter=adapter,
     )
-    console.print(f"Written: {files[0]}", markup=False)
+    console.print(f"Written: {files[0]}")
     for file in files[1:]:
-        console.print(f"  {file.name}", markup=False)
+        console.print(f"  {file.name}")
 
 
 @app.command()
@@ -273,7 +274,7 @@ def report(run: Run) -> None:
     """
     from guidefold import api
 
-    console.print(f"Written: {api.report(settings_of_run(run))}", markup=False)
+    console.print(f"Written: {api.report(settings_of_run(run))}")
 
 
 app.command()(compare)
@@ -290,7 +291,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    errors.print(f"Error: {message}", markup=False)
+    errors.print(f"Error: {message}")
     raise SystemExit(exit_code)
 
 

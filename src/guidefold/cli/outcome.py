@@ -28,15 +28,15 @@ def distill_and_export(run: api.Run) -> None:
     metadata = read_json(folder / METADATA)
     loader, denoisers = (metadata["findings"][name] for name in ("loader", "denoisers"))
     console.print(f"\nThe adapter: {folder}, written and checked by loading it with {loader}")
-    console.print(f"  {metadata['usage_hint']}", markup=False)
+    console.print(f"  {metadata['usage_hint']}")
     dial = Dial.from_json(metadata)
     for line in _dial_lines(dial) if dial.proportional or dial.marks else []:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     settings, log = run.session.settings, read_log(run.session.run.log)
     _print_warning(folded_share(None, log), settings)
     two = settings.steps_rank is not None
     for line in loading_code(loader, denoisers, str(folder), two=two):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
 
 
 def _dial_lines(dial: Dial) -> list[str]:
@@ -66,7 +66,7 @@ def _print_warning(folded: float | None, settings: Settings) -> None:
     from guidefold.show import undertrained
 
     if warning := undertrained(folded, settings):
-        console.print(f"Beware: {warning}", markup=False)
+        console.print(f"Beware: {warning}")
 
 
 def _print_results(results: Results, run: RunFolder, page: Path) -> None:
@@ -100,6 +100,5 @@ def _print_results(results: Results, run: RunFolder, page: Path) -> None:
         f"{name}: {residual.teacher_states.mean:.3f} at the teacher's states, "
         f"{residual.student_states.mean:.3f} at the student's (1 nothing folded, 0 all)\n"
         f"distance to the CFG picture: {results.relative_distance:.3f} of the unguided one's\n"
-        f"\nThe page: {page}\n{run.grid}  {run.results}",
-        markup=False,
+        f"\nThe page: {page}\n{run.grid}  {run.results}"
     )

@@ -73,7 +73,7 @@ def probe(
     else:
         warnings = [f"Beware: the base may be distilled already. {sign}." for sign in signs]
         lines = [*describe_findings(findings), *([str(options)] if options else []), *warnings]
-        console.print("\n".join(lines), markup=False)
+        console.print("\n".join(lines))
 
 
 def _few_step_options(

@@ -36,11 +36,9 @@ def pack(
     from guidefold import api
 
     packed = api.pack(settings_of_run(run), out, licence)
-    console.print(f"Packed: {packed.folder}", markup=False)
+    console.print(f"Packed: {packed.folder}")
     _print_remarks(packed.remarks)
-    console.print(
-        f"Next: look at its README.md, then guidefold push {run} OWNER/NAME", markup=False
-    )
+    console.print(f"Next: look at its README.md, then guidefold push {run} OWNER/NAME")
 
 
 def push(
@@ -63,19 +61,19 @@ def push(
 
     settings = settings_of_run(run)
     address = api.push(settings, repository, agree, private=private, licence=licence)
-    console.print(f"Uploaded: {address}" if address else "Nothing was uploaded.", markup=False)
+    console.print(f"Uploaded: {address}" if address else "Nothing was uploaded.")
 
 
 def _print_upload(upload: Upload) -> None:
     for name, size in upload.files.items():
-        console.print(f"  {readable_size(size):>10}  {name}", markup=False)
+        console.print(f"  {readable_size(size):>10}  {name}")
     total = f"{plural(len(upload.files), 'file')}, {readable_size(sum(upload.files.values()))}"
     access = "private" if upload.private else "public"
     state = "there already; files of these names are replaced" if upload.exists else "new"
-    console.print(f"{total} to {upload.repository} ({access}, {state})", markup=False)
+    console.print(f"{total} to {upload.repository} ({access}, {state})")
     _print_remarks(upload.remarks)
 
 
 def _print_remarks(remarks: tuple[str, ...]) -> None:
     for remark in remarks:
-        console.print(f"  {remark}", markup=False)
+        console.print(f"  {remark}")

@@ -148,7 +148,7 @@ def deliver(
         check_replaceable(place)
     with open_session(settings) as session:
         if warning := session.dial.warning(strength):
-            console.print(warning, markup=False)
+            console.print(warning)
         read = partial(read_trained, session, strength, layers=layers)
         made = deliver_kinds(session, read, places, dtype, merged=merged)
     if wanted != "all" and made.unfit:

@@ -173,7 +173,7 @@ def _comparable(file: LoraFile) -> Mapping[str, Any]:
     try:
         check_quantization(file.quantization)
     except ConfigError as error:
-        console.print(f"{file.path}: its base is not compared. {error.message}", markup=False)
+        console.print(f"{file.path}: its base is not compared. {error.message}")
         findings = dict(file.metadata.get("findings", {}))
         findings.pop("fingerprint", None)
         return {**file.metadata, "findings": findings}

@@ -152,7 +152,7 @@ class Previews(PictureCache[Path]):
             return
         self._write_index()
         files = " ".join(str(path) for path in drawn)
-        console.print(f"Pictures of the teacher, to look at first: {files}", markup=False)
+        console.print(f"Pictures of the teacher, to look at first: {files}")
 
     def draw_teacher(self, progress: Task) -> None:
         """Draw the teacher's pictures ahead, while its weights are still in full precision.
@@ -183,7 +183,7 @@ class Previews(PictureCache[Path]):
             with self.session.all_on_device():
                 return draw()
         except (InputError, ValueError) as error:  # diffusers: ValueError, unknown output type
-            console.print(f"No previews: {str(error).splitlines()[0]}", markup=False)
+            console.print(f"No previews: {str(error).splitlines()[0]}")
             self.prompts, self.session.draws_pictures = [], False
             return None
 

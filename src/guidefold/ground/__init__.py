@@ -38,6 +38,7 @@ from guidefold.ground.parse import (
     unencodable,
 )
 from guidefold.ground.progress import (
+    CONSOLE_SETTINGS,
     Stop,
     Stopped,
     Task,
@@ -59,6 +60,7 @@ from guidefold.ground.randomness import (
 from guidefold.ground.shortage import asked_for, named, out_of_memory, running
 
 __all__ = [
+    "CONSOLE_SETTINGS",
     "LARGEST_SEED",
     "CallError",
     "CaptureError",

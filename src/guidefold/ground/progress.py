@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +24,14 @@ from rich.progress import (
 from guidefold.ground.shortage import named
 
 Item = TypeVar("Item")
-console = Console(highlight=False, soft_wrap=True)
+CONSOLE_SETTINGS: dict[str, Any] = {
+    "highlight": False,
+    "soft_wrap": True,
+    "markup": False,
+    "emoji": False,
+}
+"""Settings of a console that prints texts as they are: paths and prompts have [] and :: too."""
+console = Console(**CONSOLE_SETTINGS)
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to redraw
 SPEED_SECONDS = 300.0  # long enough for what happens now and then to count in the time left
 

@@ -40,8 +40,7 @@ def able(judge: Judge | None, prompts: Sequence[Prompt]) -> Judge | None:
         return judge
     console.print(
         f"Alignment is not measured: {strange.source} is no caption of the bundled world, and its "
-        "judge reads pictures of no other prompt. evaluate.clip=MODEL scores any.",
-        markup=False,
+        "judge reads pictures of no other prompt. evaluate.clip=MODEL scores any."
     )
     return None
 

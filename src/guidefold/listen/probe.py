@@ -145,7 +145,7 @@ class _Probe:
         _check_fewer(pipeline, argument, self.guidance, off, passes_on, unguided)
         check_pairs(pipeline, unguided)
         if warning := check_prediction(pipeline, student, self.listened, SEED):
-            console.print(warning, markup=False)
+            console.print(warning)
         if guided_share < 1:
             ending = stop_guiding(pipeline, argument, off, 1 / STEPS)
             check_guidance_ends(pipeline, on | ending, argument, off, self.listened)

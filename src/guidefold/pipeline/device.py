@@ -125,4 +125,4 @@ def _unusable_by_name(device: torch.device) -> str:
 
 @cache
 def _say_once(sentence: str) -> None:
-    console.print(sentence, markup=False)
+    console.print(sentence)

@@ -32,4 +32,4 @@ def print_costs(
     costs = describe_costs(seconds * sum(steps) / first, size * count, peak)
     console.print(f"To record {plural(count, 'trajectory', 'trajectories')}: {costs}.")
     if (free := shutil.disk_usage(folder).free) < size * count:
-        console.print(f"Beware: {readable_size(free)} are free in {folder}.", markup=False)
+        console.print(f"Beware: {readable_size(free)} are free in {folder}.")

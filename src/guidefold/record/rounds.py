@@ -155,8 +155,7 @@ def _announce(session: Session) -> None:
     if grid := session.findings.steps:
         console.print(
             f"Steps: student {grid.usage}; teacher {grid.teacher}, the student's timesteps among "
-            "them.",
-            markup=False,
+            "them."
         )
     if any("negative_prompt" in prompt.values for prompt in session.prompts):
         console.print(
@@ -166,17 +165,15 @@ def _announce(session: Session) -> None:
     if fixed := session.findings.fixed_scale:
         console.print(
             f"Beware: the dial is approximate: {fixed}. Leave that argument out of pipeline.call "
-            "to fold every denoiser's guidance at one scale.",
-            markup=False,
+            "to fold every denoiser's guidance at one scale."
         )
     for sign in signs_of_distillation(session.pipeline):
-        console.print(f"Beware: the base may be distilled already. {sign}.", markup=False)
+        console.print(f"Beware: the base may be distilled already. {sign}.")
     (low, high), g_ref = settings.record.guidance, settings.adapter.g_ref
     if settings.adapter.dial and not low <= g_ref <= high:
         console.print(
             f"Beware: adapter.g_ref={g_ref:g} lies outside record.guidance=[{low:g}, {high:g}]: "
-            "the student is never trained at strength 1.",
-            markup=False,
+            "the student is never trained at strength 1."
         )
 
 

@@ -140,7 +140,7 @@ def _draw_kinds(
                 if kind == "student":
                     strength = session.compared.strength if strength is None else strength
                     if warning := session.dial.warning(strength):
-                        console.print(warning, markup=False)
+                        console.print(warning)
                     open_adapter(session, strength, adapter)
                 scale = guidance if kind == "teacher" else None
                 own = strength if kind == "student" else None

@@ -56,12 +56,16 @@ def undertrained(folded: float | None, settings: Settings) -> str:
     """A warning where too little guidance is folded, with the settings that help; else empty."""
     if folded is None or folded >= ENOUGH:
         return ""
-    steps, adapter = settings.distill.steps, settings.adapter
-    others = [f"a larger adapter.rank (now {adapter.rank})"]
-    others += ["adapter.targets=all"] if adapter.targets != "all" else []
-    others += [f"more record.trajectories (now {settings.record.trajectories})"]
+    steps, adapter, few = settings.distill.steps, settings.adapter, settings.student
+    others = [f"more record.trajectories (now {settings.record.trajectories})"]
+    if settings.steps_rank is not None:
+        others.insert(0, f"a larger student.rank (now {settings.steps_rank})")
+    if few.guidance_run is None:  # whose LoRA is as it is
+        others[:0] = ["adapter.targets=all"] if adapter.targets != "all" else []
+        others.insert(0, f"a larger adapter.rank (now {adapter.rank})")
+    what = "guidance" if few.steps is None else "guidance and of the longer steps"
     return (
-        f"Only {max(folded, 0):.0%} of the guidance is folded: train longer, for example with "
+        f"Only {max(folded, 0):.0%} of the {what} is folded: train longer, for example with "
         f"distill.steps={2 * steps} (now {steps}). If that does not help, begin another run with "
         f"{', '.join(others[:-1])} or {others[-1]}."
     )

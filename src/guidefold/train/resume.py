@@ -107,10 +107,10 @@ def resume_log(run: RunFolder, state: CheckpointState, settings: Settings) -> No
     )
     for name, (before, now) in told.changed.items():
         values = f"{in_words(now)}, until here {in_words(before)}"
-        console.print(f"From step {state.step} on: {name} {values}", markup=False)
+        console.print(f"From step {state.step} on: {name} {values}")
     if told.missing_lines:
         lost = plural(told.missing_lines, "line")
-        console.print(f"Beware: {run.log} lacks {lost} up to step {state.step}.", markup=False)
+        console.print(f"Beware: {run.log} lacks {lost} up to step {state.step}.")
     last = [told] if told.changed or told.missing_lines else []
     write_lines(run.log, [line.to_json() for line in (*kept, *last)])
 
