@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from guidefold import api
+from guidefold.demo import judge_of
 from guidefold.run import Results
 
 SEEDS = (0, 1, 2)
@@ -98,7 +99,7 @@ def run(out: Path, case: Case, seed: int) -> Line:
     if finished(out, case, seed) is None:
         api.distill(settings)
         api.export(settings)
-        api.evaluate(settings)
+        api.evaluate(settings, judge_of(settings.pipeline.source))
     line = finished(out, case, seed)
     assert line is not None, "it was measured just now"
     return line
