@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,7 @@ from guidefold.judge.evaluate import (
     evaluate_weights,
 )
 from guidefold.judge.features import VisionModel, frechet_distance
-from guidefold.judge.pixels import relative_distance, saturation
+from guidefold.judge.pixels import relative_distance, saturations
 from guidefold.judge.residual import _errors
 from guidefold.judge.trained_weights import Lora
 from guidefold.listen.listener import Step
@@ -133,9 +134,9 @@ def test_the_teacher_against_itself_is_at_distance_zero_even_where_guidance_does
 )
 def test_saturation_is_how_far_a_colour_is_from_grey(colour: Any, expected: float) -> None:
     pictures = [Image.new("RGB", (4, 4), colour)] * 2
-    assert saturation(pictures) == pytest.approx(expected, abs=0.01)
+    assert saturations(pictures) == pytest.approx([expected] * 2, abs=0.01)
     mixed = [*pictures, *[Image.new("RGB", (4, 4), "black")] * 2]
-    assert saturation(mixed) == pytest.approx(expected / 2, abs=0.01)
+    assert saturations(mixed) == pytest.approx([expected, expected, 0, 0], abs=0.01)
 
 
 def test_errors_are_mean_squares_of_each_step() -> None:
@@ -195,7 +196,7 @@ def test_sets_of_pictures_are_compared_by_the_models_that_were_asked_for(
     }
     see, read = VisionModel(str(vision)), VisionModel(str(clip), setting=CLIP)
     for kind in KINDS:
-        assert results[kind]["clip_score"] == pytest.approx(read.score(sets[kind], prompts))
+        assert results[kind]["clip_score"] == pytest.approx(fmean(read.scores(sets[kind], prompts)))
         if kind == "teacher":
             assert "frechet_distance" not in results[kind]
         else:

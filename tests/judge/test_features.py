@@ -121,9 +121,9 @@ def test_the_clip_score_is_the_mean_cosine_times_a_hundred(clip: Path) -> None:
     with torch.no_grad():
         whole = model(**pixels, **tokens)
     cosines = (whole.image_embeds * whole.text_embeds).sum(1)
-    expected = 100 * float(cosines.clamp(min=0).mean())
-    assert expected > 0
-    assert VisionModel(str(clip), setting=CLIP).score(pictures, prompts) == pytest.approx(
+    expected = (100 * cosines.clamp(min=0)).tolist()
+    assert max(expected) > 0
+    assert VisionModel(str(clip), setting=CLIP).scores(pictures, prompts) == pytest.approx(
         expected, rel=1e-4
     )
 

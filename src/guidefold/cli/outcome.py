@@ -70,7 +70,7 @@ def _print_warning(folded: float | None, settings: Settings) -> None:
 
 
 def _print_results(results: Results, run: RunFolder, page: Path) -> None:
-    from guidefold.show import seconds_of, speed_in_words, speed_up
+    from guidefold.show import gains_kept, seconds_of, speed_in_words, speed_up
 
     table = Table(box=None, pad_edge=False)
     headings = ("", "alignment", "passes / picture", "denoiser s / picture", "LoRA not fused")
@@ -92,6 +92,8 @@ def _print_results(results: Results, run: RunFolder, page: Path) -> None:
             "\nalignment is measured for captions of the bundled world alone; evaluate.clip=MODEL "
             "scores pictures of any prompt"
         )
+    for share, meaning in gains_kept(results):
+        console.print(f"\n{share} {meaning}", markup=False)
     residual = results.residual_guidance
     name = "residual guidance" if results.few_steps is None else "step residual"
     console.print(

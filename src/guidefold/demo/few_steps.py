@@ -6,7 +6,7 @@ from guidefold.run import Settings
 
 STEPS = 5
 # Of the first run's trajectories, training steps and pictures: a steps LoRA alone is learnt sooner.
-TRAJECTORIES, UPDATES, PICTURES = 0.2, 0.4, 0.5
+TRAJECTORIES, UPDATES, PICTURES = 0.4, 0.4, 0.5
 
 
 def with_fewer_steps(settings: Settings) -> Settings:

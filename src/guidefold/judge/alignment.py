@@ -76,15 +76,18 @@ def by_category(
     return table
 
 
-def ratio_interval(student: Sequence[bool], teacher: Sequence[bool]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the student's alignment over the teacher's.
+def ratio_interval(
+    student: Sequence[float], teacher: Sequence[float]
+) -> tuple[float, float] | None:
+    """The 95 % confidence interval of a mean of the student's over the teacher's.
 
     Args:
-        student: A verdict per prompt.
-        teacher: The teacher's verdicts for the same prompts and seeds, in the same order.
+        student: A value per prompt, such as whether its picture is aligned.
+        teacher: The teacher's values for the same prompts and seeds, in the same order.
 
     Returns:
-        Bounds of the ratio; None where a resample has no aligned picture of the teacher's.
+        Bounds of the ratio; None where the teacher's mean may be 0: in some resamples it is 0, or
+        of the other sign.
 
     Source:
         The percentile bootstrap over pairs (Efron & Tibshirani 1993, chapter 13).
@@ -93,7 +96,7 @@ def ratio_interval(student: Sequence[bool], teacher: Sequence[bool]) -> tuple[fl
     count = pairs.shape[1]
     drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
     sums = pairs[:, drawn].sum(axis=2)
-    if not sums[1].all():
+    if not (sums[1] > 0).all() and not (sums[1] < 0).all():
         return None
     low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
     return float(low), float(high)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 from guidefold.deliver import check_adapter, find_adapter, measured_dial, read_dial
@@ -25,7 +26,8 @@ from guidefold.ground import ConfigError, Stopped, plural, task
 from guidefold.judge.alignment import Judge, able, by_category, ratio_interval, share
 from guidefold.judge.diversity import diversity, draw_seeds
 from guidefold.judge.features import Features, VisionModel, compare
-from guidefold.judge.pixels import relative_distance, saturation
+from guidefold.judge.gain import Scores, gain_kept, score_pictures
+from guidefold.judge.pixels import relative_distance, saturations
 from guidefold.judge.residual import measure_residual_guidance, steps_per_prompt
 from guidefold.judge.trained_weights import Lora, StudentWeights, prompts_to_time, time_fused
 from guidefold.lora import SHOWN_DIGITS, STRENGTHS
@@ -68,7 +70,7 @@ class Measured:
         categories: One per prompt; None without a judge.
         distribution: Fréchet distance and recall of the unguided teacher's and the student's
             pictures against the teacher's; empty without a feature extractor.
-        clip_scores: The CLIP score of each kind's pictures; empty without a CLIP model.
+        scores: Saturation, and with a CLIP model the CLIP score, of each kind's pictures.
         diversity: The teacher's and the student's; empty where it was not measured.
         rival: The guided teacher at the steps of a student that takes fewer; None for any other.
         rival_verdicts: Whether its pictures show their prompts; empty without a judge.
@@ -83,7 +85,7 @@ class Measured:
     verdicts: dict[Kind, list[bool]]
     categories: list[str | None]
     distribution: dict[Kind, dict[str, float | None]]
-    clip_scores: dict[Kind, float]
+    scores: dict[str, Scores]
     diversity: Mapping[Kind, float] = field(default_factory=dict)
     rival: Drawn | None = None
     rival_verdicts: Sequence[bool] = ()
@@ -217,7 +219,7 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
         verdicts={k: list(judge.aligned(drawn[k].pictures, texts)) for k in KINDS} if judge else {},
         categories=[judge.category(text) if judge else None for text in texts],
         distribution=_compare_sets(drawn, features) if features else {},
-        clip_scores={k: clip.score(drawn[k].pictures, texts) for k in KINDS} if clip else {},
+        scores=score_pictures(drawn, texts, clip),
         diversity=varied,
         rival=rival,
         rival_verdicts=judge.aligned(rival.pictures, texts) if judge and rival else (),
@@ -269,15 +271,18 @@ def _results(session: Session, measured: Measured) -> Results:
         kinds[kind]["diversity"] = value
     if measured.rival is not None:
         rival = _measures(measured.rival, measured.rival_verdicts)
+        rival["saturation"] = fmean(saturations(measured.rival.pictures))
         judged["few_steps"] = {"steps": session.settings.student.steps, "teacher": rival}
-    for kind, score in measured.clip_scores.items():
-        kinds[kind]["clip_score"] = score
+    for name, by_kind in measured.scores.items():
+        for kind, values in by_kind.items():
+            kinds[kind][name] = fmean(values)
     adapter = session.run.adapter.rglob("*.safetensors")
     return Results.model_validate(
         {
             **kinds,
             **judged,
             "residual_guidance": measured.residual,
+            "gain_kept": gain_kept(measured.scores | ({"alignment": verdicts} if verdicts else {})),
             "relative_distance": relative_distance(drawn),
             **session.compared._asdict(),
             "prompts": len(measured.prompts),
@@ -295,7 +300,6 @@ def _measures(drawn: Drawn, verdicts: Sequence[bool]) -> dict[str, Any]:
     """What is measured of any pictures."""
     return {
         "alignment": share(verdicts) if verdicts else None,
-        "saturation": saturation(drawn.pictures),
         "passes_per_image": drawn.passes_per_image,
         "denoiser_seconds_per_image": drawn.denoiser_seconds_per_image,
     }

@@ -92,8 +92,8 @@ class VisionModel:
         """Features of pictures, float64, shape (pictures, features)."""
         return _in_batches(pictures, self._image_features)
 
-    def score(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float:
-        """The CLIP score: 100 times the mean cosine of picture and prompt, negative ones as 0.
+    def scores(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
+        """CLIP scores: 100 times the cosine of picture and prompt, negative ones as 0.
 
         Args:
             pictures: At least one.
@@ -106,7 +106,7 @@ class VisionModel:
         image = self(pictures)
         norms = np.linalg.norm(image, axis=1), np.linalg.norm(text, axis=1)
         cosines = (image * text).sum(1) / norms[0] / norms[1]
-        return float(100 * cosines.clip(0).mean())
+        return [float(score) for score in 100 * cosines.clip(0)]
 
     @torch.no_grad()
     def _image_features(self, pictures: Sequence[Image]) -> torch.Tensor:

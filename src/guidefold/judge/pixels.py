@@ -19,13 +19,13 @@ def relative_distance(drawn: Mapping[Kind, Drawn]) -> float:
     return student / max(unguided, 1e-12)
 
 
-def saturation(pictures: Sequence[Picture]) -> float:
-    """Mean HSV saturation over pixels and pictures, 0..1.
+def saturations(pictures: Sequence[Picture]) -> list[float]:
+    """Each picture's mean HSV saturation over its pixels, 0..1.
 
     It is the first measure to show that guidance is too strong.
     """
     channels = (np.asarray(picture.convert("HSV"))[..., 1] for picture in pictures)
-    return float(np.mean([channel.mean() / 255 for channel in channels]))
+    return [float(channel.mean() / 255) for channel in channels]
 
 
 def _distance(one: Picture, two: Picture) -> float:

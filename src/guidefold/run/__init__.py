@@ -72,6 +72,7 @@ from guidefold.run.paths import (
 from guidefold.run.records import (
     AGAIN,
     CheckpointState,
+    GainKept,
     KindResults,
     NoiseLevel,
     PictureIndex,
@@ -121,6 +122,7 @@ __all__ = [
     "CheckpointState",
     "DistillSettings",
     "Format",
+    "GainKept",
     "Kind",
     "KindResults",
     "Layers",

@@ -120,6 +120,18 @@ class KindResults(Record):
     diversity: float | None = None
 
 
+class GainKept(Record):
+    """How much of what guidance adds to a score the student keeps.
+
+    Attributes:
+        share: 1 all, 0 nothing; above 1 where the student's score exceeds the teacher's.
+        interval_95: Bounds of the share over resampled prompts.
+    """
+
+    share: float
+    interval_95: tuple[float, float]
+
+
 class FewStepResults(Record):
     """What was measured of a student that takes fewer steps than the teacher.
 
@@ -148,6 +160,8 @@ class Results(Record):
         categories: By category of prompt; empty without a judge.
         residual_guidance: On recorded states; with few steps, the step residual.
         few_steps: Of a student that takes fewer steps than the teacher; None of any other.
+        gain_kept: By score (``alignment``, ``clip_score``, ``saturation``), where guidance adds to
+            it for certain; empty in old files.
         relative_distance: ``E|student - teacher|^2 / E|unguided - teacher|^2`` over pixels.
         guidance: The teacher's guidance scale.
         strength: The student's.
@@ -166,6 +180,7 @@ class Results(Record):
     categories: dict[str, CategoryResults] = {}
     residual_guidance: ResidualGuidance
     few_steps: FewStepResults | None = None
+    gain_kept: dict[str, GainKept] = {}
     relative_distance: float
     guidance: float
     strength: float

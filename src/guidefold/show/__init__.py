@@ -10,12 +10,20 @@ from guidefold.show.hub.push import Upload, push
 from guidefold.show.live import open_live
 from guidefold.show.report import report
 from guidefold.show.sample import sample
-from guidefold.show.summary import folded_share, seconds_of, speed_in_words, speed_up, undertrained
+from guidefold.show.summary import (
+    folded_share,
+    gains_kept,
+    seconds_of,
+    speed_in_words,
+    speed_up,
+    undertrained,
+)
 
 __all__ = [
     "Upload",
     "curves",
     "folded_share",
+    "gains_kept",
     "open_live",
     "pack",
     "push",

@@ -38,7 +38,14 @@ from guidefold.show.report_pictures import (
     pictures_by_step,
     pictures_by_strength,
 )
-from guidefold.show.summary import folded_share, seconds_of, speed_in_words, speed_up, undertrained
+from guidefold.show.summary import (
+    folded_share,
+    gains_kept,
+    seconds_of,
+    speed_in_words,
+    speed_up,
+    undertrained,
+)
 from guidefold.show.usage import usage
 
 PROBE_AGAIN = "Remove it: the next command that opens the pipeline probes it again."
@@ -172,6 +179,7 @@ def _headline(results: Results) -> list[tuple[str, str]]:
             low, high = student.alignment_over_teacher_95
             meaning += f" (95% interval {low:.0%} to {high:.0%})"
         figures.append((f"{ratio:.1%}", meaning))
+    figures += gains_kept(results)
     folded = 1 - results.residual_guidance.teacher_states.mean
     signal = "guidance signal" if results.few_steps is None else "guidance and of longer steps"
     figures.append((f"{folded:.0%}", f"of the {signal} folded, at the teacher's states"))

@@ -37,6 +37,23 @@ def speed_in_words(ratio: float) -> str:
     return f"is {ratio:.2g} times as fast as the teacher"
 
 
+def gains_kept(results: Results) -> list[tuple[str, str]]:
+    """How much of what guidance adds to each score the student keeps: figure and meaning.
+
+    Without saturation: guidance adds to it as a side effect.
+    """
+    scores = {"alignment": "alignment", "clip_score": "the CLIP score"}
+    return [
+        (
+            f"{kept.share:.0%}",
+            f"of what guidance adds to {scores[name]} is kept "
+            f"(95% interval {kept.interval_95[0]:.0%} to {kept.interval_95[1]:.0%})",
+        )
+        for name, kept in results.gain_kept.items()
+        if name in scores
+    ]
+
+
 def folded_share(results: Results | None, log: Log) -> float | None:
     """The share of the guidance signal that is folded: 1 all, 0 nothing.
 
