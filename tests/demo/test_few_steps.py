@@ -10,7 +10,7 @@ def test_the_second_run_s_settings_are_valid_and_build_on_the_first() -> None:
     few = with_fewer_steps(first)
     assert Settings.model_validate(few.model_dump()) == few  # model_copy checks nothing
     assert few.student.guidance_run == first.run != few.run
-    assert few.loras == ("guidance", "steps")
+    assert few.lora_roles == ("guidance", "steps")
     assert few.adapter == first.adapter and few.pipeline == first.pipeline
     assert few.record.guidance == (1.0, first.record.guidance[1])
     assert few.record.trajectories < first.record.trajectories

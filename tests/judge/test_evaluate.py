@@ -48,6 +48,7 @@ from guidefold.train.distill import distill
 KEYS = {
     *KINDS,
     "residual_guidance",
+    "gain_kept",
     "relative_distance",
     "guidance",
     "strength",
