@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,24 @@ def test_the_adapter_holds_a_file_for_each(made: Settings, written: Path) -> Non
     assert ranks == [{made.adapter.rank}, {3}]
 
 
-def test_every_format_is_written_and_verified(made: Settings, written: Path) -> None:
+def test_every_format_is_written_and_verified(
+    made: Settings, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trained student is made once for all files of a strength, whatever they fold."""
+    trained = import_module("guidefold.deliver.trained")
+    students, real = list[object](), trained.lora_student
+    monkeypatch.setattr(trained, "lora_student", lambda *run: students.append(run) or real(*run))
     delivery = api.deliver(made, "all")
+    assert len(students) == 1
     assert {verdict.kind for verdict in delivery.verdicts} >= {"diffusers", "kohya", "fused"}
     assert not any(verdict.problems for verdict in delivery.verdicts)
     merged = api.deliver(made, "kohya", strength=0.5, merged=True)
-    for verdict in [*delivery.verdicts, *merged.verdicts]:
-        (again,) = api.verify(verdict.path, Path(made.run))
-        assert not again.problems
+    again = api.verify(Path(made.run) / "export", Path(made.run))
+    assert {verdict.path for verdict in again} == {
+        verdict.path for verdict in (*delivery.verdicts, *merged.verdicts)
+    }
+    assert not any(verdict.problems for verdict in again)
+    assert len(students) == 4  # of two deliveries, and of two strengths
 
 
 def stock(saved: Callable[[str], Path]) -> DiffusionPipeline:

@@ -334,20 +334,6 @@ def test_what_is_no_json_is_refused_by_name(content: bytes, tmp_path: Path) -> N
         runs.read_json(path)
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (3.4 * 2**20, "3.4 MiB"),
-        (2**41, "2048.0 GiB"),
-    ],
-)
-def test_sizes_for_people(count: float, text: str) -> None:
-    assert runs.readable_size(count) == text
-
-
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,7 @@ def write_adapter(session: Session) -> Path:
     """:func:`export` within an open session, whose pipeline is left without a LoRA."""
     session.require(all_components=False)
     kind: Format = "diffusers" if session.findings.loader == "diffusers" else "peft"
-    loras = [
-        read_trained(session, folds=f, measure=f != "steps") for f in session.settings.lora_roles
-    ]
+    loras = list(read_trained(session, measure=True).values())
     metadata = [describe_adapter(session, t.step, t.marks, folds=t.folds) for t in loras]
     folder = session.run.adapter
     with finished_folder(folder) as temporary:
@@ -149,8 +146,9 @@ def deliver(
     with open_session(settings) as session:
         if warning := session.dial.warning(strength):
             console.print(warning)
-        read = partial(read_trained, session, strength, layers=layers)
-        made = deliver_kinds(session, read, places, dtype, merged=merged)
+        one = merged or "fused" in places  # fused weights hold both LoRAs, whatever the files do
+        trained = read_trained(session, strength, layers=layers, merged=one)
+        made = deliver_kinds(session, trained, places, dtype, merged=merged)
     if wanted != "all" and made.unfit:
         reason = made.unfit[wanted]
         raise InputError(f"--format {wanted}: {reason}", "Use --format all for what fits.")
@@ -178,7 +176,7 @@ def _baked(run: RunFolder, strength: float, guidance: float | None) -> tuple[flo
 
 def deliver_kinds(
     session: Session,
-    read: Callable[..., Trained],
+    trained: Mapping[LoraRole, Trained],
     places: Mapping[Format, Path],
     dtype: str | None = None,
     *,
@@ -188,18 +186,17 @@ def deliver_kinds(
 
     Args:
         session: The run's session.
-        read: Reads what the run has trained, given what it ``folds``, at the strength that is baked
-            in as strength 1.
+        trained: From :func:`~guidefold.deliver.trained.read_trained`, merged too where a format is
+            ``fused``.
         places: A folder for each format; formats that do not fit are not written.
         dtype: The precision of the files.
         merged: Whether LoRAs of guidance and of steps become one file.
     """
-    loras: list[Trained] = [read(folds=folds) for folds in session.settings.lora_roles]
+    loras = [trained[role] for role in session.settings.lora_roles]
     bases = [base_of_run(session, name) for name in loras[0].parts]
     reasons = {kind: _unfit(loras[0], bases, kind) for kind in places}
     fitting = {kind: place for kind, place in places.items() if not reasons[kind]}
-    # Fused weights hold both LoRAs, whatever becomes of the files.
-    one = [read(folds="both")] if len(loras) > 1 and (merged or "fused" in fitting) else loras
+    one = [trained["both"]] if "both" in trained else loras
     verdicts = [
         verdict
         for kind, place in fitting.items()

@@ -69,18 +69,20 @@ def read_trained(
     strength: float = 1.0,
     *,
     layers: Layers = "all",
-    folds: LoraRole | None = None,
+    merged: bool = False,
     measure: bool = False,
-) -> Trained:
+) -> dict[LoraRole, Trained]:
     """Read a run's last checkpoint; the session's pipeline is left without a LoRA.
 
     Args:
         session: The run's session.
         strength: The adapter's strength in the student's predictions.
         layers: Which of the trained layers: ``all``, or ``portable``.
-        folds: Of a run with a LoRA each for guidance and steps: which one, or ``both`` merged; None
-            takes the first. Every other run has one, whatever is given.
+        merged: Whether two LoRAs are wanted as one too.
         measure: Whether to measure the dial as well.
+
+    Returns:
+        Each of the run's LoRAs by what it folds; with ``merged``, under ``both`` two as one.
 
     Raises:
         InputError: No trained layer is a portable one.
@@ -95,28 +97,29 @@ def read_trained(
     refs = recorded_states(session, 0, "training")
     everywhere = candidates(as_one_module(session.denoisers), "all")
     lost = unportable(everywhere) if layers == "portable" else set()
-    own = session.settings.lora_roles
-    folds = folds if len(own) > 1 and folds is not None else own[0]
+    own, both = session.settings.lora_roles, ("both",) if merged else ()
     session.hold_denoiser()
     student = lora_student(session, refs)
     state = load_checkpoint(checkpoints[-1], student.adapter, None)
     try:
         kept, left_out = _without(student.adapter, lost)
         compared = [refs[k * len(refs) // COMPARED_STATES] for k in range(COMPARED_STATES)]
-        # Of two LoRAs the one that is not meant is off; guidance alone is turned by the strength.
-        at = (0.0 if folds == "steps" else strength), float(folds != "guidance")
-        return Trained(
-            run,
-            folds,
-            _parts(_tensors(kept, folds, strength), session.findings.denoisers),
-            state.step,
-            strength,
-            compared,
-            [_predict(student, ref, *at) for ref in compared],
-            # Without a dial there is one strength; steps are not in proportion to it.
-            _calibrate(session, student) if measure and own[0] == "guidance" else (),
-            left_out,
-        )
+        # Without a dial there is one strength; steps are not in proportion to it.
+        marks = _calibrate(session, student) if measure and "guidance" in own else []
+        return {
+            role: Trained(
+                run,
+                role,
+                _parts(_tensors(kept, role, strength), session.findings.denoisers),
+                state.step,
+                strength,
+                compared,
+                [_predict(student, ref, role, strength) for ref in compared],
+                marks if role == "guidance" else (),
+                left_out,
+            )
+            for role in dict.fromkeys(own if len(own) == 1 else (*own, *both))
+        }
     finally:
         student.adapter.detach()
 
@@ -155,9 +158,11 @@ def _parts(tensors: Tensors, denoisers: Sequence[str]) -> dict[str, Tensors]:
     }
 
 
-def _predict(student: Student, ref: StateRef, strength: float, steps: float) -> torch.Tensor:
+def _predict(student: Student, ref: StateRef, role: LoraRole, strength: float) -> torch.Tensor:
     (batch,) = student.calls([ref])
-    with student.adapter.student_mode(strength, steps=steps, train=False):
+    # Of two LoRAs the one that is not meant is off; guidance alone is turned by the strength.
+    turned, steps = (0.0 if role == "steps" else strength), float(role != "guidance")
+    with student.adapter.student_mode(turned, steps=steps, train=False):
         output = call_recorded(student.denoiser, batch.arguments)
     return predictions(output, len(batch.shapes)).float()
 

@@ -136,14 +136,14 @@ def safetensors_of(path: Path) -> list[Path]:
 def _of_a_run(files: Sequence[LoraFile], session: Session) -> list[Verdict]:
     """Check files against a run: its base model and its trained student."""
     findings = session.findings
-    trained: dict[tuple[float, Layers, LoraRole | None], Trained] = {}
+    read: dict[tuple[float, Layers], dict[LoraRole, Trained]] = {}
     verdicts = []
     for file in files:
-        content = file.strength, file.layers, file.folds
-        if content not in trained:
-            trained[content] = read_trained(
-                session, file.strength, layers=file.layers, folds=file.folds
-            )
+        content = file.strength, file.layers
+        if content not in read:
+            read[content] = read_trained(session, file.strength, layers=file.layers, merged=True)
+        first = next(iter(read[content].values()))  # an older file is its run's only LoRA
+        trained = read[content].get(file.folds or first.folds, first)
         name = denoiser_of(file.path, file.metadata, findings.denoisers)
         if name not in findings.denoisers:
             raise MismatchError(
@@ -151,7 +151,7 @@ def _of_a_run(files: Sequence[LoraFile], session: Session) -> list[Verdict]:
             )
         origin = other_base(file.metadata, findings.prediction_type, [findings.fingerprint])
         base = base_of_run(session, name)
-        verdicts.append(examine(file, base, trained[content], [*damage(file), *origin]))
+        verdicts.append(examine(file, base, trained, [*damage(file), *origin]))
     return verdicts
 
 

@@ -13,7 +13,7 @@ from guidefold.run.config import (
     make_settings,
     presets,
 )
-from guidefold.run.costs import MEMORY, describe_costs, readable_duration
+from guidefold.run.costs import MEMORY, describe_costs, readable_duration, readable_size
 from guidefold.run.distill_settings import DistillSettings, OptimizerName, Storage
 from guidefold.run.files import (
     LINE_REMEDY,
@@ -24,7 +24,6 @@ from guidefold.run.files import (
     finished_folder,
     read_json,
     read_lines,
-    readable_size,
     restore_folder,
     sha256,
     write_bytes,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from guidefold.run.files import readable_size
-
 MEMORY = {"resident": "resident, the whole process", "allocated": "allocated on the device"}
 """What each kind of peak memory counts."""
+
+
+def readable_size(count: float) -> str:
+    """Bytes for people: ``'3.4 MiB'``; 1 MiB = 2**20."""
+    power = min(3, int(math.log(max(count, 1), 1024)))
+    return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def readable_duration(seconds: float) -> str:

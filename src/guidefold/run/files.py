@@ -11,15 +11,15 @@ import errno
 import gc
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from guidefold.ground import (
     CorruptFileError,
@@ -105,9 +105,7 @@ def append_line(path: Path, table: Mapping[str, Any]) -> None:
     if any(DIGEST not in line for line in _lines_as_written(path, 1)):
         write_lines(path, read_lines(path))
     with explained(path), path.open("ab+") as file:
-        end = _end_of_last_line(path)
-        if end != file.seek(0, os.SEEK_END):
-            file.truncate(end)
+        file.truncate(_end_of_last_line(file))
         reached("line: before")
         file.write(text.encode())
         file.flush()
@@ -139,10 +137,12 @@ def _lines_as_written(path: Path, most: int | None = None) -> list[dict[str, Any
     if not path.exists():
         return []
     check_regular(path, CorruptFileError)
-    whole = path.read_bytes()[: _end_of_last_line(path)].decode(errors="replace")
+    with path.open("rb") as file:
+        whole = [line for line in islice(file, most) if line.endswith(b"\n")]
     rows = []
-    for number, line in enumerate(whole.split("\n")[:-1][:most], 1):
-        row = parse_json(line, path, CorruptFileError, LINE_REMEDY, line=number)
+    for number, line in enumerate(whole, 1):
+        text = line[:-1].decode(errors="replace")
+        row = parse_json(text, path, CorruptFileError, LINE_REMEDY, line=number)
         if not isinstance(row, dict):
             raise CorruptFileError(f"{path}:{number}: holds no table", LINE_REMEDY)
         rows.append(row)
@@ -263,12 +263,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def readable_size(count: float) -> str:
-    """Bytes for people: ``'3.4 MiB'``; 1 MiB = 2**20."""
-    power = min(3, int(math.log(max(count, 1), 1024)))
-    return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
-
-
 def _files(folder: Path) -> dict[str, Path]:
     """Every file within a folder by its name there."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -345,5 +339,11 @@ def _flush(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _end_of_last_line(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1
+def _end_of_last_line(file: IO[bytes]) -> int:
+    """Where the next line begins; all is read only where a crash has torn the last one."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 1, 0))
+    if file.read() in (b"", b"\n"):
+        return end
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +177,7 @@ def _for_clients(session: Session, folder: Path) -> tuple[tuple[Verdict, ...], s
     """Write and verify a file per denoiser for other clients; or return why there are none."""
     transformer = session.findings.denoisers[0] == "transformer"
     kinds: tuple[Format, ...] = ("transformer", "original") if transformer else ("kohya",)
-    read = partial(read_trained, session)
-    made = deliver_kinds(session, read, {kind: folder / kind for kind in kinds})
+    made = deliver_kinds(session, read_trained(session), {kind: folder / kind for kind in kinds})
     return made.verdicts, "" if made.verdicts else made.unfit.get(kinds[0], "")
 
 
