@@ -11,7 +11,7 @@ import pytest
 
 from guidefold.demo.judge import judge_of
 from guidefold.ground import console
-from guidefold.judge.alignment import able, by_category, ratio_interval, share
+from guidefold.judge.alignment import by_category, ratio_interval, share, usable_judge
 from guidefold.pipeline.prompts import Prompt
 
 
@@ -25,10 +25,10 @@ def test_a_judge_is_left_out_with_a_line_that_says_why_where_it_does_not_know_a_
     judge = judge_of("bundled")
     assert judge is not None
     known = [Prompt("a red circle", "mine.txt:1"), Prompt("three green triangles", "mine.txt:2")]
-    assert able(None, known) is None
-    assert able(judge, known) is judge
+    assert usable_judge(None, known) is None
+    assert usable_judge(judge, known) is judge
     with console.capture() as caught:
-        assert able(judge, [*known, Prompt("a cat", "mine.txt:3")]) is None
+        assert usable_judge(judge, [*known, Prompt("a cat", "mine.txt:3")]) is None
     said = " ".join(caught.get().split())
     assert said.startswith("Alignment is not measured: mine.txt:3 is no caption of the bundled")
 

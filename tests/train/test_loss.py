@@ -135,6 +135,12 @@ class TestResidualByLevel:
         assert [level.states for level in self.levels(4)] == [2, 1, 1, 2]
         assert [level.states for level in self.levels(99)] == [1] * 6
 
+    def test_each_of_few_timesteps_is_a_range_however_its_errors_are_spread(self) -> None:
+        """As of a student of two steps: five ranges would cut a timestep by its errors."""
+        student, unguided = [1.0, 3.0, 2.0, 2.0, 4.0, 6.0], [4.0, 2.0, 6.0, 8.0, 8.0, 4.0]
+        levels = residual_by_level([900.0] * 3 + [400.0] * 3, student, unguided)
+        assert levels == [Level(400, 400, 12 / 20, 3), Level(900, 900, 6 / 12, 3)]
+
     def test_the_mean_weighs_levels_evenly(self) -> None:
         assert mean_residual(self.levels(3)) == pytest.approx((1 / 2 + 5 / 8 + 1 / 2) / 3)
 

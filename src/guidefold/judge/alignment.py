@@ -33,7 +33,7 @@ class Judge:
     knows: Callable[[str], bool] = lambda _: True
 
 
-def able(judge: Judge | None, prompts: Sequence[Prompt]) -> Judge | None:
+def usable_judge(judge: Judge | None, prompts: Sequence[Prompt]) -> Judge | None:
     """The judge if it knows all of the prompts; else None, after a line that says why."""
     strange = next((p for p in prompts if judge and not judge.knows(p.text)), None)
     if strange is None:

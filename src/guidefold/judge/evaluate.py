@@ -23,7 +23,7 @@ from guidefold.draw import (
     png,
 )
 from guidefold.ground import ConfigError, Stopped, plural, task
-from guidefold.judge.alignment import Judge, able, by_category, ratio_interval, share
+from guidefold.judge.alignment import Judge, by_category, ratio_interval, share, usable_judge
 from guidefold.judge.diversity import diversity, draw_seeds
 from guidefold.judge.features import Features, VisionModel, compare
 from guidefold.judge.gain import Scores, gain_kept, score_pictures
@@ -172,7 +172,7 @@ def _draw_and_judge(session: Session, judge: Judge | None, weights: StudentWeigh
     features = feature_extractor(session, judge)
     clip = _open_model(session, options.clip, CLIP)
     prompts = session.held_out[: options.prompts]
-    judge = able(judge, prompts)
+    judge = usable_judge(judge, prompts)
     texts = [prompt.text for prompt in prompts]
     seeds = picture_seeds(session.settings.seed, len(prompts))
     # Steps and guidance in one LoRA have no dial to be shown.

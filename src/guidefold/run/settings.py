@@ -82,7 +82,7 @@ class PipelineSettings(Section):
     scheduler: Text | None = None
 
     def described(self) -> dict[str, Any]:
-        """What describes the weights beside them, as the pipeline's opener takes it."""
+        """The arguments of ``open_pipeline`` that say what the weights are and how they step."""
         return {
             "config": self.config,
             "quantization": self.quantization,
@@ -179,14 +179,13 @@ class StudentSettings(Section):
     """A student that takes fewer steps than the teacher.
 
     Attributes:
-        steps: Denoising steps of the student, which the teacher's own steps pass through; unset,
-            it takes the teacher's. The teacher then takes at least the lower bound of
-            ``record.steps``, as many as its scheduler's timesteps need, and
-            ``evaluate.steps`` are the teacher's.
-        rank: Rank of the LoRA that corrects the longer steps, beside the one of guidance, which the
-            dial turns; unset, ``adapter.rank``. Without a dial one LoRA holds both.
-        guidance_run: A finished run whose guidance LoRA stays as it is: the steps LoRA alone is
-            trained. Unset, both are trained.
+        steps: Denoising steps of the student, fewer than the teacher's; unset, as many. The
+            teacher then takes the least number of steps, from the lower bound of ``record.steps``
+            on, whose timesteps include the student's; ``evaluate.steps`` counts the teacher's.
+        rank: Rank of the steps LoRA, which is loaded at strength 1 beside the guidance LoRA; unset,
+            ``adapter.rank``. Without a dial one LoRA folds both.
+        guidance_run: Finished run whose guidance LoRA is taken unchanged, so that only the steps
+            LoRA is trained; unset, both are trained.
     """
 
     steps: Whole | None = Field(default=None, ge=1, le=1000)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import TypeVar
 
 import torch
@@ -179,10 +180,14 @@ def residual_by_level(
         timesteps: The states' timesteps.
         student_errors: ``|student - target|^2`` at each.
         unguided_errors: ``|unguided - target|^2`` at each.
-        levels: Number of ranges, of equally many states each.
+        levels: Number of ranges, of equally many states each; of no more timesteps than that, as
+            of a few-step student, each is one.
     """
     rows = sorted(zip(timesteps, student_errors, unguided_errors, strict=True))
-    groups = _equal_groups(rows, min(levels, len(rows)))
+    groups: list[Sequence[tuple[float, float, float]]]
+    groups = [list(group) for _, group in groupby(rows, key=itemgetter(0))]
+    if len(groups) > levels:
+        groups = _equal_groups(rows, levels)
     sums = [(sum(r[1] for r in group), sum(r[2] for r in group)) for group in groups]
     least = OFF_SHARE * max(unguided for _, unguided in sums)
     return [
