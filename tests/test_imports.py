@@ -5,11 +5,16 @@ module that imports it there.
 """
 
 import ast
+import io
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
+import pytest
+from rich.console import Console
 from test_architecture import FILES, TREES
 
+from guidefold.cli import options
+from guidefold.cli.bench import bench
 from guidefold.cli.main import app
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "matplotlib", "bitsandbytes"}
@@ -64,18 +69,23 @@ def loaded(*modules: str) -> set[str]:
     return seen | others
 
 
-def by_command() -> dict[str, set[str]]:
-    """What each command's function imports when it runs, and what comes with it."""
-    found = {}
-    for command in app.registered_commands:
+def functions_of_commands() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for command in (*app.registered_commands, *bench.registered_commands):
         run = command.callback
         tree = TREES[MODULES[run.__module__]]
-        (node,) = [
-            n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == run.__name__
-        ]
-        inner = (n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom))
-        found[run.__name__] = loaded(*named(inner))
-    return found
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == run.__name__:
+                yield run.__name__, node
+
+
+def by_command() -> dict[str, set[str]]:
+    """What each command's function imports when it runs, and what comes with it."""
+    return {
+        name: loaded(
+            *named(n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom))
+        )
+        for name, node in functions_of_commands()
+    }
 
 
 def test_the_command_line_waits_with_what_takes_long() -> None:
@@ -86,6 +96,37 @@ def test_nothing_of_an_extra_comes_unasked() -> None:
     assert not loaded("guidefold.api") & OF_EXTRAS
     needing = {name for name, found in by_command().items() if found & OF_EXTRAS}
     assert needing == {"compare"}
+
+
+def outside_of_loading(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports within a function that stand in no ``with loading()``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not (isinstance(child, ast.With) and "loading()" in ast.unparse(child.items[0])):
+            yield from outside_of_loading(child)
+
+
+def test_commands_say_that_they_load_what_takes_long() -> None:
+    silent = {
+        name
+        for name, node in functions_of_commands()
+        if loaded(*named(outside_of_loading(node))) & HEAVY
+    }
+    assert not silent
+
+
+def test_the_word_stands_on_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = {}
+    for terminal in (True, False):
+        stream = io.StringIO()
+        made = partial(Console, file=stream, force_terminal=terminal)
+        monkeypatch.setattr(options, "Console", lambda made=made, **how: made(quiet=how["quiet"]))
+        with options.loading():
+            pass
+        printed[terminal] = stream.getvalue()
+    assert "Loading torch and diffusers" in printed[True]
+    assert not printed[False].strip()
 
 
 def test_what_is_imported_is_found() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guidefold.cli.options import AsJson, Overrides, progress_on_stderr
+from guidefold.cli.options import AsJson, Overrides, loading, progress_on_stderr
 from guidefold.ground import InputError, console
 from guidefold.run import Precision, Preset, check_place, check_source, load_settings
 
@@ -50,16 +50,17 @@ def memory(
 
     The cases of the paper's Table 1, then a ladder of further savings, one by one.
     """
-    from guidefold.bench.choices import select
-    from guidefold.bench.memory import (
-        CASES,
-        ArchitectureWorkload,
-        bench_memory,
-        check_device,
-        load_architecture,
-        to_json,
-        to_table,
-    )
+    with loading():
+        from guidefold.bench.choices import select
+        from guidefold.bench.memory import (
+            CASES,
+            ArchitectureWorkload,
+            bench_memory,
+            check_device,
+            load_architecture,
+            to_json,
+            to_table,
+        )
 
     chosen, architecture = select(CASES, case or [], "case"), load_architecture(arch)
     check_device(how)
@@ -111,7 +112,8 @@ def speed(
     """
     if arch is not None and pipeline is not None:
         raise InputError(f"{pipeline} and --arch {arch}: two things to measure", "Name one.")
-    from guidefold.bench.speed import Options, bench_speed, find_device, make_rows, to_json
+    with loading():
+        from guidefold.bench.speed import Options, bench_speed, find_device, make_rows, to_json
 
     options = Options(
         batches=tuple(batch or (1, 4)),
@@ -174,18 +176,19 @@ def fidelity(
     The paper's methods and Guidefold's default, at about equal denoiser passes.
     """
     check_place(out)
-    from guidefold.bench.choices import select
-    from guidefold.bench.fidelity import (
-        METHODS,
-        Trials,
-        bench_fidelity,
-        categories,
-        levels,
-        overview,
-        to_json,
-        to_rich,
-        write_pictures,
-    )
+    with loading():
+        from guidefold.bench.choices import select
+        from guidefold.bench.fidelity import (
+            METHODS,
+            Trials,
+            bench_fidelity,
+            categories,
+            levels,
+            overview,
+            to_json,
+            to_rich,
+            write_pictures,
+        )
 
     methods = select(METHODS, method or [], "method")
     trials = Trials(out, config, tuple(overrides or []))
@@ -218,9 +221,10 @@ def reproduce(
 ) -> None:
     """Measure every claim of the source paper; write paper.md with its figures beside ours."""
     check_place(out)
-    from guidefold.bench.choices import select
-    from guidefold.bench.reproduce import PARTS, fidelity_part
-    from guidefold.bench.reproduce import reproduce as run
+    with loading():
+        from guidefold.bench.choices import select
+        from guidefold.bench.reproduce import PARTS, fidelity_part
+        from guidefold.bench.reproduce import reproduce as run
 
     parts = (*PARTS, fidelity_part(out, seeds, overrides or []))
     page = run(out, select(parts, part or [], "part"))
@@ -239,7 +243,8 @@ def plan(
     """Check whether a training step fits into memory, before any weight is downloaded or read."""
     settings = load_settings(config, overrides)
     check_source(settings.pipeline.source)
-    from guidefold.bench.memory import GIB, describe, make_plan
+    with loading():
+        from guidefold.bench.memory import GIB, describe, make_plan
 
     with progress_on_stderr(as_json):
         found = make_plan(settings, None if memory is None else int(memory * GIB))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from guidefold.cli.options import Run, settings_of_run
+from guidefold.cli.options import Run, loading, settings_of_run
 from guidefold.ground import FailedError, InputError, console
 
 
@@ -34,7 +34,8 @@ def compare(
                 f"guidefold compare: {name} is not installed",
                 "Install it with pip install 'guidefold[compare]'.",
             )
-    from guidefold.show import open_live, server
+    with loading():
+        from guidefold.show import open_live, server
 
     # A shell starts background processes with SIGINT ignored; stop on it there too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

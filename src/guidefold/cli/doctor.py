@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from guidefold import __version__
-from guidefold.cli.options import AsJson
+from guidefold.cli.options import AsJson, loading
 from guidefold.ground import FailedError, console, parse_toml
 from guidefold.run import readable_size
 
@@ -32,7 +32,8 @@ def doctor(as_json: AsJson = False) -> None:
 
     Reports of faults ask for these lines. Exit code 1 where a library is missing or too old.
     """
-    found = examine()
+    with loading():
+        found = examine()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

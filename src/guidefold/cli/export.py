@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guidefold.cli.options import AsJson, Run, settings_of_run
+from guidefold.cli.options import AsJson, Run, loading, settings_of_run
 from guidefold.ground import InputError, console, plural
 from guidefold.run import Format, Layers, LoraFormat, Precision
 
@@ -55,7 +55,8 @@ def export(
     The check loads the file as a client would, and compares it with the trained student. --format
     writes a client's format; with --guidance 6 as well, strength 1 of the file is guidance 6.
     """
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     settings = settings_of_run(run)
     if kind is None:
@@ -90,7 +91,8 @@ def verify(
 
     Which layers each client would ignore, and whether the weights match the run.
     """
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     verdicts = api.verify(path, run, pipeline)
     if as_json:
@@ -111,7 +113,8 @@ def convert(
     out: Annotated[Path, typer.Option(help="Output file (.safetensors); a folder for peft.")],
 ) -> None:
     """Convert a LoRA to another format; fixes key names and alpha."""
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     _print_verdict(api.convert(file, to, pipeline, out))
 

@@ -17,7 +17,7 @@ from guidefold.cli.bench import bench, plan, reproduce
 from guidefold.cli.compare import compare
 from guidefold.cli.doctor import doctor
 from guidefold.cli.export import convert, export, verify
-from guidefold.cli.options import Overrides, Run, Seeds, read_settings, settings_of_run
+from guidefold.cli.options import Overrides, Run, Seeds, loading, read_settings, settings_of_run
 from guidefold.cli.outcome import distill_and_export, show_results
 from guidefold.cli.probe import probe
 from guidefold.cli.publish import pack, push
@@ -100,7 +100,8 @@ def demo(overrides: Overrides = None) -> None:
     The same as distill and evaluate with the preset 'demo'. A second run beside it then folds its
     steps: it trains a LoRA for five steps, with the guidance LoRA of the first.
     """
-    from guidefold.demo import with_fewer_steps
+    with loading():
+        from guidefold.demo import with_fewer_steps
 
     settings = read_settings("demo", overrides)
     _fold_and_measure(settings)
@@ -112,8 +113,9 @@ def demo(overrides: Overrides = None) -> None:
 
 def _fold_and_measure(settings: Settings) -> None:
     """Bring a run of the demo to its end, and show its results."""
-    from guidefold import api
-    from guidefold.demo import judge_of
+    with loading():
+        from guidefold import api
+        from guidefold.demo import judge_of
 
     with api.open_run(settings) as run:
         distill_and_export(run)
@@ -147,7 +149,8 @@ def record(
     number, count = _shard(shard)
     settings = read_settings(config, overrides)
     check_source(settings.pipeline.source)
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     run = api.record(settings, (number, count))
     if count > 1:
@@ -164,7 +167,8 @@ def gather(
     parts: Annotated[list[Path], typer.Argument(help="Run folders recorded with --shard.")],
 ) -> None:
     """Collect in one run what several machines recorded."""
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     count = api.gather(run, parts)
     console.print(f"Trajectories copied: {count}.")
@@ -181,7 +185,8 @@ def distill(config: Config, overrides: Overrides = None) -> None:
     """
     settings = read_settings(config, overrides)
     check_source(settings.pipeline.source)
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     with api.open_run(settings) as run:
         distill_and_export(run)
@@ -230,8 +235,9 @@ def sample(
             raise InputError(f"--kind {name}: no such kind", f"Use {', '.join(KINDS)}.")
     if not prompt and inputs is None:
         raise typer.BadParameter("name a prompt", param_hint="--prompt or --inputs")
-    from guidefold import api
-    from guidefold.pipeline import read_prompts
+    with loading():
+        from guidefold import api
+        from guidefold.pipeline import read_prompts
 
     files = api.sample(
         settings_of_run(run, [*(overrides or []), *(more or [])]),
@@ -251,8 +257,9 @@ def sample(
 @app.command()
 def evaluate(run: Run, overrides: Overrides = None) -> None:
     """Measure teacher, unguided and student on held-out prompts."""
-    from guidefold import api
-    from guidefold.demo import judge_of
+    with loading():
+        from guidefold import api
+        from guidefold.demo import judge_of
 
     settings = settings_of_run(run, overrides)
     results = api.evaluate(settings, judge_of(settings.pipeline.source))
@@ -272,7 +279,8 @@ def report(run: Run) -> None:
 
     The page shows pictures, dial, curves and costs.
     """
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     console.print(f"Written: {api.report(settings_of_run(run))}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from guidefold.ground import LARGEST_SEED, InputError, console
 from guidefold.run import Settings, load_settings
@@ -54,3 +55,10 @@ def progress_on_stderr(needed: bool) -> Iterator[None]:
         yield
     finally:
         console.stderr = before
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say on a terminal, on standard error, that libraries are imported: that takes seconds."""
+    with Console(stderr=True, quiet=console.quiet).status("Loading torch and diffusers"):
+        yield

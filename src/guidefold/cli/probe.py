@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guidefold.cli.options import AsJson, Overrides, progress_on_stderr
+from guidefold.cli.options import AsJson, Overrides, loading, progress_on_stderr
 from guidefold.ground import UnfoldableError, console
 from guidefold.run import Settings, check_source, make_settings
 
@@ -46,9 +46,10 @@ def probe(
     """
     settings = _settings(pipeline, overrides, config, inputs)
     check_source(settings.pipeline.source)
-    from guidefold import api
-    from guidefold.listen import describe_findings, space_trailing
-    from guidefold.pipeline import open_placed, refuse_folded, signs_of_distillation
+    with loading():
+        from guidefold import api
+        from guidefold.listen import describe_findings, space_trailing
+        from guidefold.pipeline import open_placed, refuse_folded, signs_of_distillation
 
     wanted, rows = settings.pipeline, [] if inputs is None else _rows(settings, inputs)
     try:

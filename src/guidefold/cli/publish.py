@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guidefold.cli.options import Run, settings_of_run
+from guidefold.cli.options import Run, loading, settings_of_run
 from guidefold.ground import InputError, console, plural
 from guidefold.run import readable_size
 
@@ -33,7 +33,8 @@ def pack(
 
     It holds the adapter, a file for other clients, model card, pictures and a ComfyUI workflow.
     """
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     packed = api.pack(settings_of_run(run), out, licence)
     console.print(f"Packed: {packed.folder}")
@@ -49,7 +50,8 @@ def push(
     yes: Annotated[bool, typer.Option("--yes", help="Upload without confirmation.")] = False,
 ) -> None:
     """Upload a run's adapter to the Hub, after confirmation."""
-    from guidefold import api
+    with loading():
+        from guidefold import api
 
     def agree(upload: Upload) -> bool:
         _print_upload(upload)
