@@ -293,7 +293,7 @@ def test_the_commands_are_listed_whole_and_in_the_order_of_their_use(
     monkeypatch.setenv("COLUMNS", "80")
     out = run("--help").out.partition("Commands:")[2]
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-    road = ["demo", "probe", "plan", "config", "record", "gather", "distill", "sample"]
+    road = ["demo", "doctor", "probe", "plan", "config", "record", "gather", "distill", "sample"]
     assert listed[: len(road)] == road
     assert "..." not in out
 
