@@ -8,7 +8,7 @@ PINS := constraints$(SUFFIX).txt
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick zoo package check format clean
+.PHONY: demo test quick zoo package docs check format clean
 
 demo: $(VENV)/ready
 	$(BIN)/guidefold demo
@@ -30,6 +30,10 @@ package: $(VENV)/ready
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(PYTHON) .ci/package.py dist $(PINS)
 
+# The site, in site/: no network, no warning.
+docs: $(VENV)/ready
+	$(BIN)/zensical build --clean --strict
+
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,4 +52,4 @@ $(VENV)/ready: pyproject.toml $(PINS)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-lowest build dist site .cache src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 from test_architecture import WINGS
 
+from guidefold import api
 from guidefold.deliver.layer_names import client_facts
 from guidefold.run.config import load_settings, presets
 
@@ -82,3 +83,17 @@ def test_the_table_of_clients_is_the_one_that_model_cards_show():
         formats = ", ".join(f"`{kind}`" for kind in use["formats"])
         row = [use["name"], formats, use["place"], use["set"], use["passes"]]
         assert f"| {' | '.join(row)} |\n" in text
+
+
+def test_the_page_of_python_has_every_name_of_the_api():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: (\S+)$", text, re.M)
+    exported = [f"{getattr(api, name).__module__}.{name}" for name in api.__all__]
+    assert sorted(named) == sorted(exported)
+
+
+def test_every_page_stands_in_the_sites_contents():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    left_out = {"package.md"}  # what the index shows
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"\s([\w/-]+\.md)$", site, re.M)) == pages | left_out

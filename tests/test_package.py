@@ -14,7 +14,7 @@ from guidefold.run.config import make_settings, presets
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OF_USERS = [name for name in PROJECT["optional-dependencies"] if name != "dev"]
+OF_USERS = [name for name in PROJECT["optional-dependencies"] if name not in ("dev", "docs")]
 
 
 @pytest.fixture

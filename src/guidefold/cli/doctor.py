@@ -80,7 +80,8 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
         ]
         for name in names
     }
-    del extras["dev"]  # of the repository, not of users
+    for of_the_repository in ("dev", "docs"):
+        extras.pop(of_the_repository, None)
     return always, extras
 
 
