@@ -1,5 +1,6 @@
 """What the documents say must be what the code does."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -97,3 +98,20 @@ def test_every_page_stands_in_the_sites_contents():
     left_out = {"package.md"}  # what the index shows
     pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     assert set(re.findall(r"\s([\w/-]+\.md)$", site, re.M)) == pages | left_out
+
+
+def test_the_page_of_cards_is_what_was_computed_for_every_preset():
+    page = runpy.run_path(str(ROOT / "docs" / "cards.py"), run_name="page")["page"]
+    found = json.loads((ROOT / "docs" / "cards.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "cards.md").read_text(encoding="utf-8") == page(found)
+    assert list(found) == [name for name in presets() if name != "demo"]
+    for name, preset in found.items():
+        settings = load_settings(name)
+        assert preset["call"] == settings.pipeline.call
+        assert (preset["rank"], preset["targets"]) == (
+            settings.adapter.rank,
+            settings.adapter.targets,
+        )
+        assert preset["batch"] == settings.distill.batch_size
+    assert found["sdxl"]["rows"]["8"]["accumulation"] == found["sdxl"]["batch"]  # one sample
+    assert found["qwen-image"]["rows"]["24"] is not None

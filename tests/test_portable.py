@@ -28,10 +28,10 @@ for name in modules:
 
 from pathlib import Path
 from guidefold import api
-from guidefold.bench.memory.plan import _memory_of
+from guidefold.bench.memory.plan import memory_of
 memory = importlib.import_module("guidefold.pipeline.memory")
 memory.STATUS = Path("no such file")
-assert _memory_of("cpu") > 2**28
+assert memory_of("cpu") > 2**28
 settings = api.load_settings(sys.argv[1])
 api.record(settings)
 api.distill(settings)

@@ -238,17 +238,44 @@ def plan(
         float | None,
         typer.Option(min=0, help="Memory to compare with, in GiB. Default: the device's."),
     ] = None,
+    cards: Annotated[
+        bool, typer.Option("--cards", help="Fastest settings that fit cards of 8 to 80 GiB.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check whether a training step fits into memory, before any weight is downloaded or read."""
+    """Check whether a run fits into memory, before any weight is downloaded or read.
+
+    With --memory, the fastest settings that fit are printed too, as section.key=value.
+    """
     settings = load_settings(config, overrides)
     check_source(settings.pipeline.source)
     with loading():
-        from guidefold.bench.memory import GIB, describe, make_plan
+        from guidefold.bench.memory import (
+            CARDS,
+            GIB,
+            Choices,
+            cards_to_table,
+            describe,
+            describe_fit,
+            fit_to_json,
+            make_plan,
+        )
 
     with progress_on_stderr(as_json):
-        found = make_plan(settings, None if memory is None else int(memory * GIB))
+        if cards:
+            choices = Choices(settings)
+            fits = {card: choices.fastest(card * GIB) for card in CARDS}
+            found = {str(card): fit_to_json(fit, settings) for card, fit in fits.items()}
+            text = cards_to_table(fits, settings)
+        else:
+            given = None if memory is None else int(memory * GIB)
+            planned = make_plan(settings, given)
+            found, text = planned.to_json(), describe(planned, settings)
+            if given is not None:
+                fit = Choices(settings).fastest(given)
+                found["fastest"] = fit_to_json(fit, settings)
+                text += f"\n\n{describe_fit(fit, settings)}"
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(found, indent=2))
     else:
-        console.print(describe(found, settings))
+        console.print(text)

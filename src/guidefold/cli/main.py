@@ -17,6 +17,7 @@ from guidefold.cli.bench import bench, plan, reproduce
 from guidefold.cli.compare import compare
 from guidefold.cli.doctor import doctor
 from guidefold.cli.export import convert, export, verify
+from guidefold.cli.fit import fitting
 from guidefold.cli.options import Overrides, Run, Seeds, loading, read_settings, settings_of_run
 from guidefold.cli.outcome import distill_and_export, show_results
 from guidefold.cli.probe import probe
@@ -48,7 +49,7 @@ app.add_typer(bench, name="bench")  # shown after the commands, which follow the
 Config = Annotated[
     str,
     typer.Argument(
-        help="Preset (sd15, sdxl, sd3, demo), TOML file, or run folder to continue.",
+        help="Preset (sd15, sdxl, demo ...), TOML file, or run folder to continue.",
         autocompletion=presets,
     ),
 ]
@@ -176,7 +177,13 @@ def gather(
 
 
 @app.command()
-def distill(config: Config, overrides: Overrides = None) -> None:
+def distill(
+    config: Config,
+    overrides: Overrides = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fastest settings that fit the device's free memory.")
+    ] = False,
+) -> None:
     """Record what is missing, train, write and check the adapter.
 
     Continues where it stopped. Example:
@@ -185,6 +192,8 @@ def distill(config: Config, overrides: Overrides = None) -> None:
     """
     settings = read_settings(config, overrides)
     check_source(settings.pipeline.source)
+    if fit:
+        settings = read_settings(config, [*(overrides or []), *fitting(settings)])
     with loading():
         from guidefold import api
 

@@ -6,6 +6,13 @@ distilled; several denoisers become one module.
 
 from guidefold.pipeline.already_distilled import refuse_folded, signs_of_distillation
 from guidefold.pipeline.denoisers import COMPONENT, Denoisers, as_one_module, denoisers, unwrap
+from guidefold.pipeline.descriptions import (
+    DESCRIPTIONS,
+    class_of,
+    describe_source,
+    descriptions,
+    read_description,
+)
 from guidefold.pipeline.device import Device, list_devices, resolve_device
 from guidefold.pipeline.index import check_folder
 from guidefold.pipeline.loading import loading_errors
@@ -35,7 +42,9 @@ from guidefold.pipeline.prompts import (
     split_prompts,
 )
 from guidefold.pipeline.quantization import (
+    can_quantize,
     check_quantization,
+    is_movable,
     is_quantized,
     quantizable,
     stored_bytes,
@@ -56,6 +65,7 @@ from guidefold.pipeline.vision_model import (
 __all__ = [
     "CLIP",
     "COMPONENT",
+    "DESCRIPTIONS",
     "DTYPES",
     "VISION",
     "Denoisers",
@@ -64,16 +74,21 @@ __all__ = [
     "Prompt",
     "as_one_module",
     "bundled_teacher",
+    "can_quantize",
     "change_solver",
     "check_folder",
     "check_quantization",
     "check_vision_models",
+    "class_of",
     "count_duplicates",
     "denoisers",
     "describe_single_file",
+    "describe_source",
+    "descriptions",
     "device_memory",
     "fingerprint",
     "install_scheduler",
+    "is_movable",
     "is_quantized",
     "list_devices",
     "load_prompts",
@@ -90,6 +105,7 @@ __all__ = [
     "pipeline_identity",
     "prediction_type",
     "quantizable",
+    "read_description",
     "read_prompts",
     "refuse_folded",
     "resolve_device",

@@ -45,11 +45,25 @@ def check_movable(name: Quantization, how: Offload) -> None:
     Raises:
         ConfigError: Names both settings.
     """
-    if how in MOVED_WHOLE.get(name, ()):
+    if not is_movable(name, how):
         raise ConfigError(
             f"pipeline.offload: '{how}' cannot move the layers of pipeline.quantization={name}",
             "Set pipeline.offload=component, or pipeline.quantization=torchao_int8.",
         )
+
+
+def is_movable(name: Quantization, how: Offload) -> bool:
+    """Whether layers of a quantisation can be offloaded in a way."""
+    return how not in MOVED_WHOLE.get(name, ())
+
+
+def can_quantize(name: Quantization) -> bool:
+    """Whether a quantisation can be done here."""
+    try:
+        check_quantization(name)
+    except ConfigError:
+        return False
+    return True
 
 
 def check_quantization(name: Quantization) -> None:

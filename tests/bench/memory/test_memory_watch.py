@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from guidefold.bench.memory.memory_watch import MemoryWatch
+from guidefold.bench.memory.memory_watch import MemoryWatch, Placeholders
 
 ROWS, IN, OUT, FLOAT = 32, 64, 256, 4
 WEIGHT, INPUT, OUTPUT = IN * OUT * FLOAT, ROWS * IN * FLOAT, ROWS * OUT * FLOAT
@@ -73,3 +73,19 @@ def test_parts_add_up_and_hold_what_was_said(watch: MemoryWatch) -> None:
     assert watch.at_peak == {"weights": WEIGHT, "activations": INPUT}
     assert sum(watch.at_peak.values()) == watch.peak_bytes
     assert value is not None
+
+
+@pytest.mark.parametrize("fake", [True, False])
+def test_code_that_depends_on_values_gets_numbers_and_all_that_a_mask_can_select(
+    fake: bool,
+) -> None:
+    with FakeTensorMode() if fake else torch.device("meta"), Placeholders():
+        rows = torch.zeros(3, 4, 5)
+        mask = rows[..., 0] > 0
+        assert rows[mask].shape == (12, 5)
+        assert rows[rows > 0].shape == (60,)
+        assert rows[1].shape == (4, 5)
+        assert mask.sum(1).tolist() == [1, 1, 1]
+        assert mask[0, 0].item() is True
+        assert bool(mask.all()) is True
+        assert int(mask.sum()) == 1

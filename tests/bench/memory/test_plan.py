@@ -18,7 +18,8 @@ from zoo import WARNINGS
 from guidefold.bench.memory import plan as planning
 from guidefold.bench.memory.memory_watch import MemoryWatch, fused_attention
 from guidefold.bench.memory.meta_pipeline import find_folder
-from guidefold.bench.memory.plan import GIB, describe, make_plan
+from guidefold.bench.memory.plan import GIB, make_plan
+from guidefold.bench.memory.plan_text import describe
 from guidefold.ground.errors import PipelineError, UnfoldableError
 from guidefold.pipeline.open import modules, open_pipeline
 from guidefold.run.settings import Settings
@@ -28,7 +29,7 @@ distill = import_module("guidefold.train.distill")  # its door has a function of
 pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 Make = Callable[..., Settings]
 FEW_LAYERS = {"targets": "attention"}  # quicker, where the adapter is not the subject
-FAMILIES = ["sd15", "sdxl", "sd3", "pixart", "qwen_image", "wan", "animatediff", "flux"]
+FAMILIES = ["sd15", "sdxl", "sd3", "pixart", "qwen_image", "wan", "animatediff", "flux", "lumina2"]
 
 
 def without_weights(settings: Settings, folder: Path) -> Settings:
@@ -121,9 +122,9 @@ def test_smaller_weights_and_moments_take_their_part_less(
     assert parts(optimizer="muon")["optimizer"] == pytest.approx(0.5 * whole["optimizer"], rel=0.01)
 
 
-def test_what_looks_at_values_is_refused_by_name(settings_for: Make, tmp_path: Path) -> None:
-    with pytest.raises(UnfoldableError, match="cannot be estimated without weights"):
-        make_plan(settings_for("lumina2", tmp_path))
+def test_two_denoisers_are_refused_by_name(settings_for: Make, tmp_path: Path) -> None:
+    with pytest.raises(UnfoldableError, match="2 denoisers"):
+        make_plan(settings_for("wan22", tmp_path))
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(10 * GIB, True), (1000, False)])
@@ -233,7 +234,7 @@ def watched_calls(module: nn.Module, name: str, peaks: dict[str, int]) -> Iterat
 def test_a_device_of_unknown_memory_gives_no_verdict(
     settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "_memory_of", lambda _: None)
+    monkeypatch.setattr(planning, "memory_of", lambda _: None)
     settings = settings_for("sd15", tmp_path, adapter=FEW_LAYERS)
     planned = make_plan(settings)
     assert planned.fits is None

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from guidefold.ground import ConfigError, parse_toml, read_text
+from guidefold.ground import ConfigError
+from guidefold.pipeline import DESCRIPTIONS, class_of, descriptions, read_description
 
 Shapes = Mapping[str, Any]
-FOLDER = files("guidefold.bench") / "configs"
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,12 @@ class Part:
         inputs: Shapes of one call's arguments by name; nested as the arguments are. A size is a
             number, or a word of :meth:`Architecture.sizes`.
         parameters: Number of parameters of the published component.
-        config_class: Class of a transformers model's config, as ``library.Class``.
     """
 
     path: str
     config: Mapping[str, Any]
     inputs: Shapes
     parameters: int
-    config_class: str | None = None
 
     def build(self, dtype: torch.dtype) -> nn.Module:
         """Make the module on the meta device, without gradients.
@@ -50,11 +46,11 @@ class Part:
         return module.eval().requires_grad_(False)
 
     def _make(self) -> nn.Module:
-        cls = _import(self.path)
-        if self.config_class is None:
+        cls = class_of(self.path)
+        if hasattr(cls, "load_config"):
             module: nn.Module = cls.from_config(dict(self.config))
         else:
-            module = cls(_import(self.config_class)(**self.config))
+            module = cls(cls.config_class(**self.config))
         return module
 
 
@@ -104,9 +100,9 @@ class Architecture:
 
 
 def names() -> list[str]:
-    """Every bundled architecture."""
-    found = (path.name for path in FOLDER.iterdir())
-    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
+    """Every bundled architecture whose inputs are known."""
+    known = {name: read_description(DESCRIPTIONS / f"{name}.toml") for name in descriptions()}
+    return sorted(name for name, values in known.items() if "inputs" in values["denoiser"])
 
 
 @cache
@@ -123,10 +119,9 @@ def load_architecture(name: str) -> Architecture:
     own = name.endswith(".toml")
     if not own and name not in names():
         raise ConfigError(f"--arch {name}: no such architecture", remedy)
-    path = Path(name) if own else Path(str(FOLDER / f"{name}.toml"))
-    values = parse_toml(read_text(path, ConfigError, remedy), path, ConfigError, remedy)
+    path = Path(name) if own else DESCRIPTIONS / f"{name}.toml"
     try:
-        return read_architecture(path.stem, values)
+        return read_architecture(path.stem, read_description(path, remedy))
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"--arch {name}: describes no architecture ({error})", remedy) from error
 
@@ -173,10 +168,4 @@ def _part(values: Mapping[str, Any]) -> Part:
         config=values["config"],
         inputs=values["inputs"],
         parameters=values["parameters"],
-        config_class=values.get("config_class"),
     )
-
-
-def _import(path: str) -> Any:
-    library, _, name = path.rpartition(".")
-    return getattr(import_module(library), name)

@@ -6,10 +6,10 @@ the machine; above all, attention is fused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guidefold.bench.memory.cases import Case, Workload
-from guidefold.bench.memory.memory_watch import MemoryWatch, fused_attention
+from guidefold.bench.memory.memory_watch import MemoryWatch, Placeholders, fused_attention
 from guidefold.bench.memory.training import Training
 from guidefold.ground import compat
 
@@ -39,8 +39,34 @@ def estimate(case: Case, workload: Workload) -> Peak:
         workload: The denoiser to train, and its inputs.
     """
     watch, training = MemoryWatch(), Training(case, workload)
-    with compat.fake_tensor_mode(), fused_attention(), watch:
+    with compat.fake_tensor_mode(), fused_attention(), watch, Placeholders():
         training.start("cpu", watch.mark)
         training.run()
         count = sum(p.numel() for p in training.trained)
     return Peak(watch.peak_bytes, watch.at_peak, None, count)
+
+
+def estimate_both(case: Case, workload: Workload) -> dict[bool, Peak]:
+    """Estimate a case without gradient checkpointing and, where the denoiser has it, with it.
+
+    Args:
+        case: The case.
+        workload: The denoiser to train, and its inputs.
+
+    Returns:
+        A peak of one training step by whether activations are computed twice.
+    """
+    watch, training = MemoryWatch(), Training(replace(case, checkpointing=False), workload)
+    ways = (False, True) if compat.supports_checkpointing(training.denoiser) else (False,)
+    peaks = dict[bool, Peak]()
+    with compat.fake_tensor_mode(), fused_attention(), watch, Placeholders():
+        training.start("cpu", watch.mark)
+        training.prepare()
+        count = sum(p.numel() for p in training.trained)
+        for on in ways:
+            if on:
+                training.checkpoint(on)
+            watch.restart()
+            training.step()
+            peaks[on] = Peak(watch.peak_bytes, watch.at_peak, None, count)
+    return peaks

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidefold.ground import compat
 from guidefold.listen import tensors_of
 
 TEMPORARY = "temporary"
+READS: dict[Any, Callable[[Any], Any]] = {
+    torch.Tensor.item: lambda value: value,
+    torch.Tensor.tolist: lambda value: value,
+    torch.Tensor.__bool__: bool,
+    torch.Tensor.__int__: int,
+    torch.Tensor.__float__: float,
+}
+"""Methods that read numbers off a tensor, and what makes their answer of a placeholder."""
 
 
 class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -72,6 +81,10 @@ class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.live[part] += size
             self._storages[key] = (size, part)
 
+    def restart(self) -> None:
+        """Count the peak anew, from what lives now."""
+        self.peak_bytes = 0
+
     def _register(self, tensor: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
         key = compat.storage_key(storage)
@@ -93,6 +106,22 @@ class MemoryWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total -= size
 
 
+class Placeholders(TorchFunctionMode):
+    """Answers code that depends on the values of tensors without memory.
+
+    A number is read as in :class:`MemoryWatch`; a mask selects everything, the most that it can.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in READS and (args[0].is_meta or compat.is_fake(args[0])):
+            return READS[func](_placeholders(args[0]))
+        if func is torch.Tensor.__getitem__ and _is_mask(args[1]):
+            return args[0].flatten(0, args[1].dim() - 1).clone()
+        return func(*args, **(kwargs or {}))
+
+
 def fused_attention() -> AbstractContextManager[None]:
     """Within the context attention holds no score matrix, as fused kernels of any device do."""
     # Over fake tensors the CPU's kernel represents all of them.
@@ -104,3 +133,14 @@ def _placeholder(tensor: torch.Tensor) -> bool | int | float:
     if tensor.dtype == torch.bool:
         return True
     return 1.0 if tensor.is_floating_point() else 1
+
+
+def _is_mask(index: Any) -> bool:
+    """Whether an index is a mask without memory."""
+    known = isinstance(index, torch.Tensor) and index.dtype == torch.bool
+    return known and (index.is_meta or compat.is_fake(index))
+
+
+def _placeholders(tensor: torch.Tensor) -> Any:
+    """A placeholder for every number of a tensor, nested as the tensor is."""
+    return [_placeholders(row) for row in tensor] if tensor.dim() else _placeholder(tensor)

@@ -8,6 +8,8 @@ run, whatever the family.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from guidefold.bench.memory.memory_watch import MemoryWatch, fused_attention
+from guidefold.bench.memory.memory_watch import MemoryWatch, Placeholders, fused_attention
+from guidefold.bench.memory.stand_in_tokenizer import has_vocabulary, stand_in
 from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.ground import CallError, PipelineError, UnfoldableError, compat
 from guidefold.listen import (
@@ -39,6 +43,7 @@ from guidefold.pipeline import (
     bundled_teacher,
     check_folder,
     describe_single_file,
+    describe_source,
     loading_errors,
     modules,
     open_scheduler,
@@ -49,7 +54,7 @@ DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs and tokenize
 
 
 def find_folder(source: str, config: str | None = None) -> Path:
-    """Find the folder of a pipeline's configs; download those of a hub id.
+    """Find the folder of a pipeline's configs; download those of a hub id that is not bundled.
 
     Args:
         source: A folder, a hub id, a single file, or ``"bundled"``.
@@ -65,7 +70,7 @@ def find_folder(source: str, config: str | None = None) -> Path:
         source, index = describe_single_file(path, config)
         path = Path(source)
     if not path.is_dir():
-        path = _download(source)
+        path = describe_source(source) or _download(source)
     index = check_folder(path)
     open_scheduler(path, index)
     return path
@@ -185,7 +190,13 @@ class FakeRuns:
 
         def fake_forward(*args: Any, **kwargs: Any) -> Any:
             # MemoryWatch also answers code that reads a number off a fake tensor.
-            with torch.no_grad(), self.mode, fused_attention(), MemoryWatch() as watch:
+            with (
+                torch.no_grad(),
+                self.mode,
+                fused_attention(),
+                MemoryWatch() as watch,
+                Placeholders(),
+            ):
                 watch.mark("weights", [*module.parameters(), *module.buffers()])
                 fake = tree_map(self.mode.from_tensor, (args, kwargs))
                 out = forward(*fake[0], **fake[1])
@@ -193,6 +204,22 @@ class FakeRuns:
             return tree_map(lambda t: torch.zeros(tuple(t.shape), dtype=t.dtype), out)
 
         return self.noise(name, fake_forward, args, kwargs)
+
+
+@contextmanager
+def only_plannable(denoiser: str) -> Iterator[None]:
+    """Within the context, a training step without weights is estimated.
+
+    Args:
+        denoiser: The class of the denoiser.
+
+    Raises:
+        UnfoldableError: The denoiser's code depends on values.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unplannable(denoiser, error) from error
 
 
 def unplannable(name: str, error: object) -> UnfoldableError:
@@ -215,6 +242,8 @@ def _component(folder: Path, value: Any, dtype: torch.dtype) -> Any:
     package = importlib.import_module(library if known else f"diffusers.pipelines.{library}")
     cls = getattr(package, name)
     try:
+        if issubclass(cls, PreTrainedTokenizerBase) and not has_vocabulary(folder):
+            return stand_in(folder)
         if not issubclass(cls, nn.Module):
             return cls.from_pretrained(folder)
         with torch.device("meta"):

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from guidefold.bench.memory.cases import Case, Workload
-from guidefold.bench.memory.memory_watch import TEMPORARY
+from guidefold.bench.memory.memory_watch import TEMPORARY, Placeholders
 from guidefold.bench.memory.optimizers import eight_bit_adamw
 from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.listen import Tree, output_tensor, tensors_of, tree_map
@@ -41,7 +41,8 @@ class Training:
         self.case, self.workload = case, workload
         self.dtype = DTYPES[case.dtype or workload.dtype]
         self.adapter: Adapter | None = None
-        self._build()
+        with Placeholders():
+            self._build()
 
     def start(self, device: torch.device | str, mark: Mark) -> None:
         """Allocate the modules' memory and make the optimizer.
@@ -61,8 +62,15 @@ class Training:
 
     def run(self) -> None:
         """Train for a step with an optimizer that has its state: memory is at its peak."""
-        self._make_state()
-        self._step()
+        self.prepare()
+        self.step()
+
+    def checkpoint(self, on: bool) -> None:
+        """Begin or end gradient checkpointing, of a denoiser that has it."""
+        if on:
+            self.denoiser.enable_gradient_checkpointing()
+        else:
+            self.denoiser.disable_gradient_checkpointing()
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -99,7 +107,7 @@ class Training:
         if case.bits is not None:
             shrink_weights(self.denoiser, *case.bits)
         if case.checkpointing:
-            self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            self.checkpoint(True)
 
     def _find_reached(self, args: Any, kwargs: Any) -> None:
         """Name the parameters that get a gradient: the optimizer has a state of no others."""
@@ -119,24 +127,26 @@ class Training:
             add_hook: Any = parameter.register_post_accumulate_grad_hook
             add_hook(lambda p: self.mark("gradients", [p.grad]))
 
-    def _make_state(self) -> None:
-        """Apply gradients of zero: the state of a step before, without its passes."""
+    def prepare(self) -> None:
+        """Apply gradients of zero: the state of a step before, without its passes.
+
+        Of a batch that is cut into pieces, the gradients stay: all but the first add to them.
+        """
         for parameter in map(self.denoiser.get_parameter, self.reached):
             parameter.grad = torch.zeros_like(parameter)
             self.mark("gradients", [parameter.grad])
         self.updates.apply(0)
-        self.updates.optimizer.zero_grad()
+        if self.workload.pieces == 1:
+            self.updates.optimizer.zero_grad()
         state = self.updates.optimizer.state.values()
         self.mark("optimizer", [t for s in state for t in s.values() if torch.is_tensor(t)])
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One optimizer step."""
-        for _ in range(min(self.workload.pieces, 2)):  # with gradients held, memory is at its peak
-            self._forward_backward()
+        self._forward_backward()
         self.updates.apply(1)
         if self.ema is not None:
             self.ema.step(self.trained)
-        self.updates.optimizer.zero_grad()
 
     def _forward_backward(self) -> None:
         """Forward and backward pass of one call."""
