@@ -71,6 +71,27 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
+def summary(found: dict[str, Any]) -> str:
+    """The table of the README: how each preset fits each card, in a word."""
+    cards = list(next(iter(found.values()))["rows"])
+    head = [f"| preset | {' | '.join(f'{card} GiB' for card in cards)} |"]
+    head.append(f"|{'---|' * (len(cards) + 1)}")
+    rows = [
+        f"| `{name}` | {' | '.join(word(row) for row in preset['rows'].values())} |"
+        for name, preset in found.items()
+    ]
+    return "\n".join([*head, *rows])
+
+
+def word(row: dict[str, Any] | None) -> str:
+    """What a card asks for: offloading, fewer bits, or nothing of the kind."""
+    if row is None:
+        return "no"
+    storage = {row["quantization"], row["frozen_weights"]} - {"none", "same"}
+    offload = {f"offload {row['offload']}"} - {"offload none"}
+    return ", ".join(sorted(storage) + sorted(offload)) or "yes"
+
+
 def part(name: str, preset: dict[str, Any]) -> list[str]:
     """A preset's table."""
     size = " x ".join(
@@ -120,6 +141,7 @@ def main(names: list[str]) -> None:
         found = {name: found[name] for name in known if name in found}
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (HERE / "cards.md").write_text(page(found), encoding="utf-8")
+    print(summary(found))
 
 
 if __name__ == "__main__":
