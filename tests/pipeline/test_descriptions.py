@@ -12,7 +12,7 @@ from guidefold.pipeline.descriptions import (
     DESCRIPTIONS,
     class_of,
     describe_source,
-    descriptions,
+    described_names,
     read_description,
 )
 from guidefold.pipeline.index import check_folder
@@ -46,7 +46,7 @@ def values_of(name: str) -> dict:
     return read_description(DESCRIPTIONS / f"{name}.toml")
 
 
-@pytest.mark.parametrize("name", descriptions())
+@pytest.mark.parametrize("name", described_names())
 def test_every_component_has_the_parameters_that_are_stated_and_published(name: str) -> None:
     values = values_of(name)
     folder = describe_source(values["sources"][0])

@@ -10,7 +10,7 @@ from guidefold.pipeline.descriptions import (
     DESCRIPTIONS,
     class_of,
     describe_source,
-    descriptions,
+    described_names,
     read_description,
 )
 from guidefold.pipeline.device import Device, list_devices, resolve_device
@@ -84,7 +84,7 @@ __all__ = [
     "denoisers",
     "describe_single_file",
     "describe_source",
-    "descriptions",
+    "described_names",
     "device_memory",
     "fingerprint",
     "install_scheduler",

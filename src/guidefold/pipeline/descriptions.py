@@ -25,7 +25,7 @@ SHARED = "parts"  # the file of components that several have
 Values = dict[str, Any]
 
 
-def descriptions() -> list[str]:
+def described_names() -> list[str]:
     """The names of the pipelines that are described here."""
     return sorted(path.stem for path in DESCRIPTIONS.glob("*.toml") if path.stem != SHARED)
 
@@ -60,7 +60,7 @@ def describe_source(source: str) -> Path | None:
     Args:
         source: The hub id.
     """
-    for name in descriptions():
+    for name in described_names():
         values = read_description(DESCRIPTIONS / f"{name}.toml")
         if source in values["sources"]:
             folder = Path(tempfile.mkdtemp(prefix=f"guidefold-{name}-"))

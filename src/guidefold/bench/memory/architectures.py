@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from guidefold.ground import ConfigError
-from guidefold.pipeline import DESCRIPTIONS, class_of, descriptions, read_description
+from guidefold.pipeline import DESCRIPTIONS, class_of, described_names, read_description
 
 Shapes = Mapping[str, Any]
 
@@ -101,7 +101,7 @@ class Architecture:
 
 def names() -> list[str]:
     """Every bundled architecture whose inputs are known."""
-    known = {name: read_description(DESCRIPTIONS / f"{name}.toml") for name in descriptions()}
+    known = {name: read_description(DESCRIPTIONS / f"{name}.toml") for name in described_names()}
     return sorted(name for name, values in known.items() if "inputs" in values["denoiser"])
 
 
