@@ -24,6 +24,7 @@ from guidefold.run import Results
 
 SEEDS = (0, 1, 2)
 COMMON = (
+    "distill.optimizer=adamw",
     "distill.batch_size=32",
     "distill.validate_every=200",
     "distill.checkpoint_every=100",
