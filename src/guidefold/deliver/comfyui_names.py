@@ -34,14 +34,23 @@ def comfyui_solver(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str,
     return *DEFAULT, False
 
 
+def comfyui_steps(grid: StepGrid) -> dict[str, Any]:
+    """ComfyUI's settings for a few-step student: ``sampler``, ``scheduler``, ``shift``.
+
+    Empty where it has no certain names; ``shift`` is None but for flow matching.
+    """
+    sampler, scheduler, sure = comfyui_solver(grid.solver, few_steps_config(grid))
+    shift = few_steps_shift(grid)
+    return {"sampler": sampler, "scheduler": scheduler, "shift": shift} if sure else {}
+
+
 def steps_usage(grid: StepGrid) -> str:
     """What a client must set for a few-step student, in diffusers' words and in ComfyUI's."""
-    sampler, scheduler, sure = comfyui_solver(grid.solver, few_steps_config(grid))
-    if not sure:
+    names = comfyui_steps(grid)
+    if not names:
         return grid.usage
-    shift = few_steps_shift(grid)
-    shifted = f", shift {shift:.3g}" if shift else ""
-    return f"{grid.usage} (in ComfyUI {sampler}, {scheduler}{shifted})"
+    shifted = f", shift {names['shift']:.3g}" if names["shift"] else ""
+    return f"{grid.usage} (in ComfyUI {names['sampler']}, {names['scheduler']}{shifted})"
 
 
 def few_steps_config(grid: StepGrid) -> dict[str, Any]:

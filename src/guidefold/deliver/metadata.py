@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save
 
 from guidefold import __version__
-from guidefold.deliver.comfyui_names import steps_usage
+from guidefold.deliver.comfyui_names import comfyui_steps, steps_usage
 from guidefold.deliver.formats import Tensors, factors
 from guidefold.deliver.layer_names import LayerNames, client_facts, fits
 from guidefold.ground import RunError
@@ -81,6 +81,7 @@ def describe_adapter(
         "targets": settings.adapter.targets,
         "step": step,
         "strength": strength,
+        **({"comfyui": comfyui_steps(findings.steps)} if findings.steps else {}),
         "usage_hint": _hint(findings, dial, folds, strength),
     }
 
