@@ -27,6 +27,7 @@ def test_values_are_escaped_and_style_and_script_are_not() -> None:
     values = {"name": "<b>", "pipeline": "&", "steps": 1, "prompt": "</textarea>", "dial": '["]'}
     values |= {
         "start": 0,
+        "student_steps": 1,
         "dial_trained": True,
         "warning": "",
         "longest_prompt": 1,
