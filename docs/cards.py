@@ -1,6 +1,7 @@
 """Write docs/cards.md: which card a preset fits, and how. ``python docs/cards.py [PRESET ...]``.
 
-With names, only these presets are computed anew; the others stay as docs/cards.json has them.
+With names, only these presets are computed anew; the others stay as cards.json has them, which
+``guidefold doctor`` reads as well.
 """
 
 import json
@@ -132,7 +133,7 @@ def cells(row: dict[str, Any] | None, preset: dict[str, Any]) -> list[str]:
 
 def main(names: list[str]) -> None:
     """Compute presets and write both files."""
-    path = HERE / "cards.json"
+    path = HERE.parent / "src" / "guidefold" / "cli" / "cards.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known = [name for name in presets() if name != "demo"]
     for name in names or known:

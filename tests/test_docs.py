@@ -102,7 +102,7 @@ def test_every_page_stands_in_the_sites_contents():
 
 def test_the_page_of_cards_is_what_was_computed_for_every_preset():
     page = runpy.run_path(str(ROOT / "docs" / "cards.py"), run_name="page")
-    found = json.loads((ROOT / "docs" / "cards.json").read_text(encoding="utf-8"))
+    found = json.loads((ROOT / "src/guidefold/cli/cards.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "cards.md").read_text(encoding="utf-8") == page["page"](found)
     assert page["summary"](found) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert list(found) == [name for name in presets() if name != "demo"]

@@ -1,7 +1,6 @@
 """``guidefold doctor``: what is here, and what is wrong with it."""
 
 import json
-import runpy
 from importlib import metadata
 from pathlib import Path
 
@@ -12,9 +11,6 @@ import guidefold
 from guidefold.bench.memory import GIB
 from guidefold.cli import doctor as module
 from guidefold.pipeline.device import Device
-
-ROOT = Path(__file__).parents[2]
-CARD = {"name": "cuda:0", "title": "a card", "free_bytes": 6 * GIB, "total_bytes": 8 * GIB}
 
 
 def test_every_line_has_a_name_and_json_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,16 +54,20 @@ def test_an_extra_that_is_not_there_is_named_with_the_command_that_brings_it() -
     assert module._extra_line("compare", {"starlette": there}) == "starlette 2.0"
 
 
-def test_the_training_steps_are_held_against_the_device_that_auto_takes() -> None:
-    row = {"gib": {"as_shipped": 5.5, "lean": 5.3}}
-    broken = {**CARD, "name": "cuda:1", "reason": "no kernel for it"}
-    found = module._fit(row, [broken, {**CARD, "reason": ""}])
-    assert found["fits"] == {"as_shipped": False, "lean": True}  # a tenth of 6 GiB stays free
-    assert "5.5 GiB (does not fit cuda:0), at its leanest 5.3 GiB (fits)" in module._training_line(
-        found
-    )
-    unknown = module._fit(row, [{**CARD, "free_bytes": None, "reason": ""}])
-    assert unknown["fits"] == {"as_shipped": None, "lean": None}
+def test_a_preset_is_held_against_what_is_free() -> None:
+    rows = {"8": None, "12": {"overrides": ["a.b=c"]}, "24": {"overrides": []}}
+    said = {
+        6: "needs 12 GiB",
+        11.9: "needs 12 GiB",
+        12: "fits with a.b=c",
+        23: "fits with a.b=c",
+        30: "fits",
+    }
+    for room, line in said.items():
+        assert module._preset_line(module._fit(rows, int(room * GIB))) == line
+    unknown = module._preset_line(module._fit(rows, None))
+    assert unknown == "needs 12 GiB; free memory is not known"
+    assert module._preset_line(module._fit({"8": None}, GIB)) == "fits no card of the table"
 
 
 def test_a_torch_without_accelerators_says_so_beside_a_card(
@@ -80,12 +80,3 @@ def test_a_torch_without_accelerators_says_so_beside_a_card(
     assert "is built for the CPU alone; nvidia-smi is here" in first["reason"]
     assert module._device_line(first).startswith("cannot be used: torch ")
     assert module._device_line(second) == "4 cores, 1.0 GiB of 1.0 GiB free"
-
-
-def test_the_table_has_the_settings_that_a_plan_advises() -> None:
-    fits = runpy.run_path(str(ROOT / "benchmarks" / "fits.py"), run_name="fits")
-    rows = module._training_steps()
-    assert tuple(rows) == fits["PRESETS"]
-    for preset, row in rows.items():
-        assert row["lean_settings"] == fits["leanest"](preset)
-        assert 0 < row["gib"]["lean"] < row["gib"]["as_shipped"]

@@ -17,14 +17,13 @@ import typer
 
 from guidefold import __version__
 from guidefold.cli.options import AsJson, loading
-from guidefold.ground import FailedError, console, parse_toml
+from guidefold.ground import FailedError, console, parse_json, read_text
 from guidefold.run import readable_size
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 GIB = 2**30
-SPARE = 0.1  # share of the memory that stays free, as in a plan
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -49,6 +48,7 @@ def examine() -> dict[str, Any]:
 
     needed, extras = _requirements()
     devices = _devices()
+    room = next(device["free_bytes"] for device in devices if not device["reason"])
     return {
         "guidefold": __version__,
         "python": platform.python_version(),
@@ -57,7 +57,7 @@ def examine() -> dict[str, Any]:
         "extras": {name: {r.name: _state(r) for r in rs} for name, rs in extras.items()},
         "devices": devices,
         "disk": [_disk(Path.cwd(), "working folder"), _disk(Path(HF_HUB_CACHE), "hub cache")],
-        "training": {name: _fit(row, devices) for name, row in _training_steps().items()},
+        "presets": {name: _fit(preset["rows"], room) for name, preset in _cards().items()},
     }
 
 
@@ -119,19 +119,25 @@ def _disk(folder: Path, name: str) -> dict[str, Any]:
     return {"name": name, "folder": str(folder), "free_bytes": shutil.disk_usage(there).free}
 
 
-def _training_steps() -> dict[str, dict[str, Any]]:
-    """Peak memory of the presets' training steps, written by ``benchmarks/fits.py``."""
-    path = Path(str(files("guidefold.cli") / "training_steps.toml"))
-    return parse_toml(path.read_text(encoding="utf-8"), path, FailedError)
+def _cards() -> dict[str, dict[str, Any]]:
+    """Which presets fit which cards, as ``docs/cards.py`` has written it."""
+    path = Path(str(files("guidefold.cli") / "cards.json"))
+    found: dict[str, dict[str, Any]] = parse_json(read_text(path, FailedError), path, FailedError)
+    return found
 
 
-def _fit(row: dict[str, Any], devices: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whether a training step fits the device that ``auto`` takes."""
-    device = next(d for d in devices if not d["reason"])
-    room = (1 - SPARE) * (device["free_bytes"] or 0)
-    known = device["free_bytes"] is not None
-    fits = {name: size * GIB <= room if known else None for name, size in row["gib"].items()}
-    return {**row, "device": device["name"], "fits": fits}
+def _fit(rows: dict[str, dict[str, Any] | None], room: int | None) -> dict[str, Any]:
+    """How a preset fits the largest card of the table that is no larger than what is free.
+
+    Args:
+        rows: The preset's row for each card, by its GiB; None: it does not fit.
+        room: Free bytes; None: not known.
+    """
+    cards = [card for card in rows if room is not None and int(card) * GIB <= room]
+    row = rows[cards[-1]] if cards else None
+    smallest = next((int(card) for card, row in rows.items() if row), None)
+    settings = row["overrides"] if row else None
+    return {"fits": bool(row) if room is not None else None, "with": settings, "from": smallest}
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -150,8 +156,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
     for name, libraries in found["extras"].items():
         yield f"[{name}]", _extra_line(name, libraries)
-    for name, row in found["training"].items():
-        yield name, _training_line(row)
+    for name, fit in found["presets"].items():
+        yield name, _preset_line(fit)
 
 
 def _device_line(device: dict[str, Any]) -> str:
@@ -170,10 +176,8 @@ def _extra_line(name: str, libraries: dict[str, dict[str, str | None]]) -> str:
     return f"{', '.join(wrong)}: pip install 'guidefold[{name}]'"
 
 
-def _training_line(row: dict[str, Any]) -> str:
-    words = {True: "fits", False: "does not fit", None: "not known whether it fits"}
-    shipped, lean = row["gib"]["as_shipped"], row["gib"]["lean"]
-    return (
-        f"training step {shipped:.1f} GiB ({words[row['fits']['as_shipped']]} {row['device']}), "
-        f"at its leanest {lean:.1f} GiB ({words[row['fits']['lean']]}); guidefold plan tells more"
-    )
+def _preset_line(fit: dict[str, Any]) -> str:
+    if fit["fits"]:
+        return f"fits{' with ' if fit['with'] else ''}{' '.join(fit['with'])}"
+    needed = f"needs {fit['from']} GiB" if fit["from"] else "fits no card of the table"
+    return needed if fit["fits"] is False else f"{needed}; free memory is not known"

@@ -3,7 +3,6 @@
 from guidefold.bench.memory.architectures import Architecture, load_architecture, make_inputs
 from guidefold.bench.memory.cases import CASES, ArchitectureWorkload
 from guidefold.bench.memory.fit import CARDS, Choices, Fit
-from guidefold.bench.memory.outline import case_of
 from guidefold.bench.memory.plan import GIB, free_memory, make_plan
 from guidefold.bench.memory.plan_text import (
     cards_to_table,
@@ -25,7 +24,6 @@ __all__ = [
     "Fit",
     "bench_memory",
     "cards_to_table",
-    "case_of",
     "cheaper",
     "check_device",
     "describe",
