@@ -20,6 +20,8 @@ from guidefold.run.settings import Settings
 
 MADE = Path(__file__).parent / "fixtures" / "run-0.1.0"
 MEASURED = {"seconds", "training_seconds", "peak_memory"}  # not the same twice
+# Up to 0.1.0 states of one timestep could fall into several levels, sorted by their errors.
+LEVELS = {"levels", "residual_guidance"}
 OF_THE_MACHINE = {"versions", "machine", "denoiser_seconds_per_image"}
 
 
@@ -34,7 +36,7 @@ def settings(run: Path, *overrides: str) -> Settings:
 
 def log(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED | LEVELS} for line in lines]
 
 
 def close(found: Any, told: Any) -> bool:

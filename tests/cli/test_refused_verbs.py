@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings(*WARNINGS)
 
 REFUSED = {
     "demo": "demo run={here}/new distill.steps=true",
+    "doctor": "doctor {here}",
     "probe": "probe {source} pipeline.call.clip_skip=99 pipeline.call.height=16",
     "plan": "plan {run} distill.steps=true",
     "config": "config nosuch",

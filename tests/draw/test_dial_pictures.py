@@ -155,5 +155,5 @@ def test_another_adapter_draws_the_students_side_anew(exported: Settings, tmp_pa
             for name, weight in session.denoiser.named_parameters():
                 if "lora_B" in name:
                     weight.mul_(20)
-        again = pictures.draw(requests, progress)
+        again = EvaluationPictures(session).draw(requests, progress)
     assert not np.array_equal(stacked(first.pictures), stacked(again.pictures))

@@ -27,7 +27,7 @@ GIB = 2**30
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions, devices, free memory and disk, extras, and what would fit.
+    """Show versions, devices, memory, extras and what would fit.
 
     Reports of faults ask for these lines. Exit code 1 where a library is missing or too old.
     """

@@ -43,10 +43,12 @@ def gains_kept(results: Results) -> list[tuple[str, str]]:
     Without saturation: guidance adds to it as a side effect.
     """
     scores = {"alignment": "alignment", "clip_score": "the CLIP score"}
+    few = results.few_steps
+    adds = "guidance adds" if few is None else "guidance and more steps add"
     return [
         (
             f"{kept.share:.0%}",
-            f"of what guidance adds to {scores[name]} is kept "
+            f"of what {adds} to {scores[name]} is kept "
             f"(95% interval {kept.interval_95[0]:.0%} to {kept.interval_95[1]:.0%})",
         )
         for name, kept in results.gain_kept.items()
