@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from guidefold.bench.memory.meta_pipeline import open_meta_pipeline
 from guidefold.ground.errors import ConfigError
@@ -13,6 +14,7 @@ from guidefold.pipeline.descriptions import (
     class_of,
     describe_source,
     described_names,
+    is_complete,
     read_description,
 )
 from guidefold.pipeline.index import check_folder
@@ -82,6 +84,24 @@ def test_a_shared_component_is_written_in_full() -> None:
     assert folder is not None
     config = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
     assert (config["model_type"], config["d_model"]) == ("t5", 4096)
+
+
+def test_a_prompt_has_the_tokens_that_clip_was_trained_with() -> None:
+    folder = describe_source("stabilityai/stable-diffusion-xl-base-1.0")
+    assert folder is not None
+    assert is_complete(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+    # CLIP's own tokenizer, and what stands after the end in the second encoder of SDXL.
+    tokens = [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer("a photo of a cat")["input_ids"] == tokens
+    padded = tokenizer("a photo of a cat", padding="max_length")["input_ids"]
+    assert padded == [*tokens, *[0] * 70]
+
+
+def test_a_pipeline_whose_vocabulary_is_not_here_is_not_complete() -> None:
+    folder = describe_source("stabilityai/stable-diffusion-3.5-medium")
+    assert folder is not None
+    assert not is_complete(folder)
 
 
 def test_a_component_that_is_shared_by_none_is_refused(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from original_layout import write_original_layout
 from safetensors.torch import load_file, save_file
 
 from guidefold.ground.errors import ConfigError, PipelineError
-from guidefold.pipeline import loading
+from guidefold.pipeline import loading, single_file
+from guidefold.pipeline.descriptions import DESCRIPTIONS, read_description, write_description
 from guidefold.pipeline.open import open_pipeline
 
 PARTS = {
@@ -171,7 +172,40 @@ def test_a_configuration_that_is_no_folder_and_no_hub_id_is_refused_by_the_setti
 
 
 def test_a_configuration_that_is_not_there_offline_is_refused(single: Path) -> None:
-    for config in ("no/such-base", "no base/a b", None):
+    for config in ("no/such-base", "no base/a b"):
         with pytest.raises(PipelineError, match=r"HF_HUB_OFFLINE|can have") as caught:
             open_pipeline(str(single), config=config)
         assert "pipeline.config" in caught.value.remedy
+
+
+def test_a_file_opens_offline_by_the_configuration_that_comes_with_the_package(
+    single: Path, built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is bundled for the file's kind, in the sizes of the tiny pipeline."""
+    truth = built("sd15")
+    values = read_description(DESCRIPTIONS / "sd15.toml")
+    for part in (values["denoiser"], values["autoencoder"]):
+        part["config"] = plain(getattr(truth, part["name"]).config)
+    values["encoders"]["text_encoder"]["config"] = truth.text_encoder.config.to_diff_dict()
+    folder = tmp_path / "bundled"
+    write_description(values, folder)
+    asked = []
+    monkeypatch.setattr(
+        single_file, "describe_source", lambda source: asked.append(source) or folder
+    )
+    opened = open_pipeline(str(single))
+    assert asked == values["sources"][:1]
+    assert isinstance(opened.scheduler, PNDMScheduler)
+    assert opened.tokenizer("a photo of a cat")["input_ids"][1:3] == [320, 1125]
+    for part in PARTS:
+        weights = getattr(truth, part).state_dict()
+        found = getattr(opened, part).state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in found.items())
+    (folder / "tokenizer" / "merges.txt").unlink()
+    (folder / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(PipelineError, match="HF_HUB_OFFLINE"):  # not with a vocabulary of nothing
+        open_pipeline(str(single))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if not k.startswith("_")}

@@ -11,6 +11,7 @@ from guidefold.pipeline.descriptions import (
     class_of,
     describe_source,
     described_names,
+    has_vocabulary,
     read_description,
 )
 from guidefold.pipeline.device import Device, list_devices, resolve_device
@@ -87,6 +88,7 @@ __all__ = [
     "described_names",
     "device_memory",
     "fingerprint",
+    "has_vocabulary",
     "install_scheduler",
     "is_movable",
     "is_quantized",

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
@@ -22,6 +23,8 @@ from guidefold.run import write_text
 
 DESCRIPTIONS = Path(str(files("guidefold.pipeline") / "descriptions"))
 SHARED = "parts"  # the file of components that several have
+TOKENIZER = "tokenizer_config.json"
+MARKS = ("<|startoftext|>", "<|endoftext|>")
 Values = dict[str, Any]
 
 
@@ -47,7 +50,7 @@ def read_description(path: Path, remedy: str = "") -> Values:
         *((values.get("encoders", {}), name) for name in values.get("encoders", {})),
     ):
         if isinstance(table.get(name), str):
-            table[name] = _shared()[table[name]]
+            table[name] = deepcopy(_shared()[table[name]])
     return values
 
 
@@ -63,8 +66,9 @@ def describe_source(source: str) -> Path | None:
     for name in described_names():
         values = read_description(DESCRIPTIONS / f"{name}.toml")
         if source in values["sources"]:
-            folder = Path(tempfile.mkdtemp(prefix=f"guidefold-{name}-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            outer = tempfile.mkdtemp(prefix="guidefold-")
+            atexit.register(shutil.rmtree, outer, ignore_errors=True)
+            folder = Path(outer) / source  # messages name what it describes
             write_description(values, folder)
             return folder
     return None
@@ -75,7 +79,7 @@ def write_description(values: Mapping[str, Any], folder: Path) -> None:
 
     Args:
         values: From :func:`read_description`.
-        folder: An empty folder.
+        folder: The folder to make.
     """
     empty = dict.fromkeys(values.get("empty", ()), (None, None))
     index = {"_class_name": values["pipeline"], **values.get("settings", {}), **empty}
@@ -84,7 +88,19 @@ def write_description(values: Mapping[str, Any], folder: Path) -> None:
         index[name] = tuple(part["class"].rsplit(".", 1))
         content = {**_kind(kind), **config}
         _write(folder / name / _file_name(kind), content)
+        if "merges" in part:
+            _write_vocabulary(folder / name, part["merges"])
     _write(folder / "model_index.json", index)
+
+
+def has_vocabulary(tokenizer: Path) -> bool:
+    """Whether a tokenizer's folder holds more than its settings."""
+    return any(path.name != TOKENIZER for path in tokenizer.iterdir())
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a described pipeline lacks weights alone: each tokenizer has its vocabulary."""
+    return all(has_vocabulary(path.parent) for path in folder.glob(f"*/{TOKENIZER}"))
 
 
 def class_of(path: str) -> Any:
@@ -105,7 +121,7 @@ def _file_name(kind: Any) -> str:
     """The file that a class reads its configuration from."""
     if hasattr(kind, "load_config"):
         return str(kind.config_name)
-    return "config.json" if hasattr(kind, "config_class") else "tokenizer_config.json"
+    return "config.json" if hasattr(kind, "config_class") else TOKENIZER
 
 
 def _kind(kind: Any) -> Values:
@@ -117,8 +133,27 @@ def _kind(kind: Any) -> Values:
     return {"tokenizer_class": kind.__name__}
 
 
+def _write_vocabulary(folder: Path, merges: str) -> None:
+    """Write a byte-pair tokenizer's files from its merges, which give its tokens in their order.
+
+    Tokens are the bytes, the bytes that end a word, what each merge makes, and two marks.
+    """
+    lines = read_text(DESCRIPTIONS / merges, ConfigError)
+    plain = [
+        *range(33, 127),
+        *range(161, 173),
+        *range(174, 256),
+    ]  # stand for themselves
+    others = len(set(range(256)).difference(plain))
+    letters = [*map(chr, plain), *map(chr, range(256, 256 + others))]
+    made = ["".join(line.split()) for line in lines.splitlines()]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *made, *MARKS]
+    _write(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
+    write_text(folder / "merges.txt", f"#version: 0.2\n{lines}")
+
+
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(values, indent=2))
 
 

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from guidefold.ground import PipelineError, compat, kind_of_file, out_of_memory
+from guidefold.pipeline.descriptions import describe_source, is_complete
 from guidefold.pipeline.index import components, load_index, read_index
 from guidefold.pipeline.loading import load_pipeline, loading_errors, weight_files
 from guidefold.pipeline.weight_files import check_whole
@@ -25,7 +26,8 @@ def describe_single_file(path: Path, config: str | None) -> tuple[str, dict[str,
 
     Args:
         path: The file.
-        config: The folder or hub id that describes it; None lets diffusers infer a hub id.
+        config: The folder or hub id that describes it; None lets diffusers infer a hub id. Of a
+            hub id, the configuration comes with the package or from the hub.
 
     Returns:
         The folder or hub id, and its ``model_index.json``.
@@ -45,7 +47,11 @@ def describe_single_file(path: Path, config: str | None) -> tuple[str, dict[str,
         index = read_index(Path(config) / "model_index.json")
     else:
         config = config or _infer_config(path)
-        index = load_index(config)
+        bundled = describe_source(config)
+        if bundled is not None and is_complete(bundled):
+            config, index = str(bundled), read_index(bundled / "model_index.json")
+        else:
+            index = load_index(config)
     if not hasattr(getattr(diffusers, index["_class_name"]), "from_single_file"):
         raise PipelineError(
             f"{path}: {index['_class_name']} cannot be opened from a single file",

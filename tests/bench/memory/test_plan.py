@@ -269,7 +269,7 @@ def test_a_single_file_whose_configuration_cannot_be_had_offline_is_refused(
 ) -> None:
     settings = settings_for("sd15", tmp_path)
     file = write_original_layout(built("sd15"), tmp_path / "base.safetensors")
-    for config in ("nobody/nothing", None):
+    for config in ("nobody/nothing", "nobody/else"):
         single = {"source": str(file), "config": config}
         pipeline = settings.pipeline.model_copy(update=single)
         with pytest.raises(PipelineError, match="HF_HUB_OFFLINE"):

@@ -64,11 +64,12 @@ def main() -> None:
         **{**values, "architecture": read_architecture(**values["architecture"])}
     )
     training = Training(Case(**request["case"]), workload)
-    print(json.dumps(asdict(_peak(training, torch.device(request["device"])))))
+    print(json.dumps(asdict(measured_run(training, torch.device(request["device"])))))
 
 
-def _peak(training: Training, device: torch.device) -> Peak:
-    _warm_up(device)
+def measured_run(training: Training, device: torch.device) -> Peak:
+    """Run a training step in this process, and measure its peak."""
+    warm_up(device)
     before = peak_memory(device)
     training.start(device, _unmarked)
     training.run()
@@ -80,7 +81,7 @@ def _peak(training: Training, device: torch.device) -> Peak:
     return Peak(int(after["bytes"]) - int(before["bytes"]), {}, None, count)
 
 
-def _warm_up(device: torch.device) -> None:
+def warm_up(device: torch.device) -> None:
     """Load what torch loads at the first use of a kernel: it is no part of a training step.
 
     The shapes are large enough for the kernels that keep buffers: on a CPU some 10 MiB.

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from guidefold.bench.memory.memory_watch import MemoryWatch, Placeholders, fused_attention
-from guidefold.bench.memory.stand_in_tokenizer import has_vocabulary, stand_in
+from guidefold.bench.memory.stand_in_tokenizer import stand_in
 from guidefold.bench.memory.synthetic_inputs import materialise
 from guidefold.ground import CallError, PipelineError, UnfoldableError, compat
 from guidefold.listen import (
@@ -44,6 +44,7 @@ from guidefold.pipeline import (
     check_folder,
     describe_single_file,
     describe_source,
+    has_vocabulary,
     loading_errors,
     modules,
     open_scheduler,

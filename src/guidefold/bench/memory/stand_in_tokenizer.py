@@ -18,11 +18,6 @@ PAD, UNKNOWN = "<pad>", "<word>"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 
-def has_vocabulary(folder: Path) -> bool:
-    """Whether a tokenizer's folder holds more than its settings."""
-    return any(path.name != CONFIG for path in folder.iterdir())
-
-
 def stand_in(folder: Path) -> PreTrainedTokenizerFast:
     """Make one with the settings of the tokenizer that it stands for.
 
