@@ -163,6 +163,11 @@ def test_the_line_of_a_long_number_or_of_the_deepest_nesting_is_named() -> None:
         parse.parse_toml(f"a = 1\nb = {DIGITS}", "f.toml", ConfigError)
 
 
+def test_the_place_of_a_text_that_does_not_end_is_named_in_words() -> None:
+    with pytest.raises(CorruptFileError, match=r"Unterminated string starting at column 7\)$"):
+        parse.parse_json('{"a": "b', "f.json", CorruptFileError, line=1)
+
+
 def test_the_name_that_stands_twice_is_named_with_its_line() -> None:
     twice = JSON["a name twice"]
     with pytest.raises(ConfigError, match=r"^f\.jsonl:7: 'c' stands twice in one object$"):

@@ -173,6 +173,7 @@ def test_no_setting_takes_a_value_of_another_type(table: str, name: str, kind: t
         ("record.guidance=[2, true]", "record.guidance.1: must be a number (got true)"),
         (f"seed={2**70}", f"seed: must be at most {2**63 - 1} (got {2**70})"),
         ("seed=-1", "seed: must be at least 0 (got -1)"),
+        (f"record.trajectories={10**23}", "trajectories: must be at most 1000000"),
         ("threads=100000", "threads: must be at most 1024 (got 100000)"),
         (f"seed={'9' * 5000}", "a whole number of 5,000 characters"),
         (f"pipeline.call.a={'[' * 100_000}", "brackets nested too deep"),

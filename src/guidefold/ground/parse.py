@@ -116,7 +116,7 @@ def parse_json(
         raise error(f"{where}: {problem}", remedy) from problem
     except json.JSONDecodeError as problem:
         at = "" if line else f"line {problem.lineno}, "
-        reason = f"{problem.msg} at {at}column {problem.colno}"
+        reason = f"{problem.msg.removesuffix(' at')} at {at}column {problem.colno}"
         raise error(f"{where}: not valid JSON ({reason})", remedy) from problem
     except (RecursionError, ValueError) as problem:
         number, reason = _beyond_limits(text, problem)

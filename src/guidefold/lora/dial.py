@@ -132,14 +132,15 @@ class Dial:
         if not self.marks:
             raise InputError(
                 f"guidance {guidance:g}: this adapter's dial has not been measured",
-                "Measure it with 'guidefold export RUN', or give --strength.",
+                "Measure it with 'guidefold export RUN', after longer training if it cannot; "
+                "or give a strength in place of the scale.",
             )
         found = _between(self._points(), guidance)
         if found is None:
             raise InputError(
                 f"guidance {guidance:g}: the adapter's dial is measured from {self.origin:.3g} to "
                 f"{self.marks[-1].guidance:.3g}",
-                "Choose a scale between, or give --strength. Longer training (distill.steps) "
+                "Choose a scale between, or give a strength. Longer training (distill.steps) "
                 "reaches further, up to the scales that were recorded (record.guidance).",
             )
         return found

@@ -121,6 +121,9 @@ class PromptSettings(Section):
     held_out_share: Number = Field(default=0.1, gt=0, lt=1)
 
 
+MOST_TRAJECTORIES = 10**6  # all of a round's are planned in memory before the first is recorded
+
+
 class RecordSettings(Section):
     """Recording the teacher.
 
@@ -136,7 +139,7 @@ class RecordSettings(Section):
     """
 
     rounds: list[StateSource] = Field(default=["teacher"], min_length=1)
-    trajectories: Positive = 500
+    trajectories: Positive = Field(default=500, le=MOST_TRAJECTORIES)
     validation_trajectories: Positive = 16
     states_per_trajectory: Positive = 25
     guidance: tuple[Number, Number] = (2.0, 8.0)
